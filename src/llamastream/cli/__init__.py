@@ -1,0 +1,1 @@
+"""The command line; with `compose`, the only place that wires client and engine together."""

@@ -1,0 +1,1 @@
+"""Sync and async shells over the protocol: connections, streams, clients."""

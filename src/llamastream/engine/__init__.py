@@ -1,0 +1,1 @@
+"""How a llama-server comes to exist: a llama-server executable, or the embedded engine."""

@@ -1,0 +1,1 @@
+"""Pure decisions: a frozen snapshot and a clock value in, a decision out."""

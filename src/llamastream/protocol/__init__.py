@@ -1,0 +1,1 @@
+"""Pure protocol code: bytes in, events out. No sockets, no clocks, no logging."""

@@ -1,0 +1,255 @@
+"""The data that every layer shares: frozen events, results, statistics, and what is known of a server.
+
+Times are seconds (float) unless a name ends in `_ms`; the figures of llama-server keep its own names and units.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, TypeAlias
+
+from msgspec import Struct
+
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "cancelled", "error"]
+"""How a stream ended. `cancelled` is ours: the caller left. `error` stands only in partial results."""
+
+
+# -- events of a stream -------------------------------------------------------------------------------------
+
+
+class StreamStart(Struct, frozen=True, tag="start"):
+    """The server accepted the request and gave it a slot (response header received)."""
+
+    status: int
+    server: str = ""
+
+
+class TextDelta(Struct, frozen=True, gc=False, tag="text"):
+    """A piece of the answer's text."""
+
+    text: str
+    index: int = 0
+
+
+class ReasoningDelta(Struct, frozen=True, gc=False, tag="reasoning"):
+    """A piece of the model's reasoning (`delta.reasoning_content`)."""
+
+    text: str
+    index: int = 0
+
+
+class ToolCallDelta(Struct, frozen=True, gc=False, tag="tool_call"):
+    """A piece of a tool call: `id` and `name` come first and once, then fragments of the arguments' JSON text.
+
+    `call` counts the tool calls of one choice (several may run in parallel), `index` the choices.
+    """
+
+    call: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+    index: int = 0
+
+
+class LogprobsDelta(Struct, frozen=True, tag="logprobs"):
+    """The log probabilities of a chunk's tokens, as the server sent them."""
+
+    logprobs: dict[str, Any]
+    index: int = 0
+
+
+class PromptProgress(Struct, frozen=True, gc=False, tag="progress"):
+    """How far prefill is (requests with `return_progress=True`): tokens in all, from cache, done; `time_ms` so far."""
+
+    total: int
+    cache: int
+    processed: int
+    time_ms: float = 0.0
+
+
+class Usage(Struct, frozen=True, gc=False, tag="usage"):
+    """Token counts of the request. `cached_tokens` are the prompt tokens that the prompt cache saved."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Timings(Struct, frozen=True, gc=False, tag="timings"):
+    """llama-server's own measurements, under its own names (milliseconds, tokens, tokens per second)."""
+
+    cache_n: int = 0
+    prompt_n: int = 0
+    prompt_ms: float = 0.0
+    prompt_per_second: float | None = None
+    predicted_n: int = 0
+    predicted_ms: float = 0.0
+    predicted_per_second: float | None = None
+    draft_n: int = 0
+    draft_n_accepted: int = 0
+
+
+class ChoiceFinish(Struct, frozen=True, gc=False, tag="choice_finish"):
+    """One choice is complete; `reason` as the server sent it (`stop`, `length`, `tool_calls`)."""
+
+    reason: str
+    index: int = 0
+
+
+class StreamEnd(Struct, frozen=True, tag="end"):
+    """The last event of every stream that did not end in an error."""
+
+    finish_reason: str
+    usage: Usage | None
+    stats: Stats
+
+
+StreamEvent: TypeAlias = (
+    StreamStart
+    | TextDelta
+    | ReasoningDelta
+    | ToolCallDelta
+    | LogprobsDelta
+    | PromptProgress
+    | Usage
+    | Timings
+    | ChoiceFinish
+    | StreamEnd
+)
+
+
+# -- results ------------------------------------------------------------------------------------------------
+
+
+class ToolCall(Struct, frozen=True):
+    """A tool call; `arguments` is the JSON text exactly as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+    def parsed_arguments(self) -> Any:
+        """The arguments as Python data.
+
+        Raises:
+            ValueError: the model wrote something that is not JSON.
+        """
+        try:
+            return json.loads(self.arguments or "{}")
+        except ValueError as error:
+            raise ValueError(
+                f"the arguments of tool call {self.name!r} are not JSON ({error}): {self.arguments!r}"
+            ) from None
+
+
+class Stats(Struct, frozen=True):
+    """What a stream did, by our clock where not said otherwise. None: not known (yet, or the server does not say).
+
+    Attributes:
+        time_to_header: seconds from sending to the response header, which llama-server sends when a slot is ready.
+        time_to_first_token: seconds from sending to the first text, reasoning or tool call.
+        duration: seconds from sending to the end, or to now.
+        inter_token_latency_p50, _p95, _max: seconds between chunks with content (p50 and p95 within 3 %).
+        tokens_per_second: tokens after the first, divided by the time since the first.
+        server_tokens_per_second: decode speed by the server's clock.
+        prompt_tokens, cached_tokens, completion_tokens: token counts (server's; cached ones are part of the prompt).
+        chunks: chunks with content. body_bytes: bytes of the de-chunked body.
+        connect_time: seconds to connect, TLS included.
+    """
+
+    time_to_header: float | None = None
+    time_to_first_token: float | None = None
+    duration: float = 0.0
+    inter_token_latency_p50: float | None = None
+    inter_token_latency_p95: float | None = None
+    inter_token_latency_max: float | None = None
+    tokens_per_second: float | None = None
+    server_tokens_per_second: float | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    chunks: int = 0
+    body_bytes: int = 0
+    connect_time: float | None = None
+
+
+class Choice(Struct, frozen=True):
+    """One of the answers of a request (there is one unless `n` asks for more)."""
+
+    index: int = 0
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+
+
+class Result(Struct, frozen=True):
+    """A whole answer, or, as `error.partial`, what there was of it when the stream broke.
+
+    `text`, `reasoning`, `tool_calls` and `finish_reason` are those of the first choice; `choices` has all.
+    """
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: str | None = None
+    choices: tuple[Choice, ...] = ()
+    usage: Usage | None = None
+    timings: Timings | None = None
+    stats: Stats = Stats()
+    id: str = ""
+    model: str = ""
+    created: int = 0
+    system_fingerprint: str = ""
+
+
+class Health(Struct, frozen=True):
+    """What `GET /health` says. `status` is `ok`, `loading` or `error`; `ok` says nothing of load or of a stuck decode."""
+
+    status: Literal["ok", "loading", "error"]
+    detail: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+
+# -- what is known of a server ------------------------------------------------------------------------------
+
+
+class LogRecord(Struct, frozen=True):
+    """One line of a server's log.
+
+    `time` is seconds since the epoch when we read the line; `level` one of debug, info, warning, error;
+    `source` the function or component that the server names, or "".
+    """
+
+    time: float
+    level: Literal["debug", "info", "warning", "error"]
+    message: str
+    source: str = ""
+
+
+class Capabilities(Struct, frozen=True):
+    """What a server can do, as probed from `--help`, `/props` and behaviour, not guessed from its version.
+
+    Attributes:
+        build: build or version text (`b11549-...`, `version: 0.5.0-dev`), "" if unknown.
+        slots: number of parallel slots. n_ctx: context of one slot, in tokens.
+        slots_endpoint, metrics_endpoint: whether `/slots`, `/metrics` answer.
+        reattach: whether `GET /v1/stream` can replay a running generation.
+        chat_template_caps: `chat_template_caps` of `/props` (names vary with the build).
+        model_alias, model_path: as `/props` gives them.
+    """
+
+    build: str = ""
+    slots: int = 0
+    n_ctx: int = 0
+    slots_endpoint: bool = False
+    metrics_endpoint: bool = False
+    reattach: bool = False
+    chat_template_caps: dict[str, bool] = {}
+    model_alias: str = ""
+    model_path: str = ""
