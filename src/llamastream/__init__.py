@@ -1,5 +1,70 @@
-"""llamastream: production-grade streaming for llama.cpp's llama-server."""
+"""llamastream: production-grade streaming for llama.cpp's llama-server.
+
+    from llamastream import StreamingClient
+
+    with StreamingClient("http://localhost:8080") as client:
+        for text in client.stream_chat([{"role": "user", "content": "Tell me a story."}]):
+            print(text, end="", flush=True)
+
+Names are imported when they are first used, so that `import llamastream` itself costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from llamastream._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from llamastream.client import AsyncStream, AsyncStreamingClient, Stream, StreamingClient
+    from llamastream.engine import Engine, EngineOptions, launch
+    from llamastream.errors import LlamaStreamError
+    from llamastream.settings import ClientSettings
+    from llamastream.types import Result, Stats, Timeouts, ToolCall, Usage
+
+_HOME = {
+    "AsyncStream": "client",
+    "AsyncStreamingClient": "client",
+    "Stream": "client",
+    "StreamingClient": "client",
+    "Engine": "engine",
+    "EngineOptions": "engine",
+    "launch": "engine",
+    "LlamaStreamError": "errors",
+    "ClientSettings": "settings",
+    "Result": "types",
+    "Stats": "types",
+    "Timeouts": "types",
+    "ToolCall": "types",
+    "Usage": "types",
+}
+
+__all__ = [
+    "AsyncStream",
+    "AsyncStreamingClient",
+    "ClientSettings",
+    "Engine",
+    "EngineOptions",
+    "LlamaStreamError",
+    "Result",
+    "Stats",
+    "Stream",
+    "StreamingClient",
+    "Timeouts",
+    "ToolCall",
+    "Usage",
+    "__version__",
+    "launch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'llamastream' has no attribute {name!r}")
+    value = getattr(import_module(f"llamastream.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

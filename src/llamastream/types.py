@@ -119,6 +119,33 @@ StreamEvent: TypeAlias = (
 )
 
 
+# -- what a caller may set ----------------------------------------------------------------------------------
+
+
+class Timeouts(Struct, frozen=True, kw_only=True):
+    """The five clocks of a stream, in seconds; None switches one off.
+
+    Attributes:
+        connect: TCP and TLS.
+        first_byte: from the request to the response header. llama-server sends none before the request has a slot,
+            and without `return_progress` none before the first token: this covers its queue and prefill.
+        prefill: from the header to the first token; progress events start it anew.
+        content_idle: from one piece of content to the next; keep-alive pings do not count.
+        total: the whole request.
+    """
+
+    connect: float | None = 5.0
+    first_byte: float | None = 300.0
+    prefill: float | None = 300.0
+    content_idle: float | None = 60.0
+    total: float | None = None
+
+    @classmethod
+    def all(cls, seconds: float) -> Timeouts:
+        """Each step may take `seconds`; the whole may take any time (what `timeout=` means in most HTTP clients)."""
+        return cls(connect=seconds, first_byte=seconds, prefill=seconds, content_idle=seconds)
+
+
 # -- results ------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +233,7 @@ class Result(Struct, frozen=True):
 
 
 class Health(Struct, frozen=True):
-    """What `GET /health` says. `status` is `ok`, `loading` or `error`; `ok` says nothing of load or of a stuck decode."""
+    """What `GET /health` says: `ok`, `loading` or `error`. `ok` says nothing of load or of a stuck decode."""
 
     status: Literal["ok", "loading", "error"]
     detail: str = ""

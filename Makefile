@@ -1,0 +1,61 @@
+# Everything runs from .venv, which the first target that needs it creates. `make` alone lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LOCK := requirements/dev.txt
+
+.PHONY: help setup demo chat serve check test test-all lint types format picture lock wheel clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY) ## Create .venv with everything that demo and tests need
+
+$(READY): pyproject.toml $(LOCK) scripts/find_python.sh
+	@python=$$(scripts/find_python.sh) && \
+	echo "setting up $(VENV) with $$($$python --version)" >&2 && \
+	$$python -m venv --clear $(VENV) && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK) && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . && \
+	touch $@
+
+demo: $(READY) ## Stream an answer from the demo model to this terminal
+	@$(BIN)/llamastream chat --demo "Tell me a story."
+
+chat: $(READY) ## Ask a question: make chat Q="What is a slot?"
+	@$(BIN)/llamastream chat "$(or $(Q),Who are you?)"
+
+serve: $(READY) ## Run an optimised server on port 8080 (demo model unless MODEL=file.gguf)
+	@$(BIN)/llamastream serve $(if $(MODEL),--model "$(MODEL)")
+
+check: $(READY) ## Say what is here and what is missing
+	@$(BIN)/llamastream check
+
+test: $(READY) ## Run the tests against a real llama-server
+	@$(BIN)/python -m pytest
+
+test-all: test ## The same, with all that needs environments of its own (nothing yet)
+
+lint: $(READY) ## Style and common mistakes
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(READY) ## mypy --strict
+	@$(BIN)/mypy
+
+format: $(READY) ## Put the code into the one layout
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+picture: $(READY) ## Make the README's picture of the terminal anew
+	@$(BIN)/llamastream chat --demo --svg docs/terminal.svg "Tell me a story."
+
+lock: ## Write requirements/dev.txt anew (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --all-extras pyproject.toml --quiet -o $(LOCK) --upgrade
+
+wheel: $(READY) ## Build the wheel into dist/
+	@$(BIN)/python -m hatchling build
+
+clean: ## Remove the environment and caches
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,273 @@
+"""`AsyncStreamingClient`: llama-server from asyncio code."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from llamastream.client import endpoints
+from llamastream.client.aconnection import AsyncConnection
+from llamastream.client.astream import AsyncStream
+from llamastream.client.core import (
+    READY_POLL,
+    UNARY_TIMEOUT,
+    ClientCore,
+    checked_timeout,
+    not_ready,
+)
+from llamastream.client.endpoints import Answer, Call
+from llamastream.client.session import connection_lost
+from llamastream.errors import (
+    LlamaStreamError,
+    StreamTimeoutError,
+    TransportError,
+)
+from llamastream.settings import ClientSettings
+from llamastream.types import Health, Result, Timeouts
+
+T = TypeVar("T")
+
+
+class _AnswerReceiver(Generic[T]):
+    """Collects the answer to a call; `done` is set when it is whole, or raises what went wrong."""
+
+    def __init__(self, answer: Answer[T]) -> None:
+        self.answer = answer
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        if self.done.done():
+            return
+        try:
+            self.answer.feed(data)
+        except LlamaStreamError as error:
+            self.done.set_exception(error)
+        else:
+            if self.answer.complete:
+                self.done.set_result(None)
+
+    def closed(self, error: OSError | None) -> None:
+        if error is None:
+            self.data_received(b"")
+        elif not self.done.done():
+            self.done.set_exception(error)
+
+
+class AsyncStreamingClient:
+    """A client of one llama-server for asyncio; share it between tasks. Arguments and names are `StreamingClient`'s.
+
+    What is not given comes from the environment (`LLAMASTREAM_BASE_URL`, `LLAMASTREAM_API_KEY`, ...), else from the
+    defaults. Base URLs work with and without `/v1`; `unix:///path` and `https://` work too.
+
+    Args:
+        base_url: where the server is. api_key: the key it asks for.
+        model, temperature, max_tokens: defaults of the requests.
+        timeouts: the five clocks, in seconds. headers: sent with every request.
+        ca_file, cert_file, key_file: PEM files for https (own authority, client certificate).
+        settings: all of it at once; the other arguments win.
+
+    Raises:
+        SettingError: an argument or an environment variable has a value that is not allowed.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        model: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        timeouts: Timeouts | None = None,
+        headers: Mapping[str, str] | None = None,
+        ca_file: str | None = None,
+        cert_file: str | None = None,
+        key_file: str | None = None,
+        settings: ClientSettings | None = None,
+    ) -> None:
+        self._core = ClientCore(
+            base_url,
+            api_key=api_key,
+            model=model,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            timeouts=timeouts,
+            headers=headers,
+            ca_file=ca_file,
+            cert_file=cert_file,
+            key_file=key_file,
+            settings=settings,
+        )
+
+    @property
+    def base_url(self) -> str:
+        """The server's address, without `/v1`."""
+        return self._core.url
+
+    # -- generation -------------------------------------------------------------------------------------
+
+    def stream_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        model: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        timeouts: Timeouts | None = None,
+        **body: Any,
+    ) -> AsyncStream:
+        """Stream an answer to a conversation; other keyword arguments go into the request body as they are.
+
+        Raises:
+            InvalidRequestError: the request cannot be right. All else is raised by the stream.
+        """
+        return AsyncStream(self._core, self._core.chat(messages, model, temperature, max_tokens, body), timeouts)
+
+    def stream_completion(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        model: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        timeouts: Timeouts | None = None,
+        **body: Any,
+    ) -> AsyncStream:
+        """Stream the continuation of a text (or of token ids), without a chat template. Raises as `stream_chat`."""
+        return AsyncStream(self._core, self._core.completion(prompt, model, temperature, max_tokens, body), timeouts)
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        model: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        timeouts: Timeouts | None = None,
+        **body: Any,
+    ) -> Result:
+        """The whole answer to a conversation. It is streamed underneath, so the same clocks watch it.
+
+        Raises:
+            LlamaStreamError: as a stream does; `partial` has what was received.
+        """
+        return await self.stream_chat(
+            messages, model=model, temperature=temperature, max_tokens=max_tokens, timeouts=timeouts, **body
+        ).result()
+
+    async def complete(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        model: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        timeouts: Timeouts | None = None,
+        **body: Any,
+    ) -> Result:
+        """The whole continuation of a text. Raises as `chat`."""
+        return await self.stream_completion(
+            prompt, model=model, temperature=temperature, max_tokens=max_tokens, timeouts=timeouts, **body
+        ).result()
+
+    # -- endpoints that answer at once ------------------------------------------------------------------
+
+    async def health(self) -> Health:
+        """What `GET /health` says.
+
+        Raises:
+            LlamaStreamError: there is no connection, or what answers is no llama-server.
+        """
+        return await self._call(endpoints.health())
+
+    async def check_server_health(self) -> bool:
+        """Whether a server answers and is ready. Never raises for what the server does."""
+        try:
+            return (await self.health()).ok
+        except LlamaStreamError:
+            return False
+
+    async def props(self) -> dict[str, Any]:
+        """`GET /props`: slots, context, chat template, build. Raises as `health`, and ServerError."""
+        return await self._call(endpoints.props())
+
+    async def slots(self) -> list[dict[str, Any]]:
+        """`GET /slots`: what each slot does. Raises as `props`."""
+        return await self._call(endpoints.slots())
+
+    async def models(self) -> list[str]:
+        """`GET /v1/models`: the names that the server knows. Raises as `props`."""
+        return await self._call(endpoints.models())
+
+    async def metrics(self) -> dict[str, float]:
+        """`GET /metrics`: values by name, as exposed for Prometheus. Raises as `props`."""
+        return await self._call(endpoints.metrics())
+
+    async def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        """The token ids of a text. Raises as `props`."""
+        return await self._call(endpoints.tokenize(text, add_special, parse_special))
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids. Raises as `props`."""
+        return await self._call(endpoints.detokenize(tokens))
+
+    async def apply_template(self, messages: Sequence[Mapping[str, Any]], **body: Any) -> str:
+        """The prompt that the model would see for a conversation. Raises as `props`."""
+        return await self._call(endpoints.apply_template(messages, body))
+
+    async def wait_until_ready(self, timeout: float | None = 60.0) -> None:
+        """Wait until the server has loaded its model.
+
+        Raises:
+            LlamaStreamError: it is not ready within `timeout` seconds; the message says what it did instead.
+        """
+        end = monotonic() + checked_timeout(timeout, "timeout")
+        while True:
+            last: Health | LlamaStreamError
+            try:
+                last = await self._call(endpoints.health(), timeout=max(0.1, min(UNARY_TIMEOUT, end - monotonic())))
+                if last.ok:
+                    return
+            except (TransportError, StreamTimeoutError) as error:
+                last = error
+            if monotonic() + READY_POLL >= end:
+                raise not_ready(self.base_url, last, timeout)
+            await asyncio.sleep(READY_POLL)
+
+    async def _call(self, call: Call[T], timeout: float = UNARY_TIMEOUT) -> T:
+        receiver = _AnswerReceiver(Answer(call, self.base_url))
+        connection = AsyncConnection(receiver)
+        try:
+            async with asyncio.timeout(timeout):
+                limit = min(timeout, self._core.timeouts.connect or timeout)
+                await connection.connect(self._core.address, self._core.tls, limit)
+                connection.send(self._core.call_bytes(call))
+                await receiver.done
+        except LlamaStreamError:
+            raise
+        except TimeoutError:
+            raise receiver.answer.timed_out(timeout) from None
+        except OSError as error:
+            raise connection_lost(receiver.answer.url, error) from error
+        finally:
+            connection.abort()
+        return receiver.answer.value()
+
+    # -- end --------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Give back what the client holds. Streams that still run go on; close them by themselves."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base_url!r})"

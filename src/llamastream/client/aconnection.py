@@ -1,0 +1,92 @@
+"""An asyncio connection: TCP, TLS or a Unix socket, handing what arrives to a receiver without a task switch."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Protocol
+
+from llamastream.client.connection import connect_error
+from llamastream.errors import ConnectTimeoutError
+from llamastream.protocol.address import Address
+
+
+class Receiver(Protocol):
+    """What a connection hands its bytes to, in the event loop's own callbacks."""
+
+    def data_received(self, data: bytes) -> None: ...
+
+    def closed(self, error: OSError | None) -> None:
+        """The connection ended: `error` is None if the server closed it in order."""
+
+
+class AsyncConnection(asyncio.Protocol):
+    """One connection for one request."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver: Receiver | None = receiver
+        self._transport: asyncio.Transport | None = None
+
+    async def connect(self, address: Address, tls: ssl.SSLContext | None, timeout: float | None) -> None:
+        """Connect, TLS included, within `timeout` seconds.
+
+        Raises:
+            ConnectTimeoutError: not within the time.
+            ConnectError: no such host, refused, unreachable, no such socket, or TLS failed.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout):
+                if address.socket is not None:
+                    await loop.create_unix_connection(lambda: self, address.socket)
+                else:
+                    secure = tls if address.scheme == "https" else None
+                    await loop.create_connection(
+                        lambda: self,
+                        address.host,
+                        address.port,
+                        ssl=secure,
+                        server_hostname=address.host if secure else None,
+                    )
+        except TimeoutError:
+            self.abort()
+            raise ConnectTimeoutError(f"{address.url}: no connection within {timeout} s (Timeouts.connect)") from None
+        except OSError as error:
+            self.abort()
+            raise connect_error(address, error) from error
+
+    def send(self, data: bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(data)
+
+    def pause(self) -> None:
+        """Stop reading: the reader of the stream is slower than the server."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Close at once, in the event loop's thread. Nothing is handed on after this."""
+        self._receiver = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- callbacks of asyncio ---------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if self._receiver is None:
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._receiver is not None:
+            self._receiver.data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.closed(exc if isinstance(exc, OSError) or exc is None else OSError(str(exc)))

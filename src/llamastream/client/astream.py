@@ -1,0 +1,316 @@
+"""A running answer in asyncio: iterate it for text, or ask it for events or the whole result."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator
+from math import inf
+from time import monotonic
+from types import TracebackType
+from typing import Self
+
+from llamastream.client.aconnection import AsyncConnection
+from llamastream.client.core import ClientCore
+from llamastream.client.session import StreamSession, connection_lost
+from llamastream.client.stream import CONSUMED
+from llamastream.errors import LlamaStreamError, StreamConsumedError
+from llamastream.protocol.requests import GenerationRequest
+from llamastream.types import Result, Stats, StreamEvent, TextDelta, Timeouts
+
+_HIGH_WATER = 1024
+"""So many events wait for the reader before the connection is paused."""
+
+
+class _AsyncRunner:
+    """Connects, sends, receives, and queues events for the reader.
+
+    Apart from `AsyncStream`, and referred to by transport and timer, so that a stream which is dropped without `close`
+    is noticed: nothing but its reader refers to the stream itself.
+    """
+
+    def __init__(self, core: ClientCore, request: GenerationRequest, timeouts: Timeouts | None) -> None:
+        self.session: StreamSession | None = None
+        self.queue: deque[StreamEvent] = deque()
+        self._core = core
+        self._request = request
+        self._request_bytes = core.generation_bytes(request)
+        self._timeouts = timeouts
+        self._connection: AsyncConnection | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_deadline = inf
+        self._paused = False
+        self._cancelled = False
+
+    async def open(self) -> StreamSession:
+        """Connect and send, once; what goes wrong is kept in the session, where the reader meets it."""
+        if self.session is not None:
+            return self.session
+        self._loop = asyncio.get_running_loop()
+        session = self.session = self._core.session(self._request, self._timeouts, monotonic())
+        if self._cancelled:
+            session.cancel(monotonic())
+            return session
+        connection = self._connection = AsyncConnection(self)
+        limit = None if session.deadline == inf else max(0.001, session.deadline - monotonic())
+        try:
+            await connection.connect(self._core.address, self._core.tls, limit)
+        except LlamaStreamError as error:
+            session.fail(error, monotonic())
+        except BaseException:
+            self.close()
+            raise
+        if not session.ended:
+            session.connected(monotonic())
+            connection.send(self._request_bytes)
+            self._arm_timer()
+        self._request_bytes = b""
+        return session
+
+    async def next_event(self) -> StreamEvent | None:
+        """The next event, or None at the end; raises what ended the stream, if it did not end well."""
+        queue = self.queue
+        session = self.session or await self.open()
+        while not queue:
+            if session.ended:
+                self._release()
+                if session.error is not None:
+                    raise session.error
+                return None
+            if self._paused and self._connection is not None:
+                self._paused = False
+                session.reader_waited(monotonic())
+                self._connection.resume()
+            assert self._loop is not None
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            except asyncio.CancelledError:
+                self.close()
+                raise
+            finally:
+                self._waiter = None
+        return queue.popleft()
+
+    # -- callbacks of the connection and the timer --------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        session = self.session
+        if session is None or session.ended:
+            return
+        queue = self.queue
+        queue.extend(session.feed(data, monotonic()))
+        if session.ended:
+            self._release()
+        elif len(queue) > _HIGH_WATER and not self._paused and self._connection is not None:
+            self._paused = True
+            self._connection.pause()
+        elif session.deadline < self._timer_deadline:
+            self._arm_timer()
+        self._wake()
+
+    def closed(self, error: OSError | None) -> None:
+        session = self.session
+        if session is None or session.ended:
+            return
+        if error is None:
+            self.queue.extend(session.feed_eof(monotonic()))
+        else:
+            session.fail(connection_lost(session.url, error), monotonic())
+        self._release()
+        self._wake()
+
+    def _arm_timer(self) -> None:
+        # One timer for the whole stream: when it fires it looks at the clocks, and sleeps on if they have moved on.
+        # Only a deadline that moved forward in time, as when one clock hands over to a shorter one, sets it anew.
+        assert self._loop is not None
+        assert self.session is not None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_deadline = self.session.deadline
+        if self._timer_deadline != inf:
+            self._timer = self._loop.call_later(max(0.0, self._timer_deadline - monotonic()), self._look_at_clocks)
+
+    def _look_at_clocks(self) -> None:
+        session = self.session
+        if session is None or session.ended:
+            return
+        now = monotonic()
+        if self._paused:
+            session.reader_waited(now)  # while we keep the server waiting, its silence is ours
+        if session.timed_out(now):
+            self._release()
+            self._wake()
+        else:
+            self._arm_timer()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # -- leaving ----------------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """From any thread."""
+        self._cancelled = True
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(self.close)
+
+    def close(self) -> None:
+        """In the event loop's thread."""
+        self._cancelled = True
+        self.queue.clear()
+        if self.session is not None:
+            self.session.cancel(monotonic())
+        self._release()
+        self._wake()
+
+    def _release(self) -> None:
+        """Let go of the connection and the timer; the queue stays for the reader."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._connection is not None:
+            self._connection.abort()
+            self._connection = None
+
+
+class AsyncStream:
+    """What the async client's `stream_chat` and `stream_completion` return; as `Stream`, with `async for`.
+
+    The request goes out on the first iteration, or on `async with`. Leaving the loop early, cancelling the task,
+    `await close()`, or `cancel()` from any thread frees the slot on the server.
+    """
+
+    def __init__(self, core: ClientCore, request: GenerationRequest, timeouts: Timeouts | None) -> None:
+        self._runner = _AsyncRunner(core, request, timeouts)
+        self._taken = False
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        """The answer's text (of the first choice, without reasoning).
+
+        Raises:
+            StreamConsumedError: the stream was iterated before.
+            LlamaStreamError: while iterating; `partial` has what was received.
+        """
+        self._take()
+        return _Texts(self._runner)
+
+    async def __anext__(self) -> str:
+        return await _next_text(self._runner)
+
+    def events(self) -> AsyncIterator[StreamEvent]:
+        """Everything that the server sends, typed; `StreamEnd` comes last. Raises as iterating does."""
+        self._take()
+        return _Events(self._runner)
+
+    async def result(self) -> Result:
+        """Read what is left and return the whole answer; after an early end, what there is of it.
+
+        Raises:
+            LlamaStreamError: as iterating does.
+        """
+        while await self._runner.next_event() is not None:
+            pass
+        assert self._runner.session is not None
+        return self._runner.session.result()
+
+    def cancel(self) -> None:
+        """Stop the answer, from any thread: the reader's loop ends, and the slot on the server is freed."""
+        self._runner.cancel()
+
+    async def close(self) -> None:
+        """Leave the stream; frees the slot on the server if it still works."""
+        self._runner.close()
+
+    @property
+    def stats(self) -> Stats:
+        """Time to first token, tokens per second and so on, as of now."""
+        session = self._runner.session
+        return Stats() if session is None else session.stats()
+
+    @property
+    def finish_reason(self) -> str | None:
+        """How the stream ended, or None while it runs."""
+        session = self._runner.session
+        return session.finish_reason if session is not None else None
+
+    def _take(self) -> None:
+        if self._taken:
+            raise StreamConsumedError(CONSUMED)
+        self._taken = True
+
+    async def __aenter__(self) -> Self:
+        """Send the request now.
+
+        Raises:
+            LlamaStreamError: no connection.
+        """
+        session = await self._runner.open()
+        if session.error is not None:
+            raise session.error
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._runner.close()
+
+    def __del__(self) -> None:
+        runner = getattr(self, "_runner", None)
+        if runner is not None and not self._taken:
+            runner.cancel()
+
+
+class _Reader:
+    """An iterator over a running answer; when it is dropped, as by `break`, the stream is left."""
+
+    __slots__ = ("_runner",)
+
+    def __init__(self, runner: _AsyncRunner) -> None:
+        self._runner = runner
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def __del__(self) -> None:
+        # Possibly in another thread or after the loop's end: cancel() minds both.
+        session = self._runner.session
+        if session is not None and not session.ended:
+            self._runner.cancel()
+
+
+class _Texts(_Reader):
+    __slots__ = ()
+
+    async def __anext__(self) -> str:
+        return await _next_text(self._runner)
+
+
+class _Events(_Reader):
+    __slots__ = ()
+
+    async def __anext__(self) -> StreamEvent:
+        event = await self._runner.next_event()
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+
+async def _next_text(runner: _AsyncRunner) -> str:
+    queue = runner.queue
+    while True:
+        event = queue.popleft() if queue else await runner.next_event()
+        if type(event) is TextDelta:
+            if event.index == 0:
+                return event.text
+        elif event is None:
+            raise StopAsyncIteration

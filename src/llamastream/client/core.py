@@ -1,0 +1,149 @@
+"""What both clients have in common: settings, address, headers, and the requests they build."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from llamastream.client import tls
+from llamastream.client.endpoints import Call
+from llamastream.client.session import StreamSession
+from llamastream.errors import InvalidRequestError, LlamaStreamError, SettingError, UnavailableError
+from llamastream.protocol.address import Address, parse_address
+from llamastream.protocol.http1 import build_request
+from llamastream.protocol.requests import GenerationRequest, chat_request, completion_request
+from llamastream.settings import ClientSettings, load
+from llamastream.types import Health, Timeouts
+
+UNARY_TIMEOUT = 10.0
+"""Seconds that an endpoint which answers at once (health, slots, tokenize, ...) may take."""
+
+READY_POLL = 0.05
+"""Seconds between two looks at a server that is not ready yet."""
+
+
+class ClientCore:
+    """The part of a client that does no I/O."""
+
+    def __init__(
+        self,
+        base_url: str | None,
+        *,
+        api_key: str | None,
+        model: str | None,
+        temperature: float | None,
+        max_tokens: int | None,
+        timeouts: Timeouts | None,
+        headers: Mapping[str, str] | None,
+        ca_file: str | None,
+        cert_file: str | None,
+        key_file: str | None,
+        settings: ClientSettings | None,
+    ) -> None:
+        given = {
+            "base_url": base_url,
+            "api_key": api_key,
+            "model": model,
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+            "ca_file": ca_file,
+            "cert_file": cert_file,
+            "key_file": key_file,
+        }
+        if settings is None:
+            settings, _ = load(ClientSettings, given=given)
+        else:
+            settings = msgspec.structs.replace(settings, **{k: v for k, v in given.items() if v is not None})
+        self.settings = settings
+        self.timeouts = timeouts or settings.timeouts
+        self.address: Address = parse_address(settings.base_url)
+        self.tls: ssl.SSLContext | None = None
+        if self.address.scheme == "https":
+            self.tls = tls.client_context(settings.ca_file, settings.cert_file, settings.key_file)
+        self._headers = {"Accept": "text/event-stream, application/json", **(headers or {})}
+        if settings.api_key:
+            if not (settings.api_key.isascii() and settings.api_key.isprintable()):
+                raise SettingError(
+                    "api_key has characters that are not allowed in a header; it must be printable ASCII"
+                )
+            self._headers["Authorization"] = f"Bearer {settings.api_key}"
+
+    @property
+    def url(self) -> str:
+        """The server's canonical base URL, without `/v1`."""
+        return self.address.url
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        model: str | None,
+        temperature: float | None,
+        max_tokens: int | None,
+        extra: Mapping[str, Any],
+    ) -> GenerationRequest:
+        defaults = self.settings
+        return chat_request(
+            messages,
+            model=defaults.model if model is None else model,
+            temperature=defaults.temperature if temperature is None else temperature,
+            max_tokens=defaults.max_tokens if max_tokens is None else max_tokens,
+            extra=extra,
+        )
+
+    def completion(
+        self,
+        prompt: str | Sequence[int],
+        model: str | None,
+        temperature: float | None,
+        max_tokens: int | None,
+        extra: Mapping[str, Any],
+    ) -> GenerationRequest:
+        defaults = self.settings
+        return completion_request(
+            prompt,
+            model=defaults.model if model is None else model,
+            temperature=defaults.temperature if temperature is None else temperature,
+            max_tokens=defaults.max_tokens if max_tokens is None else max_tokens,
+            extra=extra,
+        )
+
+    def session(self, request: GenerationRequest, timeouts: Timeouts | None, now: float) -> StreamSession:
+        return StreamSession(self.url, request, timeouts or self.timeouts, self.settings.max_event_bytes, now)
+
+    def generation_bytes(self, request: GenerationRequest) -> bytes:
+        """A streaming request, ready to send."""
+        body = request.encoded()
+        return self._bytes("POST", request.path, body)
+
+    def call_bytes(self, call: Call[Any]) -> bytes:
+        """A request with a whole answer, ready to send; the connection is closed after it."""
+        return self._bytes(call.method, call.path, call.body, {"Connection": "close"})
+
+    def _bytes(self, method: str, path: str, body: bytes | None, more: Mapping[str, str] | None = None) -> bytes:
+        headers = {**self._headers, **(more or {})}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        return build_request(method, self.address.target(path), self.address.host_header, headers, body)
+
+
+def not_ready(url: str, last: Health | LlamaStreamError, timeout: float | None) -> LlamaStreamError:
+    """The error of `wait_until_ready`: what the server did instead of becoming ready."""
+    if isinstance(last, LlamaStreamError):
+        return type(last)(f"{last.message} (waited {timeout} s for the server to be ready)", status=last.status)
+    return UnavailableError(f"{url} is not ready after {timeout} s: {last.detail or last.status}", status=503)
+
+
+def checked_timeout(timeout: float | None, name: str) -> float:
+    """A timeout argument in seconds, as a positive number (None: one year).
+
+    Raises:
+        InvalidRequestError: it is not a positive number.
+    """
+    if timeout is None:
+        return 365 * 86400.0
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+        raise InvalidRequestError(f"{name} must be a number of seconds above 0, not {timeout!r}")
+    return float(timeout)

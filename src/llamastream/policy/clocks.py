@@ -1,0 +1,91 @@
+"""The five clocks of a stream, as one decision: until when may we wait now, and what is it called when we may not."""
+
+from __future__ import annotations
+
+from enum import Enum
+from math import inf
+
+from llamastream.errors import (
+    ConnectTimeoutError,
+    ContentIdleTimeoutError,
+    FirstByteTimeoutError,
+    PrefillTimeoutError,
+    StreamTimeoutError,
+    TotalTimeoutError,
+)
+from llamastream.types import Timeouts
+
+
+class Phase(Enum):
+    """What a stream waits for."""
+
+    CONNECT = "connect"
+    FIRST_BYTE = "first_byte"
+    PREFILL = "prefill"
+    CONTENT = "content_idle"
+
+
+_ERRORS: dict[Phase, tuple[type[StreamTimeoutError], str]] = {
+    Phase.CONNECT: (ConnectTimeoutError, "no connection"),
+    Phase.FIRST_BYTE: (
+        FirstByteTimeoutError,
+        "no response header (llama-server sends none while a request waits for a slot or, mostly, during prefill)",
+    ),
+    Phase.PREFILL: (PrefillTimeoutError, "no first token after the response header"),
+    Phase.CONTENT: (ContentIdleTimeoutError, "no new content (keep-alive pings do not count)"),
+}
+
+
+class Clocks:
+    """Which clock runs, and when it runs out. Times are those of one monotonic clock, in seconds, given by the caller.
+
+    Attributes:
+        phase: what is waited for.
+        deadline: when the running clock (or the total one) runs out; `math.inf` if neither is set.
+    """
+
+    __slots__ = ("_end", "_idle", "_timeouts", "deadline", "phase")
+
+    def __init__(self, timeouts: Timeouts, now: float) -> None:
+        self._timeouts = timeouts
+        self._end = inf if timeouts.total is None else now + timeouts.total
+        self._idle = inf if timeouts.content_idle is None else timeouts.content_idle
+        self.phase = Phase.CONNECT
+        self.deadline = inf
+        self.enter(Phase.CONNECT, now)
+
+    def enter(self, phase: Phase, now: float) -> None:
+        """Begin to wait for something else."""
+        self.phase = phase
+        limit: float | None = getattr(self._timeouts, phase.value)
+        self.deadline = min(self._end, inf if limit is None else now + limit)
+
+    def content(self, now: float) -> None:
+        """Content arrived: the content-idle clock starts anew."""
+        self.phase = Phase.CONTENT
+        deadline = now + self._idle
+        self.deadline = min(self._end, deadline)
+
+    def restart(self, now: float) -> None:
+        """Whatever runs starts anew; the total clock does not."""
+        if self.phase is Phase.CONTENT:
+            self.content(now)
+        else:
+            self.enter(self.phase, now)
+
+    def progress(self, now: float) -> None:
+        """Prefill made progress: the prefill clock starts anew."""
+        if self.phase is not Phase.CONTENT:
+            self.enter(Phase.PREFILL, now)
+
+    def expired(self, now: float, url: str) -> StreamTimeoutError | None:
+        """The error to raise if the time is up at `now`, else None."""
+        if now < self.deadline:
+            return None
+        if now >= self._end:
+            return TotalTimeoutError(
+                f"{url}: the whole request took longer than {self._timeouts.total:g} s (Timeouts.total)"
+            )
+        kind, what = _ERRORS[self.phase]
+        limit: float = getattr(self._timeouts, self.phase.value)
+        return kind(f"{url}: {what} within {limit:g} s (Timeouts.{self.phase.value})")

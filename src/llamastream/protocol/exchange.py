@@ -1,0 +1,136 @@
+"""One generation over HTTP, as a machine without I/O: response bytes in, typed events out.
+
+`feed` never raises for what the server does. It returns the events that were complete and then sets `error`, so that
+text which arrived in the same read as a failure still reaches the caller before the failure does.
+"""
+
+from __future__ import annotations
+
+from llamastream.errors import ConnectionLostError, LlamaStreamError, StreamTruncatedError
+from llamastream.protocol.assembler import Assembler
+from llamastream.protocol.chunks import decode_chunk
+from llamastream.protocol.failures import MAX_ERROR_BODY, mid_stream_error, response_error, unexpected_response
+from llamastream.protocol.http1 import ResponseReader
+from llamastream.protocol.sse import DEFAULT_MAX_EVENT_BYTES, SseDecoder
+from llamastream.types import StreamEvent, StreamStart
+
+_DONE = b"[DONE]"
+
+
+class GenerationExchange:
+    """Reads the response to one streaming request of `/v1/chat/completions` or `/v1/completions`.
+
+    Attributes:
+        url: of the endpoint, for messages.
+        assembler: the answer so far.
+        done: the stream has ended, well or not; nothing more will come of it.
+        error: why it did not end well, or None.
+    """
+
+    def __init__(self, url: str, *, expected_choices: int = 1, max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES) -> None:
+        self.url = url
+        self.assembler = Assembler()
+        self.done = False
+        self.error: LlamaStreamError | None = None
+        self.accepted = False
+        self._expected_choices = expected_choices
+        self._reader = ResponseReader()
+        self._decoder = SseDecoder(max_event_bytes)
+        self._rejected_body = bytearray()
+        self._rejected = False
+
+    @property
+    def status(self) -> int:
+        return self._reader.status
+
+    @property
+    def body_bytes(self) -> int:
+        """Length of the de-chunked body so far, in bytes."""
+        return self._reader.body_bytes
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return self._reader.headers
+
+    def feed(self, data: bytes) -> list[StreamEvent]:
+        """Take bytes from the connection; returns the events that they complete."""
+        out: list[StreamEvent] = []
+        if self.done:
+            return out
+        reader = self._reader
+        try:
+            for body in reader.feed(data):
+                if not self.accepted:
+                    self._begin(out)
+                if self._rejected:
+                    self._rejected_body += body[: MAX_ERROR_BODY - len(self._rejected_body)]
+                else:
+                    self._feed_body(body, out)
+            if not self.done:
+                if reader.header_complete and not self.accepted:
+                    self._begin(out)
+                if reader.complete or len(self._rejected_body) >= MAX_ERROR_BODY:
+                    self._finish()
+        except LlamaStreamError as error:
+            self._fail(error)
+        return out
+
+    def feed_eof(self) -> None:
+        """The server closed the connection."""
+        if self.done:
+            return
+        if self._rejected or self._reader.feed_eof():
+            self._finish()
+        elif self.assembler.finished(self._expected_choices):
+            self.done = True  # all that was asked for is here; only the end marks are missing
+        elif not self._reader.header_complete:
+            self._fail(ConnectionLostError(f"{self.url} closed the connection without an answer"))
+        else:
+            self._fail(ConnectionLostError(f"{self.url} broke off in the middle of the answer"))
+
+    def _begin(self, out: list[StreamEvent]) -> None:
+        """The response header is there: is it the stream that was asked for?"""
+        self.accepted = True
+        reader = self._reader
+        content_type = reader.headers.get("content-type", "").split(";")[0].strip().lower()
+        encoding = reader.headers.get("content-encoding", "identity").strip().lower()
+        if 200 <= reader.status < 300 and content_type == "text/event-stream" and encoding in ("", "identity"):
+            out.append(StreamStart(reader.status, reader.headers.get("server", "")))
+        else:
+            self._rejected = True
+
+    def _feed_body(self, body: bytes, out: list[StreamEvent]) -> None:
+        for event in self._decoder.feed(body):
+            data = event.data
+            if data == _DONE:
+                self._finish()
+                return
+            chunk = decode_chunk(data)
+            # Exact bytes, not truth: an absent `error` is an empty Raw.
+            if bytes(chunk.error) and bytes(chunk.error) != b"null":
+                raise mid_stream_error(bytes(chunk.error), self.url)
+            self.assembler.add(chunk, out)
+        if self._decoder.error_lines:
+            raise mid_stream_error(self._decoder.error_lines[0], self.url)
+
+    def _finish(self) -> None:
+        """`[DONE]`, or the proper end of the body."""
+        reader = self._reader
+        if self._rejected:
+            body = bytes(self._rejected_body)
+            if reader.status >= 400:
+                self._fail(response_error(reader.status, reader.headers, body, self.url))
+            else:
+                self._fail(unexpected_response(reader.status, reader.headers, body, self.url))
+        elif self.assembler.finished(self._expected_choices):
+            self.done = True
+        else:
+            self._fail(
+                StreamTruncatedError(f"{self.url} ended the stream without a finish reason: the answer is not complete")
+            )
+
+    def _fail(self, error: LlamaStreamError) -> None:
+        self.done = True
+        if error.status is None and self._reader.status >= 400:
+            error.status = self._reader.status
+        self.error = error

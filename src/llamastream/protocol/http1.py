@@ -1,0 +1,171 @@
+"""HTTP/1.1 as bytes: requests written, responses read (llhttp does the parsing, through httptools).
+
+`ResponseReader` knows no sockets. Feed it what arrived; it collects the header and hands out the de-chunked
+body. Source: RFC 9112 (message framing), RFC 9110 (fields).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import httptools
+
+from llamastream.errors import EventTooLargeError, ProtocolError
+
+MAX_HEADER_BYTES = 64 * 1024
+"""Limit for the header block of a response (all fields together)."""
+
+USER_AGENT = "llamastream"
+
+
+def build_request(method: str, target: str, host: str, headers: Mapping[str, str], body: bytes | None = None) -> bytes:
+    """One request as bytes, header and body.
+
+    Raises:
+        ProtocolError: a header name or value contains a line break or another control character.
+    """
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", f"User-Agent: {USER_AGENT}"]
+    for name, value in headers.items():
+        if any(c in "\r\n\0" for c in name + value) or ":" in name or not name:
+            raise ProtocolError(f"header {name!r} contains characters that are not allowed in a header")
+        lines.append(f"{name}: {value}")
+    if body is not None:
+        lines.append(f"Content-Length: {len(body)}")
+    try:
+        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    except UnicodeEncodeError as error:
+        raise ProtocolError(f"a header contains {error.object[error.start]!r}; use ASCII characters") from None
+    return head + body if body else head
+
+
+class ResponseReader:
+    """Reads exactly one response.
+
+    Attributes:
+        status: the status code, 0 until the header is complete.
+        reason: the reason phrase.
+        headers: field names in lower case; values of repeated fields joined with ", ".
+        header_complete, complete: how far the response is.
+        body_bytes: length of the de-chunked body so far.
+        trailing: bytes came after the end of the response (the connection must not be used again).
+    """
+
+    def __init__(self, *, head_request: bool = False) -> None:
+        self.status = 0
+        self.reason = ""
+        self.headers: dict[str, str] = {}
+        self.header_complete = False
+        self.complete = False
+        self.keep_alive = False
+        self.trailing = False
+        self.body_bytes = 0
+        self._head_request = head_request
+        self._body: list[bytes] = []
+        self._header_bytes = 0
+        self._started = False
+        self._first_bytes = b""
+        self._parser = httptools.HttpResponseParser(self)
+
+    # -- input ------------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take bytes from the connection; returns the pieces of de-chunked body that they complete.
+
+        Raises:
+            ProtocolError: what arrived is not an HTTP/1.1 response.
+            EventTooLargeError: the header block is larger than `MAX_HEADER_BYTES`.
+        """
+        if not self._started:
+            self._first_bytes += data[:64]
+            self._started = True
+        if not self.header_complete:
+            self._header_bytes += len(data)
+        if self.complete:
+            if data:
+                self.trailing = True
+            return []
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            raise ProtocolError("the server switched to another protocol (101), which nobody asked for") from None
+        except httptools.HttpParserError as error:
+            # An exception of our own callbacks arrives wrapped; what the caller needs is ours.
+            if isinstance(error.__context__, ProtocolError):
+                raise error.__context__ from None
+            if self.complete:
+                self.trailing = True
+            else:
+                raise ProtocolError(self._describe(error)) from None
+        if not self.header_complete and self._header_bytes > MAX_HEADER_BYTES:
+            raise EventTooLargeError(f"the response header is larger than {MAX_HEADER_BYTES} bytes")
+        body = self._body
+        if body:
+            self._body = []
+        return body
+
+    def feed_eof(self) -> bool:
+        """The connection was closed by the server. True if that is a proper end of this response."""
+        if self.complete:
+            return True
+        if self.header_complete and not self._framed:
+            # RFC 9112 section 6.3: without a length and without chunks the body ends with the connection.
+            self.complete = True
+            self.keep_alive = False
+            return True
+        return False
+
+    @property
+    def _framed(self) -> bool:
+        return "content-length" in self.headers or "chunked" in self.headers.get("transfer-encoding", "").lower()
+
+    def _describe(self, error: Exception) -> str:
+        if self.header_complete:
+            return f"the response body is not framed as HTTP/1.1 requires ({error})"
+        start = self._first_bytes[:40]
+        hint = ""
+        if start.startswith((b"\x15\x03", b"\x16\x03")):
+            hint = "; these bytes are TLS: use https:// in the base URL"
+        return f"the server does not speak HTTP/1.1 ({error}); its first bytes: {start!r}{hint}"
+
+    # -- callbacks of httptools --------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            self.trailing = True  # a second response that nobody asked for; the callbacks below ignore it
+
+    def on_status(self, status: bytes) -> None:
+        if self.complete:
+            return
+        self.reason += status.decode("latin-1")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.complete:
+            return
+        key = name.decode("latin-1").lower()
+        text = value.decode("latin-1")
+        if key in self.headers:
+            text = f"{self.headers[key]}, {text}"
+        self.headers[key] = text
+
+    def on_headers_complete(self) -> None:
+        if self.complete:
+            return
+        status = self._parser.get_status_code()
+        if 100 <= status < 200:
+            # An interim response (100 Continue, 103 Early Hints): the real one follows.
+            self.headers.clear()
+            self.reason = ""
+            return
+        self.status = status
+        self.keep_alive = self._parser.should_keep_alive()
+        self.header_complete = True
+
+    def on_body(self, body: bytes) -> None:
+        if self.complete:
+            return
+        self.body_bytes += len(body)
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self.header_complete:
+            self.complete = True

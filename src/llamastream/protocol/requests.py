@@ -1,0 +1,182 @@
+"""Requests as the server wants them, checked before anything is sent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from llamastream.errors import InvalidRequestError
+
+CHAT_PATH = "/v1/chat/completions"
+COMPLETION_PATH = "/v1/completions"
+
+
+class GenerationRequest(Struct, frozen=True):
+    """A streaming request.
+
+    Attributes:
+        path: endpoint path. body: the JSON body as a dict (do not change it). choices: how many answers it asks for.
+    """
+
+    path: str
+    body: dict[str, Any]
+    choices: int = 1
+
+    def encoded(self) -> bytes:
+        """The body as JSON.
+
+        Raises:
+            InvalidRequestError: it holds something that JSON cannot express.
+        """
+        try:
+            return msgspec.json.encode(self.body)
+        except (TypeError, ValueError, UnicodeEncodeError, OverflowError, RecursionError) as error:
+            raise InvalidRequestError(f"the request cannot be written as JSON: {error}") from None
+
+
+def chat_request(
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    model: str | None = None,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> GenerationRequest:
+    """A streaming chat request; `extra` goes into the body as it is and wins over the named arguments.
+
+    Raises:
+        InvalidRequestError: the messages or a value cannot be right; the message names it.
+    """
+    return _request(CHAT_PATH, {"messages": _checked_messages(messages)}, model, temperature, max_tokens, extra)
+
+
+def completion_request(
+    prompt: str | Sequence[int],
+    *,
+    model: str | None = None,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> GenerationRequest:
+    """A streaming text completion request; the prompt is text, or token ids.
+
+    Raises:
+        InvalidRequestError: the prompt or a value cannot be right; the message names it.
+    """
+    checked: str | list[int]
+    if isinstance(prompt, str):
+        checked = prompt
+    elif isinstance(prompt, Sequence) and all(type(token) is int for token in prompt):
+        checked = [token for token in prompt if isinstance(token, int)]
+    else:
+        raise InvalidRequestError(f"prompt must be a str or a list of token ids, not {_kind(prompt)}")
+    return _request(COMPLETION_PATH, {"prompt": checked}, model, temperature, max_tokens, extra)
+
+
+def _request(
+    path: str,
+    body: dict[str, Any],
+    model: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    extra: Mapping[str, Any] | None,
+) -> GenerationRequest:
+    if model is not None:
+        body["model"] = model
+    if temperature is not None:
+        body["temperature"] = temperature
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
+    body["stream"] = True
+    # Token counts come with the last chunk; a caller's own stream_options win.
+    body["stream_options"] = {"include_usage": True}
+    if extra:
+        if extra.get("stream") is False:
+            raise InvalidRequestError("stream=False: a stream call always streams; use chat() or complete() instead")
+        body.update(extra)
+    _check_model(body.get("model"))
+    _check_temperature(body.get("temperature"))
+    _check_max_tokens(body.get("max_tokens"))
+    choices = _check_choices(body.get("n"))
+    _check_finite(body, "")
+    return GenerationRequest(path, body, choices)
+
+
+def _checked_messages(messages: Any) -> list[dict[str, Any]]:
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise InvalidRequestError(
+            f"messages must be a list of dicts with 'role' and 'content', not {_kind(messages)}; "
+            'for one question: [{"role": "user", "content": "..."}]'
+        )
+    if not messages:
+        raise InvalidRequestError("messages is empty; at least one message is needed")
+    checked = []
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise InvalidRequestError(
+                f"messages[{number}] must be a dict with 'role' and 'content', not {_kind(message)}"
+            )
+        if not isinstance(message.get("role"), str) or not message["role"]:
+            raise InvalidRequestError(f"messages[{number}] has no 'role' (user, assistant, system or tool)")
+        content = message.get("content")
+        if content is not None and not isinstance(content, str | list | tuple):
+            raise InvalidRequestError(
+                f"messages[{number}]['content'] must be a str or a list of parts, not {_kind(content)}"
+            )
+        checked.append(dict(message))
+    return checked
+
+
+def _check_model(model: Any) -> None:
+    if model is not None and not isinstance(model, str):
+        raise InvalidRequestError(f"model must be a str, not {_kind(model)}")
+
+
+def _check_temperature(temperature: Any) -> None:
+    if temperature is None:
+        return
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+        raise InvalidRequestError(f"temperature must be a number from 0 upwards, not {_kind(temperature)}")
+    if not math.isfinite(temperature) or temperature < 0:
+        raise InvalidRequestError(f"temperature must be a number from 0 upwards, not {temperature}")
+
+
+def _check_max_tokens(max_tokens: Any) -> None:
+    if max_tokens is None:
+        return
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int):
+        raise InvalidRequestError(f"max_tokens must be a whole number from 1 upwards, not {_kind(max_tokens)}")
+    if max_tokens < 1:
+        raise InvalidRequestError(
+            f"max_tokens must be a whole number from 1 upwards, not {max_tokens}; leave it out for no limit"
+        )
+
+
+def _check_choices(n: Any) -> int:
+    if n is None:
+        return 1
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 128:
+        raise InvalidRequestError(f"n must be a whole number from 1 to 128, not {n!r}")
+    return n
+
+
+def _check_finite(value: Any, where: str) -> None:
+    """JSON has no NaN and no infinity; an encoder would quietly write null instead."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidRequestError(f"{where or 'the request'} is {value}, which JSON cannot express")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_finite(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            _check_finite(item, f"{where}[{number}]")
+
+
+def _kind(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} ({text[:60]}{'…' if len(text) > 60 else ''})"

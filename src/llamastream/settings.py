@@ -1,0 +1,220 @@
+"""Settings declared once: the command line, the environment, the TOML file and the reference page derive from these.
+
+A settings group is a frozen `msgspec.Struct` whose fields are `Annotated[type, Meta(...)]`: the description is the
+help text, the bounds are the checks. A field's flag is `--its-name`, its variable `LLAMASTREAM_ITS_NAME`, its TOML
+key `its_name` in the group's table. `Meta(extra={...})` may say `flag` (another spelling), `secret` (never shown).
+
+Order of precedence: command line, environment, file, defaults.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+from msgspec.structs import fields as struct_fields
+
+from llamastream.errors import SettingError
+from llamastream.types import Timeouts
+
+ENV_PREFIX = "LLAMASTREAM_"
+DEFAULT_BASE_URL = "http://localhost:8080"
+
+S = TypeVar("S", bound=Struct)
+Seconds = Annotated[float, Meta(gt=0, le=1e7)]
+
+
+class ClientSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to reach a server, and the defaults of its requests."""
+
+    base_url: Annotated[
+        str,
+        Meta(
+            description="Address of the server: http, https or unix scheme, with or without /v1.",
+            extra={"flag": "--url"},
+        ),
+    ] = DEFAULT_BASE_URL
+    api_key: Annotated[str | None, Meta(description="Key that the server asks for.", extra={"secret": True})] = None
+    model: Annotated[str | None, Meta(description="Model name sent with each request.")] = None
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0, le=100)] | None,
+        Meta(description="Sampling temperature; 0 is greedy; unset leaves the server's default."),
+    ] = None
+    max_tokens: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Meta(description="Most tokens an answer may have; unset means no limit.")
+    ] = None
+    connect_timeout: Annotated[Seconds | None, Meta(description="Seconds to connect, TLS included.")] = 5.0
+    first_byte_timeout: Annotated[
+        Seconds | None, Meta(description="Seconds to the response header: the server's queue and prefill.")
+    ] = 300.0
+    prefill_timeout: Annotated[Seconds | None, Meta(description="Seconds from the header to the first token.")] = 300.0
+    content_idle_timeout: Annotated[
+        Seconds | None, Meta(description="Seconds from one piece of content to the next.")
+    ] = 60.0
+    total_timeout: Annotated[Seconds | None, Meta(description="Seconds for a whole request.")] = None
+    ca_file: Annotated[str | None, Meta(description="PEM file of the authority that signed the server.")] = None
+    cert_file: Annotated[str | None, Meta(description="PEM file of the client's own certificate.")] = None
+    key_file: Annotated[str | None, Meta(description="PEM file of the client certificate's key.")] = None
+    max_event_bytes: Annotated[
+        int, Meta(ge=1024, le=1 << 30, description="Largest server-sent event that is accepted, in bytes.")
+    ] = 8 * 1024 * 1024
+
+    @property
+    def timeouts(self) -> Timeouts:
+        return Timeouts(
+            connect=self.connect_timeout,
+            first_byte=self.first_byte_timeout,
+            prefill=self.prefill_timeout,
+            content_idle=self.content_idle_timeout,
+            total=self.total_timeout,
+        )
+
+
+class SettingField(Struct, frozen=True):
+    """One declared setting, as the command line and the reference page need it.
+
+    Attributes:
+        name: field name. flag: `--name`. env: variable name. type: the bare type, annotations resolved.
+        default: the default value. description: one sentence. secret: never show the value.
+    """
+
+    name: str
+    flag: str
+    env: str
+    type: Any
+    default: Any
+    description: str
+    secret: bool = False
+
+
+def declared(group: type[Struct]) -> list[SettingField]:
+    """The settings of a group, in the order of their declaration."""
+    hints = get_type_hints(group, include_extras=True)
+    found = []
+    for field in struct_fields(group):
+        meta = [m for m in getattr(hints[field.name], "__metadata__", ()) if isinstance(m, Meta)]
+        extra: dict[str, Any] = {}
+        description = ""
+        for m in meta:
+            extra.update(m.extra or {})
+            description = m.description or description
+        default = field.default if field.default is not msgspec.NODEFAULT else None
+        found.append(
+            SettingField(
+                name=field.name,
+                flag=extra.get("flag", "--" + field.name.replace("_", "-")),
+                env=ENV_PREFIX + field.name.upper(),
+                type=hints[field.name],
+                default=default,
+                description=description,
+                secret=bool(extra.get("secret", False)),
+            )
+        )
+    return found
+
+
+def load(
+    group: type[S],
+    *,
+    given: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    table: Mapping[str, Any] | None = None,
+    table_source: str = "the settings file",
+) -> tuple[S, dict[str, str]]:
+    """A group's settings and, for each, where its value came from.
+
+    Args:
+        given: values from the command line or a call; None stands for "not given".
+        environ: the environment (`os.environ` if None).
+        table: the group's table of a TOML file. `table_source` names the file in messages.
+
+    Raises:
+        SettingError: a value is not allowed, or the table has a key that is no setting.
+    """
+    environ = os.environ if environ is None else environ
+    given = given or {}
+    table = table or {}
+    fields = declared(group)
+    unknown = set(table) - {field.name for field in fields}
+    if unknown:
+        allowed = ", ".join(field.name for field in fields)
+        raise SettingError(f"{min(unknown)!r} in {table_source} is no setting; allowed: {allowed}")
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for field in fields:
+        if given.get(field.name) is not None:
+            raw, source = given[field.name], field.flag
+        elif environ.get(field.env, "") != "":
+            raw, source = environ[field.env], f"the environment ({field.env})"
+        elif field.name in table:
+            raw, source = table[field.name], table_source
+        else:
+            values[field.name], sources[field.name] = field.default, "default"
+            continue
+        values[field.name] = _convert(field, raw, source)
+        sources[field.name] = source
+    return group(**values), sources
+
+
+def _convert(field: SettingField, raw: Any, source: str) -> Any:
+    try:
+        return msgspec.convert(raw, field.type, strict=False)
+    except msgspec.ValidationError as error:
+        shown = "(hidden)" if field.secret else repr(raw)
+        allowed = describe_type(field.type)
+        raise SettingError(
+            f"{field.name} = {shown} from {source} is not allowed: {str(error)[0].lower()}{str(error)[1:]}; "
+            f"allowed: {allowed}"
+        ) from None
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """A settings file as a dict of tables.
+
+    Raises:
+        SettingError: the file is not there, not readable or not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"the settings file {str(path)!r} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingError(f"the settings file {str(path)!r} is not TOML: {error}") from None
+
+
+def describe_type(annotation: Any) -> str:
+    """A type with its bounds in words: `a whole number from 1 to 65535`, `text`, `true or false`."""
+    return " or ".join(dict.fromkeys(_describe(annotation, ())))
+
+
+def _describe(annotation: Any, meta: tuple[Meta, ...]) -> Iterator[str]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        inner, *extras = get_args(annotation)
+        yield from _describe(inner, meta + tuple(m for m in extras if isinstance(m, Meta)))
+    elif origin in (Union, UnionType):
+        for part in get_args(annotation):
+            if part is not type(None):
+                yield from _describe(part, meta)
+    elif annotation is bool:
+        yield "true or false"
+    elif annotation in (int, float):
+        yield ("a whole number" if annotation is int else "a number") + _bounds(meta)
+    elif annotation is str:
+        yield "text"
+    elif args := get_args(annotation):
+        yield ", ".join(str(arg) for arg in args if arg is not Ellipsis)
+    else:
+        yield getattr(annotation, "__name__", str(annotation))
+
+
+def _bounds(meta: tuple[Meta, ...]) -> str:
+    low = next((f" from {m.ge:g}" for m in meta if m.ge is not None), "")
+    low = low or next((f" above {m.gt:g}" for m in meta if m.gt is not None), "")
+    return low + next((f" up to {m.le}" for m in meta if m.le is not None), "")
