@@ -1,0 +1,80 @@
+"""The embedded engine's process: xllamacpp's server with parameters read from standard input.
+
+Run by path with `-I -S` (no site, no PYTHON* variables); standard input brings JSON with `path` (the search path for
+modules) and `set` (attributes of CommonParams, dotted, with their values). Log lines go to standard error, as
+llama-server's do, so that both kinds of engine are read in the same way.
+"""
+
+import json
+import os
+import select
+import signal
+import sys
+
+PARENT_CHECK_SECONDS = 1.0
+
+
+def say(level, message):
+    print(f"{level} llamastream: {message}", file=sys.stderr, flush=True)
+
+
+def fail(message):
+    say("E", message)
+    os._exit(1)
+
+
+def assign(module, params, name, value):
+    """Set one attribute, `cpuparams.n_threads` and the like, with lists, sets and enumerations as the type wants them."""
+    target = params
+    *parents, last = name.split(".")
+    for parent in parents:
+        target = getattr(target, parent, None)
+    current = getattr(target, last, None)
+    if target is None or current is None:
+        fail(f"the embedded engine has no parameter {name!r} in this version of xllamacpp: leave the setting out")
+    if isinstance(value, str) and type(current).__module__.startswith("xllamacpp"):
+        value = getattr(type(current), value)
+    elif isinstance(current, set):
+        value = set(value)
+    try:
+        setattr(target, last, value)
+    except (TypeError, ValueError, OverflowError) as error:
+        fail(f"the embedded engine cannot set {name} to {value!r}: {error}")
+
+
+def main():
+    parent = os.getppid()
+    config = json.load(sys.stdin.buffer)
+    # nothing that the server opens should get number 0, which libraries take for a terminal
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.path[:] = config["path"]
+    try:
+        import xllamacpp
+    except Exception as error:
+        fail(f"cannot import xllamacpp: {error}")
+    params = xllamacpp.CommonParams()
+    for name, value in config["set"].items():
+        assign(xllamacpp, params, name, value)
+
+    # until the model is loaded, SIGTERM ends the process at once (the default action), as with llama-server
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError as error:
+        fail(f"the server did not start: {error}")
+
+    # A signal may arrive in any thread of the server; the wake-up pipe brings it to this one.
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    say("I", f"listening on {server.listening_address}")
+    while not select.select([wake_read], [], [], PARENT_CHECK_SECONDS)[0]:
+        if os.getppid() != parent:
+            break
+    # Destroying the server with a stream in flight hangs for good; the system closes the sockets as well.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The guard: a tiny process between us and a llama-server, so that the server dies with us, even on SIGKILL.
+
+Run as `python -I -S guard.py CONTROL STATUS CLEANUP COMMAND...` with the standard library only. It starts the command, and
+ends it when the control pipe reaches its end (we are gone), when its parent changes, or on a byte in that pipe:
+`T` sends SIGTERM, `K` SIGKILL. Only the guard signals the server: it is the server's parent, hence the process id
+cannot have been reused. What happened goes to the status pipe as lines: `pid N`, `error ERRNO`, `exit CODE`.
+
+Why not PR_SET_PDEATHSIG alone: it fires when the *thread* that launched the server ends, and macOS has none. Here it
+is set on top, from the guard's only thread, for the case that the guard itself is killed.
+"""
+
+import os
+import select
+import signal
+import sys
+
+# how often to look whether our parent is still ours: covers a control pipe that a forked child holds open
+PARENT_CHECK_SECONDS = 1.0
+
+
+def _load_prctl():
+    """`prctl`, looked up before the fork, since the child of a fork should do as little as possible."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        import ctypes
+
+        return ctypes.CDLL(None).prctl
+    except (ImportError, OSError, AttributeError):
+        return None
+
+
+def _become(command, error_pipe, guard, prctl):
+    """In the child: take the place of the server."""
+    try:
+        os.setpgid(0, 0)
+        if prctl is not None:
+            prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+            if os.getppid() != guard:
+                os._exit(127)
+        # Python ignores these two, and what is ignored stays so over exec
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        os.execv(command[0], command)
+    except OSError as error:
+        os.write(error_pipe, str(error.errno).encode())
+    finally:
+        os._exit(127)
+
+
+def _end_group(child, number):
+    try:
+        os.killpg(child, number)
+    except OSError:
+        # the group has not been made yet, or is empty already
+        try:
+            os.kill(child, number)
+        except OSError:
+            pass
+
+
+def _clean(paths):
+    for path in paths:
+        try:
+            if os.path.isdir(path) and not os.path.islink(path):
+                for name in os.listdir(path):
+                    os.unlink(os.path.join(path, name))
+                os.rmdir(path)
+            else:
+                os.unlink(path)
+        except OSError:
+            pass
+
+
+def main(arguments):
+    control, status = int(arguments[0]), int(arguments[1])
+    cleanup = [path for path in arguments[2].split("\n") if path]
+    command = arguments[3:]
+    parent, guard = os.getppid(), os.getpid()
+    os.set_inheritable(control, False)
+    os.set_inheritable(status, False)
+    # what the server makes (its socket, saved slots) is for its user alone
+    os.umask(0o077)
+
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_read, False)
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    ending = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: ending.append(True))
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    prctl = _load_prctl()
+    error_read, error_write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _become(command, error_write, guard, prctl)
+    os.close(error_write)
+    problem = os.read(error_read, 16)
+    if problem:
+        _clean(cleanup)
+        os.write(status, b"error %s\n" % problem)
+        return 127
+    os.write(status, b"pid %d\n" % child)
+
+    gone = False
+    while True:
+        readable, _, _ = select.select([control, wake_read], [], [], PARENT_CHECK_SECONDS)
+        if control in readable:
+            for order in os.read(control, 64) or b"E":
+                if order == ord("T"):
+                    os.kill(child, signal.SIGTERM)
+                elif order == ord("K"):
+                    _end_group(child, signal.SIGKILL)
+                else:
+                    gone = True
+        if wake_read in readable:
+            os.read(wake_read, 512)
+        if gone or ending or os.getppid() != parent:
+            _end_group(child, signal.SIGKILL)
+            _, result = os.waitpid(child, 0)
+            break
+        done, result = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+
+    code = os.waitstatus_to_exitcode(result)
+    _end_group(child, signal.SIGKILL)  # what the server may have started itself
+    _clean(cleanup)
+    try:
+        os.write(status, b"exit %d\n" % code)
+    except OSError:
+        pass  # nobody is left to read it
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    # no clean-up of the interpreter is needed, and none should delay the end
+    os._exit(main(sys.argv[1:]))

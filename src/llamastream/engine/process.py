@@ -1,0 +1,257 @@
+"""Starting and stopping a server process behind its guard; reading everything that it says."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from llamastream.engine.logs import LineBuffer, LogRing
+from llamastream.errors import EngineCrashedError, EngineMissingError
+
+GUARD = Path(__file__).with_name("guard.py")
+# from the guard's `exit` line to the end of the pipes: only what a grandchild holds open can take longer
+DRAIN_SECONDS = 1.0
+
+# What a server may see of our environment. An allow-list, because LLAMA_ARG_*, AIP_* and config directories change its
+# settings, and because other programs' secrets are none of its business.
+_KEPT = frozenset(
+    "PATH HOME USER LOGNAME TMPDIR TMP TEMP LANG LANGUAGE TZ LD_LIBRARY_PATH LLAMA_CACHE HF_HOME HF_ENDPOINT MODEL_ENDPOINT "
+    "HF_HUB_CACHE HUGGINGFACE_HUB_CACHE HF_HUB_OFFLINE XDG_CACHE_HOME XDG_RUNTIME_DIR XDG_DATA_DIRS SSL_CERT_FILE "
+    "SSL_CERT_DIR CURL_CA_BUNDLE REQUESTS_CA_BUNDLE HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY http_proxy https_proxy "
+    "no_proxy all_proxy SYSTEMROOT".split()
+)
+_KEPT_PREFIXES = (
+    "LC_", "DYLD_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "ROCM_", "HSA_", "AMD_", "GPU_", "VK_", "MESA_", "GGML_", "MTL_",
+    "METAL_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ONEAPI_", "SYCL_", "ZE_", "UR_", "MALLOC_", "GLIBC_",
+)  # fmt: skip
+
+
+def clean_environment(source: Mapping[str, str], *, config_home: str, hf: bool = False) -> dict[str, str]:
+    """The environment for a server: the allowed part of `source`, and a configuration directory that is empty.
+
+    Args:
+        source: usually `os.environ`.
+        config_home: an empty directory, so that the user's `llama.cpp/config.ini` is not read.
+        hf: whether the server downloads a model, and so may see HF_TOKEN.
+    """
+    kept = {name: value for name, value in source.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
+    if hf and "HF_TOKEN" in source:
+        kept["HF_TOKEN"] = source["HF_TOKEN"]
+    kept["XDG_CONFIG_HOME"] = config_home
+    return kept
+
+
+class ServerProcess:
+    """A server behind its guard. Thread-safe; the constructor returns when the server's process exists.
+
+    Raises:
+        EngineMissingError: the program cannot be executed.
+        EngineCrashedError: the guard did not start.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        ring: LogRing,
+        stdin: bytes | None = None,
+        cleanup: Sequence[str] = (),
+    ) -> None:
+        """Start `command` (an absolute program path first).
+
+        Args:
+            stdin: what the server reads from its standard input; None: nothing.
+            cleanup: files and flat directories that the guard removes when the server has ended.
+        """
+        self.ring = ring
+        self.pid = 0
+        self.exit_code: int | None = None
+        self._exec_errno = 0
+        self._started = threading.Event()
+        self._exited = threading.Event()
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        control_read, self._control = os.pipe()
+        self._status, status_write = os.pipe()
+        try:
+            self._guard = subprocess.Popen(
+                [
+                    sys.executable, "-I", "-S", str(GUARD), str(control_read), str(status_write), "\n".join(cleanup),
+                    *command,
+                ],
+                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=dict(environment),
+                pass_fds=(control_read, status_write),
+                # Ctrl-C in a terminal goes to the whole foreground group: the server must outlive it until we stop it
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            os.close(self._control)
+            os.close(self._status)
+            raise EngineCrashedError(f"cannot start {sys.executable!r} for the guard: {error}") from None
+        finally:
+            os.close(control_read)
+            os.close(status_write)
+        self._reader = threading.Thread(target=self._read_all, name="llamastream-engine-log", daemon=True)
+        self._reader.start()
+        if stdin is not None:
+            self._write_stdin(stdin)
+        self._started.wait()
+        if not self.pid:
+            self._reader.join()
+            self._close_control()
+            if self._exec_errno:
+                raise EngineMissingError(
+                    f"cannot execute {command[0]!r}: {os.strerror(self._exec_errno)}; give an executable llama-server "
+                    "for this system as binary"
+                )
+            raise EngineCrashedError(
+                f"the guard process ended with code {self._guard.returncode} before the server started",
+                log_lines=[record.message for record in ring.records()[-12:]],
+            )
+
+    @property
+    def guard_pid(self) -> int:
+        """The guard's process id."""
+        return self._guard.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server's process still runs."""
+        return not self._exited.is_set()
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for the end of the process and of its output; the exit code, or None after `timeout` seconds."""
+        if not self._exited.wait(timeout):
+            return None
+        # the last lines are often the ones that matter
+        self._reader.join(DRAIN_SECONDS)
+        return self.exit_code
+
+    def terminate(self) -> None:
+        """Ask the server to end (SIGTERM)."""
+        self._order(b"T")
+
+    def kill(self) -> None:
+        """End the server and what it started, at once (SIGKILL)."""
+        self._order(b"K")
+
+    def stop(self, timeout: float) -> int | None:
+        """SIGTERM, `timeout` seconds of patience, SIGKILL; the exit code. Idempotent."""
+        if os.getpid() != self._owner:
+            return self.exit_code  # a forked copy of us owns nothing here
+        if self.alive:
+            self.terminate()
+            if not self._exited.wait(timeout):
+                self.kill()
+                self._exited.wait(10.0)
+        self._reader.join(DRAIN_SECONDS + 5.0)
+        self._close_control()
+        return self.exit_code
+
+    def _write_stdin(self, data: bytes) -> None:
+        assert self._guard.stdin is not None
+        try:
+            self._guard.stdin.write(data)
+            self._guard.stdin.close()
+        except BrokenPipeError:
+            pass  # it ended early; its exit code and log say why
+
+    def _order(self, order: bytes) -> None:
+        with self._lock:
+            if self._control >= 0 and self.alive and os.getpid() == self._owner:
+                try:
+                    os.write(self._control, order)
+                except BrokenPipeError:
+                    pass  # the guard is gone, and the server with it
+
+    def _close_control(self) -> None:
+        with self._lock:
+            if self._control >= 0:
+                os.close(self._control)
+                self._control = -1
+
+    def _read_all(self) -> None:
+        """The reader thread: logs and status until all pipes have ended."""
+        assert self._guard.stdout is not None
+        assert self._guard.stderr is not None
+        buffers = {self._guard.stdout.fileno(): LineBuffer(), self._guard.stderr.fileno(): LineBuffer()}
+        status_line = b""
+        deadline: float | None = None
+        with selectors.DefaultSelector() as selector:
+            for descriptor in (*buffers, self._status):
+                selector.register(descriptor, selectors.EVENT_READ)
+            while selector.get_map():
+                wait = None if deadline is None else max(0.0, deadline - time.monotonic())
+                ready = selector.select(wait)
+                if not ready and deadline is not None:
+                    break
+                for key, _ in ready:
+                    data = os.read(key.fd, 65_536)
+                    if not data:
+                        selector.unregister(key.fd)
+                    if key.fd == self._status:
+                        *lines, status_line = (status_line + data).split(b"\n")
+                        for line in lines:
+                            self._on_status(line)
+                        if not data or self._exited.is_set():
+                            deadline = time.monotonic() + DRAIN_SECONDS
+                    else:
+                        for text in buffers[key.fd].feed(data):
+                            self.ring.add_line(text)
+        for buffer in buffers.values():
+            if (rest := buffer.flush()) is not None:
+                self.ring.add_line(rest)
+        self._finish()
+
+    def _on_status(self, line: bytes) -> None:
+        word, _, number = line.partition(b" ")
+        if word == b"pid":
+            self.pid = int(number)
+            try:
+                self._created = psutil.Process(self.pid).create_time()
+            except psutil.Error:
+                self._created = 0.0
+            self._started.set()
+        elif word == b"error":
+            self._exec_errno = int(number)
+        elif word == b"exit":
+            self.exit_code = int(number)
+            self._exited.set()
+            self.ring.wake()
+
+    def _finish(self) -> None:
+        assert self._guard.stdout is not None
+        assert self._guard.stderr is not None
+        os.close(self._status)
+        self._guard.stdout.close()
+        self._guard.stderr.close()
+        self._guard.wait()
+        if self.pid and not self._exited.is_set():
+            self._end_orphan()
+        self._exited.set()
+        self._started.set()
+        self.ring.wake()
+        self.ring.close()
+
+    def _end_orphan(self) -> None:
+        """The guard died without a word (someone killed it): on Linux the server died with it, elsewhere we end it."""
+        self.exit_code = -9
+        try:
+            process = psutil.Process(self.pid)
+            if process.create_time() == self._created:
+                process.kill()
+                process.wait(5.0)
+        except psutil.Error:
+            pass  # it has ended already
