@@ -35,7 +35,8 @@ def check_port(host: str, port: int) -> None:
 def _bind_message(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         owner = port_owner(port)
-        return f"port {port} on {host} is taken{f' by {owner}' if owner else ''}: choose another (0: any free one), or stop it"
+        by = f" by {owner}" if owner else ""
+        return f"port {port} on {host} is taken{by}: choose another (0: any free one), or stop it"
     if error.errno == errno.EACCES:
         return f"port {port} may not be bound by this user: choose one from 1024 up, or 0 for any free one"
     if error.errno == errno.EADDRNOTAVAIL:
@@ -47,7 +48,8 @@ def port_owner(port: int) -> str:
     """`name (pid N)` of the process that listens on a port, "" if the system does not say."""
     try:
         for connection in psutil.net_connections(kind="tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr
+            if listens and listens.port == port and connection.pid:
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     except (psutil.Error, OSError):
         pass  # macOS tells only root

@@ -5,26 +5,29 @@ modules) and `set` (attributes of CommonParams, dotted, with their values). Log 
 llama-server's do, so that both kinds of engine are read in the same way.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import select
 import signal
 import sys
+from typing import Any, NoReturn
 
 PARENT_CHECK_SECONDS = 1.0
 
 
-def say(level, message):
+def say(level: str, message: str) -> None:
     print(f"{level} llamastream: {message}", file=sys.stderr, flush=True)
 
 
-def fail(message):
+def fail(message: str) -> NoReturn:
     say("E", message)
     os._exit(1)
 
 
-def assign(module, params, name, value):
-    """Set one attribute, `cpuparams.n_threads` and the like, with lists, sets and enumerations as the type wants them."""
+def assign(params: Any, name: str, value: Any) -> None:
+    """Set one attribute (`cpuparams.n_threads`), with sets and enumerations as its type wants them."""
     target = params
     *parents, last = name.split(".")
     for parent in parents:
@@ -42,7 +45,7 @@ def assign(module, params, name, value):
         fail(f"the embedded engine cannot set {name} to {value!r}: {error}")
 
 
-def main():
+def main() -> NoReturn:
     parent = os.getppid()
     config = json.load(sys.stdin.buffer)
     # nothing that the server opens should get number 0, which libraries take for a terminal
@@ -50,11 +53,11 @@ def main():
     sys.path[:] = config["path"]
     try:
         import xllamacpp
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever a broken wheel raises, it cannot be used
         fail(f"cannot import xllamacpp: {error}")
     params = xllamacpp.CommonParams()
     for name, value in config["set"].items():
-        assign(xllamacpp, params, name, value)
+        assign(params, name, value)
 
     # until the model is loaded, SIGTERM ends the process at once (the default action), as with llama-server
     try:

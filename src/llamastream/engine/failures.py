@@ -38,8 +38,10 @@ _RULES: tuple[tuple[type[EngineError], re.Pattern[str], str], ...] = (
     (
         EngineMissingError,
         re.compile(r"llamastream: cannot import xllamacpp: (?P<what>.*)"),
-        "the embedded engine needs the package xllamacpp, which cannot be imported ({what}): "
-        "pip install 'llamastream[server]', or give a llama-server executable (binary, LLAMA_SERVER_BIN, PATH)",
+        (
+            "the embedded engine needs the package xllamacpp, which cannot be imported ({what}): "
+            "pip install 'llamastream[server]', or give a llama-server executable (binary, LLAMA_SERVER_BIN, PATH)"
+        ),
     ),
     (
         EngineMissingError,
@@ -50,28 +52,34 @@ _RULES: tuple[tuple[type[EngineError], re.Pattern[str], str], ...] = (
     (
         PortInUseError,
         re.compile(r"couldn't bind[^\n]*|[Aa]ddress already in use|bind\(\) failed"),
-        "cannot listen on {address}: it is taken by another process, not an address of this machine, or not permitted; "
-        "choose another port (0: any free one)",
+        (
+            "cannot listen on {address}: it is taken by another process, no address of this machine, or not permitted; "
+            "choose another port (0: any free one)"
+        ),
     ),
     (
         ModelDownloadError,
         re.compile(r"HTTPS is not supported|DLLAMA_OPENSSL|failed to download|failed to fetch model metadata"
                    r"|get_repo_files: .*(?:failed|error)|error: (?:failed|unable) to .*(?:hugging|download)"
                    r"|not built with CURL|curl_easy_perform\(\) failed", re.IGNORECASE),
-        "the model {model} could not be downloaded: check the name, the network and HF_TOKEN, or download it yourself "
-        "and give its path as model",
+        (
+            "the model {model} could not be downloaded: check the name, the network and HF_TOKEN, or download it "
+            "yourself and give its path as model"
+        ),
     ),
     (
         EngineMemoryError,
         re.compile(r"out of memory|bad_alloc|[Cc]annot allocate memory|failed to allocate|unable to allocate"
                    r"|OutOfDeviceMemory|cudaMalloc failed|insufficient memory|failed to create context"
                    r"|failed to initialize the context"),
-        "not enough memory for the model {model} and its context: use a smaller model or quantisation, a smaller "
-        "ctx_size, or fewer slots (parallel)",
+        (
+            "not enough memory for the model {model} and its context: use a smaller model or quantisation, a smaller "
+            "ctx_size, or fewer slots (parallel)"
+        ),
     ),
     (
         ModelFileError,
-        re.compile(r"failed to open GGUF file[^\n]*|No such file or directory"),
+        re.compile(r"failed to open GGUF file[^\n]*"),
         "the model file {model} cannot be opened: check the path and its permissions",
     ),
     (

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import msgspec
 from msgspec import Struct
 
 from llamastream.engine.helptext import Help
 from llamastream.engine.options import EngineOptions
+from llamastream.engine.translations import DROPPED, TAKE_VALUE, TRANSLATIONS
 from llamastream.errors import UnsupportedFlagError
 
 # flags of llama-server that an option expresses: twice given they would contradict each other
@@ -66,9 +66,7 @@ def http_threads(options: EngineOptions, known: Help) -> int:
     return max(options.threads_http, options.parallel + HTTP_THREAD_MARGIN)
 
 
-def command_line(
-    options: EngineOptions, known: Help, *, model: str | None, key_file: str | None = None
-) -> CommandLine:
+def command_line(options: EngineOptions, known: Help, *, model: str | None, key_file: str | None = None) -> CommandLine:
     """The arguments for resolved options.
 
     Args:
@@ -114,7 +112,7 @@ def command_line(
     line.offer(["--no-ui", "--no-webui"], unless=("--ui", "--webui"), given=options.extra_args)
     if not {"--log-jsonl", "--no-log-jsonl", "--log-format"} & set(options.extra_args):
         line.json_log()
-    line.extra(options.extra_args)
+    line.add_given(options.extra_args)
     return CommandLine(tuple(line.arguments), tuple(line.warnings))
 
 
@@ -130,8 +128,8 @@ class _Line:
         flag = self.known.first(*names)
         if flag is None:
             raise UnsupportedFlagError(
-                f"this llama-server has no {names[0]}, which is needed for {MANAGED.get(names[0], names[0])}: use a newer "
-                "build, or leave the option unset"
+                f"this llama-server has no {names[0]}, which is needed for {MANAGED.get(names[0], names[0])}: "
+                "use a newer build, or leave the option unset"
             )
         self.arguments += [flag, value]
 
@@ -169,11 +167,13 @@ class _Line:
             # a build with a broken GPU driver works if it is told not to look
             self.offer(["--device", "-dev"], "none")
             self.offer(layers, "0")
+            if not {"--fit", "-fit"} & set(options.extra_args):
+                self.offer(["--fit", "-fit"], "off")  # it fits settings to a GPU's memory; here it costs a second load
             return
         if self.known.first(*layers) is None:
             raise UnsupportedFlagError(
-                "gpu is on, but this llama-server was built without GPU support (it has no --gpu-layers): use a build for "
-                "your GPU, or gpu=False"
+                "gpu is on, but this llama-server was built without GPU support (it has no --gpu-layers): use a build "
+                "for your GPU, or gpu=False"
             )
         # older builds know numbers only, and take more layers than there are for all
         automatic = any(self.known.mentions(flag, "auto") for flag in layers)
@@ -184,7 +184,7 @@ class _Line:
         if not self.offer(["--log-jsonl"]):
             self.offer(["--log-format"], "json")
 
-    def extra(self, given: Sequence[str]) -> None:
+    def add_given(self, given: Sequence[str]) -> None:
         rest = list(given)
         while rest:
             flag = rest.pop(0)
@@ -207,18 +207,20 @@ class _Line:
             arity = self.known.flags[flag].arity
             values = [rest.pop(0) for _ in range(min(arity, len(rest)))]
             if len(values) < arity:
-                raise UnsupportedFlagError(f"{flag} in extra_args needs {arity} value(s): {self.known.flags[flag].hint}")
+                raise UnsupportedFlagError(
+                    f"{flag} in extra_args needs {arity} value(s): {self.known.flags[flag].hint}"
+                )
             if flag in self.arguments and not values:
                 return  # already there by default
             self.arguments += [flag, *values]
             return
-        if flag in _TRANSLATIONS:
-            value = rest.pop(0) if flag in _TAKE_VALUE and rest else None
-            replaced = _TRANSLATIONS[flag](self.known, value)
+        if flag in TRANSLATIONS:
+            value = rest.pop(0) if flag in TAKE_VALUE and rest else None
+            replaced = TRANSLATIONS[flag](self.known, value)
             if replaced is not None:
                 old = flag if value is None else f"{flag} {value}"
                 self.warnings.append(
-                    f"{old} translated to {' '.join(replaced)}" if replaced else f"{old} dropped: {_DROPPED[flag]}"
+                    f"{old} translated to {' '.join(replaced)}" if replaced else f"{old} dropped: {DROPPED[flag]}"
                 )
                 # several old flags may become one new one (`--mlock --no-mmap`): the first to ask for more wins
                 if replaced and replaced[0] in self.arguments:
@@ -255,86 +257,6 @@ class _Line:
         )
 
 
-_Translation = Callable[[Help, "str | None"], "list[str] | None"]
-
-
-def _log_format(known: Help, value: str | None) -> list[str] | None:
-    return ["--log-jsonl"] if value == "json" and known.has("--log-jsonl") else []
-
-
-def _log_jsonl(known: Help, _: str | None) -> list[str] | None:
-    return ["--log-format", "json"] if known.has("--log-format") else []
-
-
-def _load(mode: str) -> _Translation:
-    return lambda known, _: ["--load-mode", mode] if known.has("--load-mode") else None
-
-
-def _load_mode(known: Help, value: str | None) -> list[str] | None:
-    old = {"auto": [], "mmap": [], "none": ["--no-mmap"], "mlock": ["--mlock"], "mmap+mlock": ["--mlock"]}
-    flags = old.get(value or "")
-    return flags if flags is not None and all(known.has(flag) for flag in flags) else None
-
-
-def _renamed(*names: str) -> _Translation:
-    def translate(known: Help, value: str | None) -> list[str] | None:
-        flag = known.first(*names)
-        return None if flag is None else [flag] if value is None else [flag, value]
-
-    return translate
-
-
-def _default_now(known: Help, _: str | None) -> list[str] | None:
-    return []
-
-
-_TRANSLATIONS: dict[str, _Translation] = {
-    "--log-format": _log_format,
-    "--log-jsonl": _log_jsonl,
-    "--mlock": _load("mlock"),
-    "--mmap": _load("mmap"),
-    "--no-mmap": _load("none"),
-    "--direct-io": _load("dio"),
-    "-dio": _load("dio"),
-    "--load-mode": _load_mode,
-    "-lm": _load_mode,
-    "--draft": _renamed("--spec-draft-n-max", "--draft-max"),
-    "--draft-n": _renamed("--spec-draft-n-max", "--draft-max", "--draft"),
-    "--draft-max": _renamed("--spec-draft-n-max", "--draft"),
-    "--draft-min": _renamed("--spec-draft-n-min"),
-    "--draft-n-min": _renamed("--spec-draft-n-min", "--draft-min"),
-    "--spec-draft-n-max": _renamed("--draft-max", "--draft"),
-    "--spec-draft-n-min": _renamed("--draft-min"),
-    "--ui": _renamed("--webui"),
-    "--no-ui": _renamed("--no-webui"),
-    "--webui": _renamed("--ui"),
-    "--no-webui": _renamed("--no-ui"),
-    "--embedding": _renamed("--embeddings"),
-    "--embeddings": _renamed("--embedding"),
-    "--rerank": _renamed("--reranking"),
-    "--reranking": _renamed("--rerank"),
-    "--temperature": _renamed("--temp"),
-    "--n-predict": _renamed("--predict"),
-    "--predict": _renamed("--n-predict"),
-    "--cont-batching": _default_now,
-    "-cb": _default_now,
-    "--log-disable": _default_now,
-}
-_TAKE_VALUE = {
-    "--log-format", "--load-mode", "-lm", "--draft", "--draft-n", "--draft-max", "--draft-min", "--draft-n-min",
-    "--spec-draft-n-max", "--spec-draft-n-min", "--temperature", "--n-predict", "--predict",
-}  # fmt: skip
-_DROPPED = {
-    "--log-format": "this llama-server has one log format only, and it is parsed either way",
-    "--log-jsonl": "this llama-server has no JSON log; its text is parsed instead",
-    "--load-mode": "it is what this llama-server does anyway",
-    "-lm": "it is what this llama-server does anyway",
-    "--cont-batching": "this llama-server always does it",
-    "-cb": "this llama-server always does it",
-    "--log-disable": "this llama-server has no such switch",
-}
-
-
 def hidden(arguments: Sequence[str], secrets: Sequence[str]) -> tuple[str, ...]:
     """A command line that may be shown: secrets replaced by `***`."""
     shown = []
@@ -343,8 +265,3 @@ def hidden(arguments: Sequence[str], secrets: Sequence[str]) -> tuple[str, ...]:
             argument = argument.replace(secret, "***") if secret else argument
         shown.append(argument)
     return tuple(shown)
-
-
-def resolved(options: EngineOptions, **changes: object) -> EngineOptions:
-    """A copy of the options with fields filled in."""
-    return msgspec.structs.replace(options, **changes)

@@ -1,7 +1,9 @@
+# pathlib and contextlib cost more to import than this whole program does:
+# ruff: noqa: PTH108, PTH106, PTH112, PTH114, PTH118, PTH208, SIM105, S606
 """The guard: a tiny process between us and a llama-server, so that the server dies with us, even on SIGKILL.
 
-Run as `python -I -S guard.py CONTROL STATUS CLEANUP COMMAND...` with the standard library only. It starts the command, and
-ends it when the control pipe reaches its end (we are gone), when its parent changes, or on a byte in that pipe:
+Run as `python -I -S guard.py CONTROL STATUS CLEANUP COMMAND...` with the standard library only. It starts the command,
+and ends it when the control pipe reaches its end (we are gone), when its parent changes, or on a byte in that pipe:
 `T` sends SIGTERM, `K` SIGKILL. Only the guard signals the server: it is the server's parent, hence the process id
 cannot have been reused. What happened goes to the status pipe as lines: `pid N`, `error ERRNO`, `exit CODE`.
 
@@ -9,16 +11,22 @@ Why not PR_SET_PDEATHSIG alone: it fires when the *thread* that launched the ser
 is set on top, from the guard's only thread, for the case that the guard itself is killed.
 """
 
+from __future__ import annotations
+
 import os
 import select
 import signal
 import sys
 
+TYPE_CHECKING = False  # `typing` itself would cost more to import than everything else here
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
 # how often to look whether our parent is still ours: covers a control pipe that a forked child holds open
 PARENT_CHECK_SECONDS = 1.0
 
 
-def _load_prctl():
+def _load_prctl() -> Any:
     """`prctl`, looked up before the fork, since the child of a fork should do as little as possible."""
     if not sys.platform.startswith("linux"):
         return None
@@ -30,7 +38,7 @@ def _load_prctl():
         return None
 
 
-def _become(command, error_pipe, guard, prctl):
+def _become(command: list[str], error_pipe: int, guard: int, prctl: Any) -> NoReturn:
     """In the child: take the place of the server."""
     try:
         os.setpgid(0, 0)
@@ -50,7 +58,7 @@ def _become(command, error_pipe, guard, prctl):
         os._exit(127)
 
 
-def _end_group(child, number):
+def _end_group(child: int, number: int) -> None:
     try:
         os.killpg(child, number)
     except OSError:
@@ -61,7 +69,7 @@ def _end_group(child, number):
             pass
 
 
-def _clean(paths):
+def _clean(paths: list[str]) -> None:
     for path in paths:
         try:
             if os.path.isdir(path) and not os.path.islink(path):
@@ -74,7 +82,7 @@ def _clean(paths):
             pass
 
 
-def main(arguments):
+def main(arguments: list[str]) -> int:
     control, status = int(arguments[0]), int(arguments[1])
     cleanup = [path for path in arguments[2].split("\n") if path]
     command = arguments[3:]
@@ -88,7 +96,7 @@ def main(arguments):
     os.set_blocking(wake_read, False)
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    ending = []
+    ending: list[bool] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: ending.append(True))
     signal.signal(signal.SIGCHLD, lambda *_: None)

@@ -61,7 +61,10 @@ class Help(Struct, frozen=True):
     def mentions(self, flag: str, word: str) -> bool:
         """Whether the flag's hint or text has a word, such as one of the values that it allows."""
         found = self.flags.get(flag)
-        return found is not None and re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", found.hint + " " + found.text) is not None
+        return (
+            found is not None
+            and re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", found.hint + " " + found.text) is not None
+        )
 
     @property
     def names(self) -> list[str]:

@@ -68,8 +68,8 @@ def download(hf: str) -> Path:
     """
     if not hub_available():
         raise MissingDependencyError(
-            "downloading a model needs the package huggingface_hub: pip install 'llamastream[server]', or give the path "
-            "of a GGUF file as model"
+            "downloading a model needs the package huggingface_hub: pip install 'llamastream[server]', or give the "
+            "path of a GGUF file as model"
         )
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
@@ -81,7 +81,8 @@ def download(hf: str) -> Path:
         except (OSError, HfHubHTTPError) as error:
             return _from_cache(repo, quant or None, error)
         files = choose_files(names, quant or None)
-        return [Path(huggingface_hub.hf_hub_download(repo, name)) for name in files][0]
+        paths = [Path(huggingface_hub.hf_hub_download(repo, name)) for name in files]
+        return paths[0]  # the server finds the other parts of a split model by itself
     except ModelDownloadError as error:
         raise ModelDownloadError(f"{hf}: {error.message}") from None
     except (OSError, ValueError, HfHubHTTPError) as error:
@@ -103,10 +104,9 @@ def _from_cache(repo: str, quant: str | None, error: Exception) -> Path:
 def _failed(hf: str, error: Exception) -> ModelDownloadError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     what = {
-        401: "the hub knows no such repository, or it needs a token: check the name, and set HF_TOKEN for a private one",
+        401: "the hub knows no such repository, or it needs a token: check the name, or set HF_TOKEN",
         403: "access is not granted: accept the model's terms on its page, and set HF_TOKEN",
         404: "the hub knows no such repository or file: check the name",
     }.get(status or 0, "no connection to the hub, and the model is not in the cache: check the network, or give a path")
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return ModelDownloadError(f"cannot download {hf}: {what} ({lines[0][:300]})")
-

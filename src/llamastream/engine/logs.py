@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import islice
 from typing import Any, Literal
 
@@ -159,10 +160,9 @@ class LogRing:
             self._version += 1
             self._changed.notify_all()
         if self._callbacks is not None:
-            try:
+            # a callback that is slower than the server misses lines; the server must not wait for it
+            with suppress(queue.Full):
                 self._callbacks.put_nowait(record)
-            except queue.Full:
-                pass  # a callback that is slower than the server misses lines; the server must not wait for it
         return record
 
     def records(self) -> list[LogRecord]:
@@ -191,17 +191,15 @@ class LogRing:
     def close(self) -> None:
         """No more lines will come: let the callback thread end."""
         if self._callbacks is not None:
-            try:
+            with suppress(queue.Full):  # a daemon thread: it ends with the process at the latest
                 self._callbacks.put_nowait(None)
-            except queue.Full:
-                pass  # daemon thread: it ends with the process
 
 
 def _run_callbacks(records: queue.Queue[LogRecord | None], on_log: Callable[[LogRecord], None]) -> None:
     while (record := records.get()) is not None:
         try:
             on_log(record)
-        except Exception:  # noqa: BLE001 - a faulty observer must not stop the observation of later lines
+        except Exception:
             import logging
 
             logging.getLogger("llamastream.engine").exception("on_log raised; the log goes on")

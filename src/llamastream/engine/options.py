@@ -21,7 +21,7 @@ EngineKind = Literal["auto", "embedded", "executable"]
 MAX_SOCKET_PATH = 103
 
 
-class EngineOptions(Struct, frozen=True, kw_only=True):
+class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to start a llama-server; every field has a default, and the defaults are tuned for streaming.
 
     Paths are strings (`os.PathLike` is accepted and converted; `~` is expanded when the engine starts).
@@ -101,7 +101,10 @@ class EngineOptions(Struct, frozen=True, kw_only=True):
     ] = None
     api_key: Annotated[
         str | None,
-        Meta(description="Key that clients must send; passed to the server by file, never on its command line."),
+        Meta(
+            description="Key that clients must send; passed to the server by file, never on its command line.",
+            extra={"secret": True},
+        ),
     ] = None
     slot_save_path: Annotated[
         str | None,
@@ -209,13 +212,17 @@ def _check_hf(hf: str) -> None:
 def _check_socket(options: EngineOptions) -> None:
     path = options.socket or ""
     if options.port:
-        raise SettingError(f"both socket ({path!r}) and port ({options.port}) are set: the server listens on one of them")
+        raise SettingError(
+            f"both socket ({path!r}) and port ({options.port}) are set: the server listens on one of them"
+        )
     if options.host != "127.0.0.1":
         raise SettingError(f"both socket ({path!r}) and host ({options.host!r}) are set: the server listens on one")
     if not path.endswith(".sock"):
         raise SettingError(f"socket is {path!r}: llama-server takes it for a socket only if the name ends in '.sock'")
     if "," in path:
-        raise SettingError(f"socket is {path!r}: a comma separates addresses for llama-server and may not be in the path")
+        raise SettingError(
+            f"socket is {path!r}: a comma separates addresses for llama-server and may not be in the path"
+        )
     size = len(os.fsencode(Path(path).expanduser().absolute()))
     if size > MAX_SOCKET_PATH:
         raise SettingError(

@@ -53,7 +53,7 @@ def find_binary(binary: str | None = None, environment: Mapping[str, str] | None
     path = environment.get("PATH", os.defpath)
     for value, found in ((binary, "binary"), (environment.get(VARIABLE), VARIABLE)):
         if value:
-            resolved = shutil.which(os.path.expanduser(value), path=path)
+            resolved = shutil.which(Path(value).expanduser(), path=path)
             if resolved is None:
                 reason = "it is a directory" if Path(value).expanduser().is_dir() else "no such executable file"
                 raise SettingError(f"{found} is {value!r}: {reason}; give the path of a llama-server executable")
@@ -100,7 +100,7 @@ def default_cache() -> Path:
 def _identity(path: str) -> str:
     try:
         real = os.path.realpath(path)
-        info = os.stat(real)
+        info = Path(real).stat()
     except OSError as error:
         raise EngineMissingError(f"cannot read the executable {path!r}: {error.strerror}") from None
     return f"{real}:{info.st_size}:{info.st_mtime_ns}"
@@ -165,6 +165,6 @@ def _write_cache(directory: Path, result: Probe) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=directory, delete=False) as file:
             file.write(msgspec.json.encode(result))
-        os.replace(file.name, target)
+        Path(file.name).replace(target)
     except OSError:
         pass  # a cache that cannot be written costs a second at the next start, no more

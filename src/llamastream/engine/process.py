@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -22,15 +23,18 @@ DRAIN_SECONDS = 1.0
 
 # What a server may see of our environment. An allow-list, because LLAMA_ARG_*, AIP_* and config directories change its
 # settings, and because other programs' secrets are none of its business.
-_KEPT = frozenset(
-    "PATH HOME USER LOGNAME TMPDIR TMP TEMP LANG LANGUAGE TZ LD_LIBRARY_PATH LLAMA_CACHE HF_HOME HF_ENDPOINT MODEL_ENDPOINT "
-    "HF_HUB_CACHE HUGGINGFACE_HUB_CACHE HF_HUB_OFFLINE XDG_CACHE_HOME XDG_RUNTIME_DIR XDG_DATA_DIRS SSL_CERT_FILE "
-    "SSL_CERT_DIR CURL_CA_BUNDLE REQUESTS_CA_BUNDLE HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY http_proxy https_proxy "
-    "no_proxy all_proxy SYSTEMROOT".split()
-)
+_KEPT = frozenset({
+    "PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TMP", "TEMP", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH",
+    "LLAMA_CACHE", "HF_HOME", "HF_ENDPOINT", "MODEL_ENDPOINT", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE",
+    "HF_HUB_OFFLINE", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "XDG_DATA_DIRS",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "CURL_CA_BUNDLE",
+    "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy",
+    "all_proxy",
+})  # fmt: skip
 _KEPT_PREFIXES = (
-    "LC_", "DYLD_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "ROCM_", "HSA_", "AMD_", "GPU_", "VK_", "MESA_", "GGML_", "MTL_",
-    "METAL_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ONEAPI_", "SYCL_", "ZE_", "UR_", "MALLOC_", "GLIBC_",
+    "LC_", "DYLD_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "ROCM_", "HSA_", "AMD_", "GPU_", "VK_", "MESA_", "GGML_",
+    "MTL_", "METAL_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ONEAPI_", "SYCL_", "ZE_", "UR_", "MALLOC_",
+    "GLIBC_",
 )  # fmt: skip
 
 
@@ -171,10 +175,8 @@ class ServerProcess:
     def _order(self, order: bytes) -> None:
         with self._lock:
             if self._control >= 0 and self.alive and os.getpid() == self._owner:
-                try:
+                with suppress(BrokenPipeError):  # the guard is gone, and the server with it
                     os.write(self._control, order)
-                except BrokenPipeError:
-                    pass  # the guard is gone, and the server with it
 
     def _close_control(self) -> None:
         with self._lock:

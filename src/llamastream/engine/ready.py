@@ -12,7 +12,7 @@ import psutil
 
 from llamastream.types import Capabilities, LogRecord
 
-# `listening on http://127.0.0.1:8080`, `server is listening on unix:///x.sock`, and with port 0 each names the real port
+# `listening on http://127.0.0.1:8080`, `server is listening on unix:///x.sock`; with port 0 they name the real port
 _LISTENING = re.compile(r"listening on (?P<url>https?://\S+?:(?P<port>\d+)|unix://\S+)")
 # 2023 to 2024: `HTTP server is listening, hostname: 127.0.0.1, port: 8080`, `HTTP server listening hostname=.. port=..`
 _LISTENING_OLD = re.compile(r"server (?:is )?listening\b.*?port[\":= ]+(?P<port>\d+)")

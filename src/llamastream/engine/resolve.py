@@ -47,8 +47,8 @@ def check_memory(info: GgufInfo, options: EngineOptions, usable: int) -> None:
     need = options.ctx_size * options.parallel * info.kv_bytes_per_token() // (4 if smaller else 1)
     if need > usable:
         raise EngineMemoryError(
-            f"the context needs {need / 2**30:.1f} GiB ({options.parallel} slots of {options.ctx_size} tokens), this machine "
-            f"has {usable / 2**30:.1f} GiB: use a smaller ctx_size, or fewer slots (parallel)"
+            f"the context needs {need / 2**30:.1f} GiB ({options.parallel} slots of {options.ctx_size} tokens), "
+            f"this machine has {usable / 2**30:.1f} GiB: use a smaller ctx_size, or fewer slots (parallel)"
         )
 
 
