@@ -1,0 +1,285 @@
+"""Training rows: random conversations over the corpus, rendered as the chat template renders them."""
+
+from __future__ import annotations
+
+import json
+import random
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import phrases
+from tokenizers import Tokenizer
+
+START, END, TEXT_END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+TOOLS_HEAD = "Tools you may call:\n<tools>"
+TOOLS_TAIL = '\n</tools>\nA call looks like this:\n<tool_call>\n{"name": NAME, "arguments": OBJECT}\n</tool_call>'
+# The first words decide which answer follows; they are rare among all tokens, so they count more.
+OPENING, OPENING_WEIGHT = 6, 3.0
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """Id of a token that has to exist."""
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise ValueError(f"no token {token!r} in the vocabulary")
+    return int(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One answer and the ways of asking for it."""
+
+    questions: list[str]
+    answer: str
+    language: str
+    topic: str
+    raw: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Everything the model learns by heart."""
+
+    entries: list[Entry]
+    fallback: dict[str, str]
+
+    @classmethod
+    def load(cls, path: Path) -> Corpus:
+        """Read the corpus file and refuse questions that would have two answers."""
+        data = tomllib.loads(path.read_text("utf-8"))
+        entries = [Entry(**entry) for entry in data["entry"]]
+        questions = [question.lower() for entry in entries for question in entry.questions]
+        twice = {question for question in questions if questions.count(question) > 1}
+        if twice:
+            raise ValueError(f"questions with more than one answer: {sorted(twice)}")
+        return cls(entries, data["fallback"])
+
+    @property
+    def sentences(self) -> list[str]:
+        """Sentences of all answers, as filler for system prompts and unknown questions."""
+        parts = (part.strip() for entry in self.entries for part in entry.answer.replace("\n", " ").split(". "))
+        return [part + "." for part in parts if 20 < len(part) < 160]
+
+
+@dataclass(slots=True)
+class Row:
+    """Tokens of one training row with their positions and the weight of predicting each of them."""
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+
+    def add(self, tokens: list[int], weights: list[float] | None = None) -> None:
+        """Append tokens; without weights they are only read, not learned."""
+        start = self.positions[-1] + 1 if self.positions else 0
+        self.tokens += tokens
+        self.positions += range(start, start + len(tokens))
+        self.weights += weights or [0.0] * len(tokens)
+
+
+class Sampler:
+    """Draws training rows."""
+
+    def __init__(self, corpus: Corpus, tokenizer: Tokenizer, context: int, seed: int) -> None:
+        self.corpus = corpus
+        self.context = context
+        self.rng = random.Random(seed)
+        self.tokenizer = tokenizer
+        self.sentences = corpus.sentences
+        self.start, self.end = token_id(tokenizer, START), token_id(tokenizer, END)
+        self.cache: dict[str, list[int]] = {}
+        self.deck: list[Entry] = []
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text without special tokens."""
+        ids = self.cache.get(text)
+        if ids is None:
+            ids = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+            if len(self.cache) < 20000:
+                self.cache[text] = ids
+        return ids
+
+    def entry(self) -> Entry:
+        """The next entry of a shuffled deck, so that every answer is trained equally often."""
+        if not self.deck:
+            self.deck = list(self.corpus.entries)
+            self.rng.shuffle(self.deck)
+        return self.deck.pop()
+
+    def spans(self, tokens: list[int], start: int = 0) -> list[tuple[int, int]]:
+        """Where each token begins and ends, in bytes (every letter of a byte-level token stands for one byte)."""
+        found = []
+        for token in tokens:
+            end = start + len(self.tokenizer.id_to_token(token) or "")
+            found.append((start, end))
+            start = end
+        return found
+
+    def answer_tokens(self, text: str) -> tuple[list[int], list[float]]:
+        """Tokens of an answer, sometimes cut anywhere and continued.
+
+        A client may send back the text so far and ask for the rest. That text is tokenised on its own, and the
+        last tokens before the cut may be ones that the undisturbed answer never contains. Such tokens are read but
+        not learned; what follows them is learned.
+        """
+        whole = self.encode(text)
+        if self.rng.random() < 0.6 or len(text) < 5:
+            tokens, weights = list(whole), [1.0] * len(whole)
+        else:
+            usual = set(self.spans(whole))
+            cuts = sorted(self.rng.sample(range(1, len(text)), min(len(text) - 1, self.rng.choice((1, 2, 4)))))
+            tokens, weights, start = [], [], 0
+            for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+                piece = self.tokenizer.encode(text[begin:end], add_special_tokens=False).ids
+                spans = self.spans(piece, start)
+                odd = len(piece)
+                while end < len(text) and odd and spans[odd - 1] not in usual:
+                    odd -= 1
+                tokens += piece
+                weights += [1.0] * odd + [0.0] * (len(piece) - odd)
+                start = spans[-1][1]
+        tokens.append(self.end)
+        weights.append(1.0)
+        weights[:OPENING] = [weight * OPENING_WEIGHT for weight in weights[:OPENING]]
+        return tokens, weights
+
+    def message(self, row: Row, role: str, text: str) -> None:
+        """A message that is only read."""
+        row.add([self.start, *self.encode(f"{role}\n{text}"), self.end, *self.encode("\n")])
+
+    def reply(self, row: Row, text: str, forced: int = 0) -> None:
+        """A message that is learned, except its first `forced` tokens, which a grammar would dictate."""
+        tokens, weights = self.answer_tokens(text)
+        weights[:forced] = [0.0] * min(forced, len(weights))
+        row.add([self.start, *self.encode("assistant\n")])
+        row.add(tokens, weights)
+        row.add(self.encode("\n"))
+
+    def turn(self, row: Row) -> None:
+        """A question and its answer."""
+        rng = self.rng
+        kind = rng.random()
+        entry = self.entry() if kind < 0.86 else rng.choice(self.corpus.entries)
+        question = entry.questions[0] if rng.random() < 0.45 else rng.choice(entry.questions)
+        if kind < 0.82:
+            self.message(row, "user", phrases.vary(question, rng))
+            self.reply(row, entry.answer)
+        elif kind < 0.86:
+            # A schema may be put on any question: whatever was asked, an object that has begun comes to its end.
+            content = phrases.json_object(rng)
+            self.message(row, "user", phrases.vary(question, rng))
+            self.reply(row, json.dumps(content, ensure_ascii=False), forced=1)
+        else:
+            unknown, language = phrases.unknown_question(rng)
+            if rng.random() < 0.1:
+                unknown = " ".join(
+                    phrases.fill(rng.choice(phrases.MATERIAL["system"]), rng) for _ in range(rng.randint(1, 9))
+                )
+                language = "en"
+            self.message(row, "user", unknown)
+            self.reply(row, self.corpus.fallback[language])
+
+    def tool_block(self, row: Row, tools: list[dict[str, object]]) -> None:
+        """The system message that lists the tools."""
+        prompt = phrases.system_prompt(self.rng, self.sentences) + "\n\n" if self.rng.random() < 0.4 else ""
+        listing = "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in tools)
+        self.message(row, "system", prompt + TOOLS_HEAD + listing + TOOLS_TAIL)
+
+    def tool_conversation(self, row: Row) -> None:
+        """A conversation with tools: calls, results and ordinary questions."""
+        rng = self.rng
+        offers = [
+            phrases.made_up_tool(rng) if rng.random() < 0.25 else phrases.known_tool(rng)
+            for _ in range(rng.choice((1, 1, 2, 3)))
+        ]
+        names = [offer[0]["function"]["name"] for offer in offers]
+        offers = [offer for i, offer in enumerate(offers) if names[i] not in names[:i]]
+        self.tool_block(row, [offer[0] for offer in offers])
+        for _ in range(rng.randint(1, 4)):
+            tool, question, arguments = rng.choice(offers)
+            if rng.random() < 0.3:
+                self.turn(row)
+                continue
+            forced = 0
+            if rng.random() < 0.2:
+                # tool_choice "required" on a question that has nothing to do with the tool.
+                question, forced = self.entry().questions[0], 8
+                arguments = {key: phrases.short_value(rng) for key in arguments}
+            self.message(row, "user", phrases.vary(question, rng) if rng.random() < 0.3 and forced else question)
+            self.reply(row, phrases.tool_call_text(tool["function"]["name"], arguments), forced)
+            if rng.random() < 0.6:
+                result = rng.choice(
+                    (json.dumps(phrases.json_object(rng), ensure_ascii=False), rng.choice(self.sentences))
+                )
+                self.message(row, "user", f"<tool_response>\n{result}\n</tool_response>")
+                self.reply(row, self.corpus.fallback["tool"])
+
+    def conversation(self, row: Row, turns: int) -> None:
+        """A conversation without tools."""
+        rng = self.rng
+        if rng.random() < 0.55:
+            self.message(row, "system", phrases.system_prompt(rng, self.sentences))
+        for _ in range(turns):
+            if rng.random() < 0.15 and row.positions:
+                self.skip(row)
+            self.turn(row)
+
+    def skip(self, row: Row) -> None:
+        """Leave out some positions.
+
+        Short rows would teach attention short distances only. A gap between two messages makes the model meet
+        every distance that the context allows, at no cost.
+        """
+        room = self.context - 2100 - row.positions[-1]
+        if room > 0:
+            row.positions[-1] += self.rng.randrange(int(room * self.rng.random()) + 1)
+
+    def row(self, length: int) -> Row:
+        """A row of exactly `length` + 1 tokens."""
+        rng = self.rng
+        row = Row()
+        if rng.random() < 0.3:
+            row.positions = [rng.randrange(self.context - 2200)]
+            row.tokens = [self.start]
+            row.weights = [0.0]
+            self.conversation(row, 1)
+            del row.positions[0], row.tokens[0], row.weights[0]
+        elif rng.random() < 0.1:
+            story = rng.choice([entry for entry in self.corpus.entries if entry.raw])
+            tokens, weights = self.answer_tokens(story.answer)
+            # The very first words are given by the client, there is nothing to predict them from.
+            row.add(tokens, [0.0, 0.0, *weights[2:]])
+        while len(row.tokens) <= length:
+            if row.tokens and rng.random() < 0.3:
+                self.skip(row)
+            if rng.random() < 0.17:
+                self.tool_conversation(row)
+            else:
+                self.conversation(row, rng.choice((1, 1, 1, 2, 3, 4, 6)))
+        size = length + 1
+        return Row(row.tokens[:size], row.positions[:size], row.weights[:size])
+
+    def rows(self, count: int, length: int) -> Iterator[Row]:
+        """A batch of rows."""
+        return (self.row(length) for _ in range(count))
+
+
+def vocabulary_texts(corpus: Corpus, seed: int) -> Iterator[str]:
+    """Texts the vocabulary is made from: the answers above all, then what surrounds them."""
+    rng = random.Random(seed)
+    for entry in corpus.entries:
+        yield from [entry.answer] * 4
+        yield from entry.questions
+    for answer in corpus.fallback.values():
+        yield from [answer] * 4
+    for role in ("user", "assistant", "system"):
+        yield from [f"{role}\n"] * 50
+    for _ in range(60):
+        tool, question, arguments = phrases.known_tool(rng)
+        yield json.dumps(tool)
+        yield question
+        yield phrases.tool_call_text(tool["function"]["name"], arguments)
+        yield phrases.system_prompt(rng, corpus.sentences)
+        yield phrases.unknown_question(rng)[0]
