@@ -1,8 +1,9 @@
 """Settings declared once: the command line, the environment, the TOML file and the reference page derive from these.
 
 A settings group is a frozen `msgspec.Struct` whose fields are `Annotated[type, Meta(...)]`: the description is the
-help text, the bounds are the checks. A field's flag is `--its-name`, its variable `LLAMASTREAM_ITS_NAME`, its TOML
-key `its_name` in the group's table. `Meta(extra={...})` may say `flag` (another spelling), `secret` (never shown).
+help text, the bounds are the checks. A field's flag is `--its-name`, its TOML key `its_name` in the group's table
+(`SECTION`), its variable `LLAMASTREAM_ITS_NAME`, or `LLAMASTREAM_SERVE_ITS_NAME` in the group `serve`.
+`Meta(extra={...})` may say `flags` (all spellings, the long one first) and `secret` (never shown).
 
 Order of precedence: command line, environment, file, defaults.
 """
@@ -14,7 +15,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -33,11 +34,13 @@ Seconds = Annotated[float, Meta(gt=0, le=1e7)]
 class ClientSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to reach a server, and the defaults of its requests."""
 
+    SECTION: ClassVar[str] = "client"
+
     base_url: Annotated[
         str,
         Meta(
             description="Address of the server: http, https or unix scheme, with or without /v1.",
-            extra={"flag": "--url"},
+            extra={"flags": ["--url", "-u"]},
         ),
     ] = DEFAULT_BASE_URL
     api_key: Annotated[str | None, Meta(description="Key that the server asks for.", extra={"secret": True})] = None
@@ -80,12 +83,12 @@ class SettingField(Struct, frozen=True):
     """One declared setting, as the command line and the reference page need it.
 
     Attributes:
-        name: field name. flag: `--name`. env: variable name. type: the bare type, annotations resolved.
+        name: field name. flags: spellings on the command line. env: variable name. type: with its annotations.
         default: the default value. description: one sentence. secret: never show the value.
     """
 
     name: str
-    flag: str
+    flags: tuple[str, ...]
     env: str
     type: Any
     default: Any
@@ -96,6 +99,8 @@ class SettingField(Struct, frozen=True):
 def declared(group: type[Struct]) -> list[SettingField]:
     """The settings of a group, in the order of their declaration."""
     hints = get_type_hints(group, include_extras=True)
+    section: str = getattr(group, "SECTION", "client")
+    prefix = ENV_PREFIX if section == "client" else f"{ENV_PREFIX}{section.upper()}_"
     found = []
     for field in struct_fields(group):
         meta = [m for m in getattr(hints[field.name], "__metadata__", ()) if isinstance(m, Meta)]
@@ -108,8 +113,8 @@ def declared(group: type[Struct]) -> list[SettingField]:
         found.append(
             SettingField(
                 name=field.name,
-                flag=extra.get("flag", "--" + field.name.replace("_", "-")),
-                env=ENV_PREFIX + field.name.upper(),
+                flags=tuple(extra.get("flags", ["--" + field.name.replace("_", "-")])),
+                env=prefix + field.name.upper(),
                 type=hints[field.name],
                 default=default,
                 description=description,
@@ -149,7 +154,7 @@ def load(
     sources: dict[str, str] = {}
     for field in fields:
         if given.get(field.name) is not None:
-            raw, source = given[field.name], field.flag
+            raw, source = given[field.name], field.flags[0]
         elif environ.get(field.env, "") != "":
             raw, source = environ[field.env], f"the environment ({field.env})"
         elif field.name in table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -30,6 +30,8 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         SettingError: a value, or a combination of values, is not allowed.
     """
 
+    SECTION: ClassVar[str] = "serve"
+
     kind: Annotated[
         EngineKind,
         Meta(
@@ -43,11 +45,17 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ] = None
     model: Annotated[
         str | None,
-        Meta(description="Path of the GGUF model file; unset (and no hf): the small demo model of this package."),
+        Meta(
+            description="Path of the GGUF model file; unset (and no hf): the small demo model of this package.",
+            extra={"flags": ["--model", "-m"]},
+        ),
     ] = None
     hf: Annotated[
         str | None,
-        Meta(description="Hugging Face repository with a GGUF model, `USER/REPO` or `USER/REPO:QUANT`."),
+        Meta(
+            description="Hugging Face repository with a GGUF model, `USER/REPO` or `USER/REPO:QUANT`.",
+            extra={"flags": ["--hf", "-hf"]},
+        ),
     ] = None
     alias: Annotated[
         str | None,
@@ -172,7 +180,8 @@ def _field_types() -> dict[str, Any]:
     if not _types:
         import typing
 
-        _types.update(typing.get_type_hints(EngineOptions, include_extras=True))
+        hints = typing.get_type_hints(EngineOptions, include_extras=True)
+        _types.update({field.name: hints[field.name] for field in msgspec.structs.fields(EngineOptions)})
     return _types
 
 

@@ -1,0 +1,105 @@
+"""`llamastream chat`: one question, the answer streamed to the terminal."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from llamastream.cli.options import with_settings
+from llamastream.cli.screen import Screen
+from llamastream.client import Stream, StreamingClient
+from llamastream.compose import server_for
+from llamastream.errors import InvalidRequestError, LlamaStreamError
+from llamastream.settings import ClientSettings
+from llamastream.types import ReasoningDelta, StreamEnd, TextDelta, ToolCallDelta
+
+MAX_STDIN_BYTES = 64 * 1024 * 1024
+
+
+@with_settings(ClientSettings, "client")
+def chat(
+    prompt: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
+    *,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="A system prompt.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event to stdout.")] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Start the demo engine, even if a server runs.")] = False,
+    svg: Annotated[Path | None, typer.Option("--svg", help="Save a picture of the terminal to this file.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The answer alone: no notes, no summary.")] = False,
+    client: ClientSettings,
+    client_sources: dict[str, str],
+) -> None:
+    """Stream the answer to one question.
+
+    Without a server at the default address, the built-in demo engine answers. The answer goes to stdout, all else to
+    stderr. Ctrl-C stops the answer and frees the slot on the server.
+    """
+    question = _read_question(prompt)
+    screen = Screen(quiet=quiet or json, record=svg is not None)
+    screen.command(f"llamastream chat {shlex.quote(question)}")
+    messages = [{"role": "user", "content": question}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    explicit = client_sources["base_url"] != "default"
+    with (
+        server_for(client, demo=demo, explicit_url=explicit, notify=screen.note) as settings,
+        StreamingClient(settings=settings).stream_chat(messages) as stream,
+    ):
+        try:
+            _show_json(stream) if json else _show(stream, screen)
+        except KeyboardInterrupt:
+            stream.close()
+            screen.end_answer()
+            screen.summary(stream.stats, "cancelled")
+            raise typer.Exit(128 + signal.SIGINT) from None
+        except LlamaStreamError as error:
+            screen.end_answer()
+            if json:
+                _print_json({"type": "error", "error": type(error).__name__, "message": error.message})
+            elif error.partial is not None and error.partial.stats.chunks:
+                screen.summary(error.partial.stats, "broken off")
+            raise
+    if svg is not None:
+        screen.save_picture(svg)
+
+
+def _read_question(prompt: str) -> str:
+    if prompt != "-":
+        return prompt
+    data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    if len(data) > MAX_STDIN_BYTES:
+        raise InvalidRequestError(f"standard input is larger than {MAX_STDIN_BYTES >> 20} MiB")
+    text = data.decode("utf-8", "replace").strip()
+    if not text:
+        raise InvalidRequestError(
+            "standard input is empty; pipe the question in, as in: echo 'Who are you?' | llamastream chat -"
+        )
+    return text
+
+
+def _show(stream: Stream, screen: Screen) -> None:
+    for event in stream.events():
+        if isinstance(event, TextDelta):
+            screen.answer(event.text)
+        elif isinstance(event, ReasoningDelta):
+            screen.reasoning(event.text)
+        elif isinstance(event, ToolCallDelta) and event.name:
+            screen.note(f"the model calls the tool {event.name}")
+        elif isinstance(event, StreamEnd):
+            screen.end_answer()
+            screen.summary(event.stats, event.finish_reason)
+
+
+def _show_json(stream: Stream) -> None:
+    for event in stream.events():
+        _print_json(event)
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+    sys.stdout.buffer.flush()

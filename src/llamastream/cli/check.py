@@ -1,0 +1,187 @@
+"""`llamastream check`: what is here, what is missing, and what to do about it."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from typing import Annotated, Literal
+
+import msgspec
+import typer
+from msgspec import Struct
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from llamastream._version import __version__
+from llamastream.cli.options import with_settings
+from llamastream.client import StreamingClient
+from llamastream.compose import PROBE
+from llamastream.engine import facts
+from llamastream.engine.demo import demo_model_path
+from llamastream.engine.hub import hub_available
+from llamastream.engine.options import EngineOptions
+from llamastream.errors import LlamaStreamError, TransportError
+from llamastream.settings import ClientSettings
+
+Verdict = Literal["ok", "note", "problem"]
+_MARKS: dict[Verdict, tuple[str, str]] = {"ok": ("✓", "green"), "note": ("·", "yellow"), "problem": ("✗", "red")}
+
+
+class Finding(Struct, frozen=True):
+    """One line of the report. `advice` says what to do, "" if nothing is to be done."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+    advice: str = ""
+
+
+@with_settings(ClientSettings, "client", only=("base_url", "api_key", "ca_file"))
+@with_settings(EngineOptions, "engine", only=("kind", "binary", "model", "host", "port"), defaults={"port": 8080})
+def check(
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
+    client: ClientSettings,
+    client_sources: dict[str, str],
+    engine: EngineOptions,
+    engine_sources: dict[str, str],
+) -> None:
+    """Say what is here (engines, CPU, memory, model, port, server) and what to do about what is not.
+
+    Exits with 1 if something must be mended before a server can run.
+    """
+    explicit = client_sources["base_url"] != "default"
+    server = server_finding(client, explicit)
+    findings = [
+        Finding(
+            "llamastream", "ok", f"{__version__}, Python {platform.python_version()} on {platform.platform(terse=True)}"
+        ),
+        *engine_findings(engine),
+        cpu_finding(),
+        memory_finding(),
+        model_finding(engine),
+        port_finding(engine, server.verdict == "ok"),
+        server,
+        hub_finding(),
+    ]
+    failed = any(finding.verdict == "problem" for finding in findings)
+    if json:
+        sys.stdout.buffer.write(msgspec.json.encode({"ok": not failed, "findings": findings}) + b"\n")
+    else:
+        _print(findings)
+    raise typer.Exit(1 if failed else 0)
+
+
+def engine_findings(options: EngineOptions) -> list[Finding]:
+    """The engines; it is a problem only if the one that was asked for, or every one, is missing."""
+    found = facts.find_engines(options.binary)
+    any_usable = any(fact.usable for fact in found)
+    findings = []
+    for fact in found:
+        if fact.usable:
+            where = f"{fact.path} (from {fact.found})" if fact.kind == "executable" else f"{fact.found} wheel"
+            findings.append(Finding(f"{fact.kind} engine", "ok", f"{fact.version or 'version unknown'}, {where}"))
+            continue
+        wanted = options.kind == fact.kind or (options.binary is not None and fact.kind == "executable")
+        verdict: Verdict = "problem" if wanted or not any_usable else "note"
+        detail, _, advice = fact.problem.partition(": ")
+        findings.append(Finding(f"{fact.kind} engine", verdict, detail, advice))
+    return findings
+
+
+def cpu_finding() -> Finding:
+    cores = facts.cores()
+    features = facts.cpu_features()
+    detail = f"{cores.usable} usable of {cores.physical} physical and {cores.logical} logical cores"
+    detail += f"; {', '.join(features)}" if features else ""
+    if platform.machine().lower() in ("x86_64", "amd64") and features and "avx2" not in features:
+        return Finding("CPU", "note", detail, "without AVX2 decode is several times slower; use a newer machine")
+    return Finding("CPU", "ok", detail)
+
+
+def memory_finding() -> Finding:
+    memory = facts.memory()
+    detail = f"{gib(memory.available)} free of {gib(memory.total)}"
+    if memory.limit is not None:
+        detail += f", limited to {gib(memory.limit)} by the cgroup"
+    if memory.available < 1 << 30:
+        return Finding("memory", "note", detail, "free some memory, or use a smaller model and --ctx-size")
+    return Finding("memory", "ok", detail)
+
+
+def model_finding(options: EngineOptions) -> Finding:
+    try:
+        path = options.model or str(demo_model_path())
+    except LlamaStreamError as error:
+        return Finding("model", "problem", error.message)
+    fact = facts.model_fact(path)
+    if fact.info is None:
+        return Finding("model", "problem", fact.problem)
+    info = fact.info
+    kind = "demo model" if options.model is None else path
+    detail = f"{kind}: {info.architecture}, {info.size / 2**20:,.1f} MiB, context {info.n_ctx_train:,}"
+    if not info.chat_template:
+        return Finding("model", "note", detail, "the model has no chat template; chat answers may be poor")
+    return Finding("model", "ok", detail)
+
+
+def port_finding(options: EngineOptions, server_reachable: bool) -> Finding:
+    fact = facts.port_fact(options.host, options.port)
+    where = f"{options.host}:{options.port}"
+    if fact.free:
+        return Finding("port", "ok", f"{where} is free")
+    if server_reachable:
+        return Finding("port", "ok", f"{where} is in use, by a llama-server")
+    return Finding("port", "note", fact.problem or f"{where} is in use", "serve on another one with --port")
+
+
+def server_finding(settings: ClientSettings, explicit: bool) -> Finding:
+    try:
+        client = StreamingClient(settings=settings, timeouts=PROBE)
+        health = client.health()
+    except TransportError as error:
+        if explicit:
+            return Finding("server", "problem", error.message)
+        return Finding("server", "ok", f"none at {settings.base_url}", "`llamastream serve` starts one")
+    except LlamaStreamError as error:
+        return Finding("server", "problem" if explicit else "note", error.message)
+    if not health.ok:
+        return Finding(
+            "server", "note", f"{client.base_url}: {health.detail or health.status}", "wait until it is ready"
+        )
+    try:
+        props = client.props()
+    except LlamaStreamError as error:
+        return Finding("server", "note", f"{client.base_url} is ready, but {error.message}")
+    build = props.get("build_info", "unknown build")
+    return Finding("server", "ok", f"{client.base_url} is ready: {build}, {props.get('total_slots', '?')} slots")
+
+
+def hub_finding() -> Finding:
+    if hub_available():
+        return Finding("downloads", "ok", "huggingface_hub is installed: -hf works with every engine")
+    return Finding(
+        "downloads",
+        "note",
+        "no huggingface_hub: -hf works with an executable only",
+        "pip install 'llamastream[server]'",
+    )
+
+
+def gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _print(findings: list[Finding]) -> None:
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        mark, style = _MARKS[finding.verdict]
+        text = Text(finding.detail)
+        if finding.advice:
+            text.append(f"\n→ {finding.advice}", style="dim")
+        table.add_row(Text(mark, style=style), Text(finding.name, style="bold"), text)
+    Console(highlight=False).print(table)

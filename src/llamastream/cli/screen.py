@@ -1,0 +1,118 @@
+"""What the terminal shows: the answer on stdout, everything else on stderr, and the picture of both as an SVG."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from llamastream.types import Stats
+
+
+class Screen:
+    """Writes an answer as it comes. With `record`, everything shown can be saved as a picture."""
+
+    def __init__(self, stdout: TextIO | None = None, *, quiet: bool = False, record: bool = False) -> None:
+        self._stdout = stdout or sys.stdout
+        self._notes = Console(stderr=True, highlight=False)
+        self._quiet = quiet
+        self._at_line_start = True
+        self._picture = Console(record=True, width=88, file=io.StringIO(), force_terminal=True) if record else None
+
+    def command(self, line: str) -> None:
+        """The command line, for the picture alone: in the terminal the user has just typed it."""
+        if self._picture is not None:
+            self._picture.print(Text.assemble(("$ ", "green"), (line, "bold")))
+
+    def note(self, text: str) -> None:
+        """One line beside the answer, on stderr."""
+        if not self._quiet:
+            self._fresh_line()
+            self._notes.print(Text(text, style="dim"))
+        if self._picture is not None:
+            self._picture.print(Text(text, style="dim"))
+
+    def answer(self, text: str) -> None:
+        """A piece of the answer, at once."""
+        self._stdout.write(text)
+        self._stdout.flush()
+        self._at_line_start = text.endswith("\n")
+        if self._picture is not None:
+            self._picture.print(Text(text), end="", soft_wrap=True)
+
+    def reasoning(self, text: str) -> None:
+        """A piece of the reasoning: dimmed, on stderr, and only where a person looks."""
+        if not self._quiet and self._notes.is_terminal:
+            self._notes.print(Text(text, style="dim italic"), end="", soft_wrap=True)
+
+    def end_answer(self) -> None:
+        if not self._at_line_start:
+            self._stdout.write("\n")
+            self._stdout.flush()
+            self._at_line_start = True
+        if self._picture is not None:
+            self._picture.print()
+
+    def summary(self, stats: Stats, finish_reason: str | None) -> None:
+        self.note(summary_line(stats, finish_reason))
+
+    def save_picture(self, path: Path) -> None:
+        """Write the recorded screen as an SVG without addresses of fonts or anything else outside."""
+        assert self._picture is not None
+        svg = self._picture.export_svg(title="llamastream", code_format=_SVG)
+        path.write_text(svg, encoding="utf-8")
+
+    def _fresh_line(self) -> None:
+        if not self._at_line_start and self._stdout.isatty():
+            self._stdout.write("\n")
+            self._stdout.flush()
+            self._at_line_start = True
+
+
+def summary_line(stats: Stats, finish_reason: str | None) -> str:
+    """`first token 12 ms · 1,234 tokens/s · 212 tokens · stop`."""
+    parts = []
+    if stats.time_to_first_token is not None:
+        parts.append(f"first token {milliseconds(stats.time_to_first_token)}")
+    if stats.tokens_per_second is not None:
+        parts.append(f"{stats.tokens_per_second:,.0f} tokens/s")
+    count = stats.completion_tokens if stats.completion_tokens is not None else stats.chunks
+    parts.append(f"{count:,} token{'' if count == 1 else 's'}")
+    if stats.cached_tokens:
+        parts.append(f"{stats.cached_tokens:,} of {stats.prompt_tokens:,} prompt tokens cached")
+    parts.append(finish_reason or "unfinished")
+    return " · ".join(parts)
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:,.0f} ms" if seconds < 10 else f"{seconds:,.1f} s"
+
+
+# rich's own frame loads a font from the network; this one takes what the viewer has.
+_SVG = """\
+<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.{unique_id}-matrix {{ font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  font-size: {char_height}px; line-height: {line_height}px; font-variant-east-asian: full-width; }}
+.{unique_id}-title {{ font-size: 18px; font-weight: bold; font-family: sans-serif; }}
+{styles}
+</style>
+<defs>
+<clipPath id="{unique_id}-clip-terminal">
+<rect x="0" y="0" width="{terminal_width}" height="{terminal_height}" />
+</clipPath>
+{lines}
+</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}
+<g class="{unique_id}-matrix">
+{matrix}
+</g>
+</g>
+</svg>
+"""

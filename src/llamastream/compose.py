@@ -1,0 +1,65 @@
+"""Wires client and engine together: which server a command talks to, and one of our own where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+from llamastream.client import StreamingClient
+from llamastream.engine import EngineOptions, launch
+from llamastream.errors import ProtocolError, StreamTimeoutError, TransportError
+from llamastream.settings import ClientSettings
+from llamastream.types import Timeouts
+
+PROBE = Timeouts(connect=2.0)
+"""A server of one's own machine answers at once or not at all."""
+
+
+def server_answers(settings: ClientSettings, notify: Callable[[str], None]) -> bool:
+    """Whether a llama-server is at the configured address; one that still loads its model is waited for.
+
+    Raises:
+        LlamaStreamError: the server is there but reports a failure.
+    """
+    client = StreamingClient(settings=settings, timeouts=PROBE)
+    try:
+        health = client.health()
+    except (TransportError, StreamTimeoutError):
+        return False
+    except ProtocolError as error:
+        notify(f"{error.message}")
+        return False
+    if health.status == "loading":
+        notify(f"the server at {client.base_url} is loading its model; waiting")
+        client.wait_until_ready(None)
+    return True
+
+
+@contextmanager
+def server_for(
+    settings: ClientSettings, *, demo: bool, explicit_url: bool, notify: Callable[[str], None]
+) -> Iterator[ClientSettings]:
+    """Settings of a server that runs: the configured one, or the demo engine, started for the while and stopped after.
+
+    Args:
+        demo: start the demo engine in any case.
+        explicit_url: the address was chosen by the user; then nothing is started in its place.
+        notify: takes one line for the user.
+
+    Raises:
+        LlamaStreamError: no server can be had.
+    """
+    if not demo:
+        if explicit_url or server_answers(settings, notify):
+            yield settings
+            return
+        notify(
+            f"no llama-server at {settings.base_url}: starting the demo engine for this answer "
+            "(`llamastream serve` runs one that stays)"
+        )
+    with launch(EngineOptions()) as engine:
+        slots = f"{engine.capabilities.slots} slots × {engine.capabilities.n_ctx:,} tokens"
+        notify(f"demo model on {engine.url} ({engine.kind} engine, {slots})")
+        yield msgspec.structs.replace(settings, base_url=engine.url, api_key=engine.api_key)
