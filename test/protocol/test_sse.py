@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -29,7 +30,7 @@ CASES: dict[str, tuple[bytes, list[SseEvent]]] = {
     "only one space is dropped": (b"data:  x\n\ndata:y\n\n", [message(b" x"), message(b"y")]),
     "data without a colon is an empty line": (b"data\n\ndata\ndata\n\n", [message(b""), message(b"\n")]),
     "comments": (b": ping\n\n:\n\ndata: x\n\n", [message(b"x")]),
-    "event type, and only for one event": (b"event: add\ndata: 1\n\ndata: 2\n\n", [message(b"1", "add"), message(b"2")]),
+    "event type, for one event": (b"event: add\ndata: 1\n\ndata: 2\n\n", [message(b"1", "add"), message(b"2")]),
     "an empty event type is message": (b"event:\ndata: 1\n\n", [message(b"1")]),
     "id stays": (b"id: 7\ndata: 1\n\ndata: 2\n\n", [message(b"1", id_="7"), message(b"2", id_="7")]),
     "an empty id resets": (b"id: 7\ndata: 1\n\nid\ndata: 2\n\n", [message(b"1", id_="7"), message(b"2")]),
@@ -99,15 +100,34 @@ def reference(data: bytes) -> list[SseEvent]:
 
 
 pieces = st.sampled_from(
-    [b"data", b"data:", b"data: ", b"event: a", b"id: 1", b"id", b"retry: 5", b": c", b"x", b"\n", b"\r", b"\r\n"]
-    + [b"\n\n", "ü🦙\u2028".encode(), b"\xef\xbb\xbf", b"data: {}\n\n", b"\0", b":", b" "]
+    [
+        b"data",
+        b"data:",
+        b"data: ",
+        b"event: a",
+        b"id: 1",
+        b"id",
+        b"retry: 5",
+        b": c",
+        b"x",
+        b"\n",
+        b"\r",
+        b"\r\n",
+        b"\n\n",
+        "ü🦙\u2028".encode(),
+        b"\xef\xbb\xbf",
+        b"data: {}\n\n",
+        b"\0",
+        b":",
+        b" ",
+    ]
 )
 
 
 @given(st.lists(pieces, max_size=30).map(b"".join), st.lists(st.integers(0, 200), max_size=8))
 def test_any_input_cut_anywhere_is_as_the_standard_says(data: bytes, cuts: list[int]) -> None:
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    parts = [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [data[a:b] for a, b in pairwise(edges)]
     assert decode(*parts) == reference(data)
 
 
@@ -115,6 +135,11 @@ def test_fields_beside_the_events_are_kept() -> None:
     decoder = SseDecoder()
     decoder.feed(b": ping\n\nretry: 1500\n\nretry: soon\n\nerror: bad\n\nid: 9\n\n")
     assert (decoder.comments, decoder.retry_ms, decoder.error_lines, decoder.last_event_id) == (1, 1500, [b"bad"], "9")
+
+
+def feed_bytewise(decoder: SseDecoder, data: bytes) -> None:
+    for i in range(len(data)):
+        decoder.feed(data[i : i + 1])
 
 
 @pytest.mark.parametrize("data", [b"data: " + b"x" * 2000, b"data: " + b"x" * 2000 + b"\n\n", b"data: x\n" * 600])
@@ -125,8 +150,7 @@ def test_an_event_over_the_limit_is_an_error_that_names_the_limit(data: bytes) -
     with pytest.raises(EventTooLargeError, match="1000 bytes"):
         whole.feed(data)
     with pytest.raises(EventTooLargeError, match="1000 bytes"):
-        for i in range(len(data)):
-            bytewise.feed(data[i : i + 1])
+        feed_bytewise(bytewise, data)
     assert bytewise.pending_bytes <= 1002, "nothing grows beyond the limit"
 
 

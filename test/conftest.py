@@ -1,0 +1,40 @@
+"""Fixtures that tests of every layer use: a real llama-server on the demo model, and a watch on its slots."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from llamastream.client import StreamingClient
+from llamastream.engine import Engine, EngineOptions, launch
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    """The embedded engine with the demo model: four slots of 8,192 tokens."""
+    with launch(EngineOptions(kind="embedded")) as running:
+        yield running
+
+
+@pytest.fixture
+def client(engine: Engine) -> Iterator[StreamingClient]:
+    with StreamingClient(engine.url) as client:
+        yield client
+
+
+@pytest.fixture
+def slots_free(engine: Engine) -> Callable[[], float]:
+    """A function that waits until no slot works and returns how many seconds that took (10 at most, then it fails)."""
+    watcher = StreamingClient(engine.url)
+
+    def wait() -> float:
+        started = time.monotonic()
+        while any(slot["is_processing"] for slot in watcher.slots()):
+            assert time.monotonic() - started < 10, "a slot is still busy after 10 s"
+            threading.Event().wait(0.005)  # a poll: the server has no event for this
+        return time.monotonic() - started
+
+    return wait

@@ -1,0 +1,329 @@
+"""A whole streaming response: what the caller gets of it, however it is cut, and how each kind of end is told."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from llamastream.errors import (
+    AuthenticationError,
+    BadRequestError,
+    ConnectionLostError,
+    ContextSizeError,
+    EventTooLargeError,
+    InternalServerError,
+    LlamaStreamError,
+    MidStreamError,
+    ModelLoadingError,
+    NotFoundError,
+    NotSupportedError,
+    ProtocolError,
+    RateLimitedError,
+    StreamTruncatedError,
+    UnavailableError,
+    UnexpectedResponseError,
+)
+from llamastream.protocol.exchange import GenerationExchange
+from llamastream.testing import chunked, http_answer, sse_answer, sse_events
+from llamastream.types import (
+    ChoiceFinish,
+    LogprobsDelta,
+    PromptProgress,
+    ReasoningDelta,
+    Result,
+    Stats,
+    StreamEvent,
+    StreamStart,
+    TextDelta,
+    Timings,
+    ToolCallDelta,
+    Usage,
+)
+
+TEXTS = ["Grüße", ", ", "Welt 🦙\u2028", "!"]
+ANSWER = sse_answer(TEXTS)
+
+
+def run(
+    *pieces: bytes, choices: int = 1, eof: bool = True, limit: int = 1 << 20
+) -> tuple[GenerationExchange, list[StreamEvent]]:
+    exchange = GenerationExchange("http://x/v1/chat/completions", expected_choices=choices, max_event_bytes=limit)
+    events = [event for piece in pieces for event in exchange.feed(piece)]
+    if eof:
+        exchange.feed_eof()
+    return exchange, events
+
+
+def result(exchange: GenerationExchange) -> Result:
+    return exchange.assembler.result(Stats())
+
+
+def event(**fields: object) -> bytes:
+    return b"data: " + msgspec.json.encode(fields) + b"\n\n"
+
+
+def delta(index: int = 0, finish_reason: str | None = None, **fields: object) -> dict[str, object]:
+    return {"index": index, "delta": fields, "finish_reason": finish_reason}
+
+
+def stream(*events: bytes, done: bool = True) -> bytes:
+    return chunked([*events, b"data: [DONE]\n\n"] if done else list(events))
+
+
+# -- good ends ----------------------------------------------------------------------------------------------
+
+
+def test_an_answer_whole_bytewise_and_cut_everywhere() -> None:
+    _, expected = run(ANSWER)
+    assert [e.text for e in expected if isinstance(e, TextDelta)] == TEXTS
+    assert isinstance(expected[0], StreamStart)
+    assert expected[-2:] == [ChoiceFinish("stop"), Usage(5, 4, 9)]
+    cuts = [[ANSWER[i : i + 1] for i in range(len(ANSWER))]]
+    cuts += [[ANSWER[:i], ANSWER[i:]] for i in range(len(ANSWER))]
+    for pieces in cuts:
+        exchange, events = run(*pieces, eof=False)
+        assert events == expected
+        assert (exchange.done, exchange.error) == (True, None)
+        assert result(exchange).text == "".join(TEXTS)
+
+
+def test_truncated_at_every_byte_it_is_an_error_until_the_finish_reason_is_there() -> None:
+    finish = ANSWER.index(b'"finish_reason":"stop"')
+    complete_from = ANSWER.index(b"\n\n", finish) + 2
+    for cut in range(len(ANSWER)):
+        exchange, events = run(ANSWER[:cut])
+        got = "".join(e.text for e in events if isinstance(e, TextDelta))
+        assert "".join(TEXTS).startswith(got)
+        assert result(exchange).text == got
+        if cut < complete_from:
+            assert isinstance(exchange.error, ConnectionLostError)
+            assert exchange.error.retryable
+        else:
+            assert (exchange.error, got) == (None, "".join(TEXTS))
+
+
+def test_reasoning_tool_calls_logprobs_progress_and_timings() -> None:
+    def call(index: int, **function: str) -> dict[str, object]:
+        return {"index": index, "function": function}
+
+    exchange, events = run(
+        stream(
+            event(choices=[], prompt_progress={"total": 9, "cache": 4, "processed": 9, "time_ms": 1.5}),
+            event(
+                choices=[delta(role="assistant", content=None)], id="c1", model="m", created=7, system_fingerprint="f"
+            ),
+            event(choices=[delta(reasoning_content="hm")]),
+            event(choices=[delta(content="ok")]),
+            event(choices=[{**delta(content="!"), "logprobs": {"content": [{"token": "!", "logprob": -0.5}]}}]),
+            event(choices=[delta(tool_calls=[{"id": "a", **call(0, name="f", arguments="")}])]),
+            event(choices=[delta(tool_calls=[call(0, arguments='{"x":')])]),
+            event(
+                choices=[delta(tool_calls=[{"id": "b", **call(1, name="g", arguments="{}")}, call(0, arguments="1}")])]
+            ),
+            event(choices=[delta(finish_reason="tool_calls")], timings={"cache_n": 4, "prompt_n": 5, "predicted_n": 6}),
+            event(
+                choices=[],
+                usage={"prompt_tokens": 9, "completion_tokens": 6, "prompt_tokens_details": {"cached_tokens": 4}},
+            ),
+        )
+    )
+    got = result(exchange)
+    assert (got.text, got.reasoning, got.finish_reason, got.id, got.model) == ("ok!", "hm", "tool_calls", "c1", "m")
+    assert [(c.id, c.name, c.arguments) for c in got.tool_calls] == [("a", "f", '{"x":1}'), ("b", "g", "{}")]
+    assert got.tool_calls[0].parsed_arguments() == {"x": 1}
+    assert got.usage == Usage(9, 6, 15, 4)
+    assert got.timings == Timings(cache_n=4, prompt_n=5, predicted_n=6)
+    assert got.choices[0].logprobs == {"content": [{"token": "!", "logprob": -0.5}]}
+    kinds = [type(e) for e in events]
+    assert kinds == [
+        StreamStart, PromptProgress, ReasoningDelta, TextDelta, TextDelta, LogprobsDelta, ToolCallDelta, ToolCallDelta,
+        ToolCallDelta, ToolCallDelta, ChoiceFinish, Timings, Usage,
+    ]  # fmt: skip
+    assert exchange.assembler.content_chunks == 6
+
+
+def test_several_choices_end_when_each_has_its_finish_reason() -> None:
+    events = [
+        event(choices=[delta(0, content="a"), delta(1, content="b")]),
+        event(choices=[delta(1, "stop")]),
+        event(choices=[delta(0, "length")]),
+    ]
+    exchange, _ = run(stream(*events), choices=2)
+    assert exchange.error is None
+    assert [(c.index, c.text, c.finish_reason) for c in result(exchange).choices] == [
+        (0, "a", "length"),
+        (1, "b", "stop"),
+    ]
+    exchange, _ = run(stream(*events[:2]), choices=2)
+    assert isinstance(exchange.error, StreamTruncatedError)
+
+
+def test_text_completions() -> None:
+    exchange, _ = run(stream(event(choices=[{"index": 0, "text": "abc", "finish_reason": None}]),
+                             event(choices=[{"index": 0, "text": "", "finish_reason": "length"}])))  # fmt: skip
+    assert (result(exchange).text, result(exchange).finish_reason) == ("abc", "length")
+
+
+def test_a_finish_reason_without_done_is_a_good_end_of_the_body() -> None:
+    exchange, _ = run(sse_answer(["x"], done=False), eof=False)
+    assert (exchange.done, exchange.error) == (True, None)
+
+
+def test_tool_arguments_given_as_an_object_become_json_text() -> None:
+    call = {"index": 0, "id": "a", "function": {"name": "f", "arguments": {"x": 1}}}
+    exchange, _ = run(stream(event(choices=[delta(tool_calls=[call], finish_reason="tool_calls")])))
+    assert result(exchange).tool_calls[0].arguments == '{"x":1}'
+
+
+def test_wrong_utf8_in_a_text_is_replaced_as_the_standard_says() -> None:
+    body = b'data: {"choices":[{"index":0,"delta":{"content":"a\xffb"},"finish_reason":"stop"}]}\n\n'
+    exchange, _ = run(stream(body))
+    assert (result(exchange).text, exchange.error) == ("a\ufffdb", None)
+
+
+# -- bad ends -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_an_end_without_finish_reason_is_never_success(done: bool) -> None:
+    exchange, _ = run(chunked(sse_events(["half"], finish_reason=None, done=done)))
+    assert isinstance(exchange.error, StreamTruncatedError)
+    assert "without a finish reason" in str(exchange.error)
+    assert result(exchange).text == "half"
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "says"),
+    [
+        ('{"code": 500, "message": "context shift is disabled", "type": "server_error"}', 500, "context shift"),
+        ('"something broke"', None, "something broke"),
+    ],
+)
+@pytest.mark.parametrize("line", ['data: {{"error": {0}}}', "error: {0}"])
+def test_an_error_in_mid_stream_comes_after_the_text_before_it(
+    raw: str, status: int | None, says: str, line: str
+) -> None:
+    body = [*sse_events(["before"], finish_reason=None, done=False), line.format(raw).encode() + b"\n\n"]
+    exchange, events = run(chunked([b"".join(body)]))  # all in one read
+    assert isinstance(exchange.error, MidStreamError)
+    assert says in str(exchange.error)
+    assert exchange.error.status == status
+    assert [e.text for e in events if isinstance(e, TextDelta)] == ["before"]
+
+
+@pytest.mark.parametrize(
+    "data", [b"not json", b"[1]", b'{"choices": 7}', b"", b'{"choices":[{"delta":{"content":7}}]}']
+)
+def test_data_that_is_no_chunk_is_a_protocol_error_that_quotes_it(data: bytes) -> None:
+    exchange, _ = run(stream(b"data: " + data + b"\n\n"))
+    assert type(exchange.error) is ProtocolError
+    assert repr(data.decode()) in str(exchange.error)
+
+
+def test_an_event_over_the_limit_ends_the_stream() -> None:
+    exchange, _ = run(sse_answer(["x" * 5000]), limit=4096)
+    assert isinstance(exchange.error, EventTooLargeError)
+
+
+def test_more_choices_or_tool_calls_than_anybody_asks_for_end_the_stream() -> None:
+    exchange, _ = run(stream(*(event(choices=[delta(i, content="x")]) for i in range(200))))
+    assert "more than 128 choices" in str(exchange.error)
+    calls = [{"index": i, "function": {"name": "f"}} for i in range(2000)]
+    exchange, _ = run(stream(event(choices=[delta(tool_calls=calls)])))
+    assert "more than 1024 tool calls" in str(exchange.error)
+
+
+def error_body(code: int, message: str, type_: str, **more: int) -> bytes:
+    return msgspec.json.encode({"error": {"code": code, "message": message, "type": type_, **more}})
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "says", "retryable"),
+    [
+        ("400 Bad Request", error_body(400, "no prompt", "invalid_request_error"), BadRequestError, "no prompt", False),
+        (
+            "400 Bad Request",
+            error_body(400, "too long", "exceed_context_size_error", n_prompt_tokens=9, n_ctx=8),
+            ContextSizeError,
+            "prompt: 9 tokens, context of a slot: 8",
+            False,
+        ),
+        (
+            "401 Unauthorized",
+            error_body(401, "Invalid API Key", "authentication_error"),
+            AuthenticationError,
+            "api_key",
+            False,
+        ),
+        ("404 Not Found", error_body(404, "File Not Found", "not_found_error"), NotFoundError, "path", False),
+        ("429 Too Many Requests", b"{}", RateLimitedError, "429", True),
+        (
+            "500 Internal Server Error",
+            error_body(500, "parse error", "server_error"),
+            InternalServerError,
+            "parse",
+            False,
+        ),
+        (
+            "501 Not Implemented",
+            error_body(501, "start with --metrics", "not_supported_error"),
+            NotSupportedError,
+            "--metrics",
+            False,
+        ),
+        (
+            "503 Service Unavailable",
+            error_body(503, "Loading model", "unavailable_error"),
+            ModelLoadingError,
+            "Loading",
+            True,
+        ),
+        ("502 Bad Gateway", b"<html>nginx</html>", UnavailableError, "nginx", True),
+        ("418 I'm a teapot", b"short and stout", BadRequestError, "short and stout", False),
+    ],
+)
+def test_error_answers(status: str, body: bytes, kind: type[LlamaStreamError], says: str, retryable: bool) -> None:
+    answer = http_answer(status, body)
+    for pieces in ([answer], [answer[i : i + 1] for i in range(len(answer))]):
+        exchange, events = run(*pieces)
+        error = exchange.error
+        assert type(error) is kind
+        assert says in str(error)
+        assert (error.status, error.retryable, events) == (int(status[:3]), retryable, [])
+
+
+def test_retry_after_is_kept() -> None:
+    exchange, _ = run(http_answer("503 Service Unavailable", b"", "text/plain", "Retry-After: 7"))
+    assert isinstance(exchange.error, UnavailableError)
+    assert exchange.error.retry_after == 7.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (http_answer("200 OK", b"<!doctype html><title>Router</title>", "text/html"), "web page titled 'Router'"),
+        (http_answer("301 Moved", b"", "text/plain", "Location: https://y/"), "redirects to 'https://y/'"),
+        (http_answer("200 OK", b"\x1f\x8b", "text/event-stream", "Content-Encoding: gzip"), "compressed body (gzip)"),
+        (http_answer("200 OK", b'{"a":1}'), "application/json instead of an event stream"),
+        (http_answer("204 No Content", b""), "204"),
+    ],
+)
+def test_answers_of_the_wrong_kind_say_what_they_are(answer: bytes, says: str) -> None:
+    exchange, _ = run(answer)
+    assert isinstance(exchange.error, UnexpectedResponseError)
+    assert says in str(exchange.error)
+
+
+def test_an_endless_error_body_is_cut_off() -> None:
+    head = b"HTTP/1.1 500 Oops\r\nTransfer-Encoding: chunked\r\n\r\n"
+    piece = b"1000\r\n" + b"x" * 4096 + b"\r\n"
+    exchange, _ = run(head, *([piece] * 40), eof=False)
+    assert isinstance(exchange.error, InternalServerError)
+    assert len(exchange.error.body) == 64 * 1024
+
+
+def test_nothing_at_all() -> None:
+    exchange, events = run(b"")
+    assert isinstance(exchange.error, ConnectionLostError)
+    assert "without an answer" in str(exchange.error)
+    assert events == []
