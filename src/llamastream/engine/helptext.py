@@ -17,7 +17,7 @@ _NAME = re.compile(rf"(?P<flag>{_FLAG})(?P<hint>(?: (?! |-{{1,2}}[A-Za-z])(?:[^ 
 _START = re.compile(rf"^ {{0,4}}(?={_FLAG}(?:[ ,=]|$))")
 _ENV = re.compile(r"\(env: (\w+)\)")
 # values that the builds of 2023 take without saying so on the line
-_UNHINTED = {"--host": "HOST", "--log-format": "FORMAT", "--rope-scaling": "TYPE"}
+_UNHINTED = {"--host": "HOST", "--log-format": "FORMAT", "--n-predict": "N"}
 
 
 class HelpFlag(Struct, frozen=True):
@@ -112,9 +112,10 @@ def _definition(line: str) -> tuple[list[str], str, str]:
     while match := _NAME.match(line, position):
         names.append(match["flag"])
         if match["hint"].strip():
-            hint = match["hint"].strip()
+            # `--pooling {none,mean,cls} pooling type ...`: one space only, but the braces end the hint
+            hint = re.sub(r"^(\{[^}]*\}).*$", r"\1", match["hint"].strip())
         position = match.end()
-        follows = re.match(r",\s+(?=-)|,(?=-)", line[position:])
+        follows = re.match(r",\s*(?=-)| (?=--[a-z])", line[position:])
         if follows is None:
             break
         position += follows.end()

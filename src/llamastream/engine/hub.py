@@ -11,6 +11,7 @@ from llamastream.errors import MissingDependencyError, ModelDownloadError
 
 # what llama-server takes when no quantisation is named
 PREFERRED = "Q4_K_M"
+HUB_SECONDS = 15.0
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 
 
@@ -72,21 +73,21 @@ def download(hf: str) -> Path:
             "path of a GGUF file as model"
         )
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError
 
     repo, _, quant = hf.partition(":")
     try:
-        try:
-            names = list(huggingface_hub.HfApi().list_repo_files(repo))
-        except (OSError, HfHubHTTPError) as error:
-            return _from_cache(repo, quant or None, error)
-        files = choose_files(names, quant or None)
+        # one request without retries: a machine without a network should not wait half a minute for its cache
+        info = huggingface_hub.HfApi().model_info(repo, timeout=HUB_SECONDS)
+    except Exception as error:  # noqa: BLE001 - huggingface_hub lets its HTTP library's exceptions through, and changes it
+        return _from_cache(repo, quant or None, error)
+    try:
+        files = choose_files([sibling.rfilename for sibling in info.siblings or ()], quant or None)
         paths = [Path(huggingface_hub.hf_hub_download(repo, name)) for name in files]
-        return paths[0]  # the server finds the other parts of a split model by itself
     except ModelDownloadError as error:
         raise ModelDownloadError(f"{hf}: {error.message}") from None
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except Exception as error:  # noqa: BLE001 - as above
         raise _failed(hf, error) from None
+    return paths[0]  # the server finds the other parts of a split model by itself
 
 
 def _from_cache(repo: str, quant: str | None, error: Exception) -> Path:
@@ -97,7 +98,7 @@ def _from_cache(repo: str, quant: str | None, error: Exception) -> Path:
         snapshot = Path(huggingface_hub.snapshot_download(repo, local_files_only=True))
         names = [str(path.relative_to(snapshot)) for path in snapshot.rglob("*.gguf")]
         return snapshot / choose_files(names, quant)[0]
-    except (OSError, ValueError, ModelDownloadError):
+    except Exception:  # noqa: BLE001 - not in the cache, however it says so: the first error is the one to tell
         raise _failed(f"{repo}:{quant}" if quant else repo, error) from None
 
 

@@ -99,7 +99,7 @@ def _start_one(
     made_directory = False
     if filled.socket is not None:
         made_directory = prepare_socket(filled.socket)
-    elif filled.port:
+    else:
         check_port(filled.host, filled.port)
     if filled.slot_save_path is not None:
         Path(filled.slot_save_path).mkdir(mode=0o700, parents=True, exist_ok=True)
