@@ -19,7 +19,10 @@ INTERIM = b"HTTP/1.1 100 Continue\r\nX-B: 0\r\n\r\n" + SIZED
 
 def read(*pieces: bytes) -> tuple[ResponseReader, bytes]:
     reader = ResponseReader()
-    return reader, b"".join(part for piece in pieces for part in reader.feed(piece))
+    body = b"".join(part for piece in pieces for part in reader.feed(piece))
+    if reader.failure is not None:
+        raise reader.failure
+    return reader, body
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,14 @@ def test_a_body_without_length_ends_with_the_connection() -> None:
 def test_what_is_no_answer_is_a_clear_error(data: bytes, says: str) -> None:
     with pytest.raises(ProtocolError, match=says):
         read(data)
+
+
+def test_the_body_before_a_fault_is_handed_out() -> None:
+    reader = ResponseReader()
+    body = reader.feed(CHUNKED.partition(b"6;ext")[0] + b"zz\r\n")
+    assert body == [b"hello"]
+    assert isinstance(reader.failure, ProtocolError)
+    assert reader.feed(b"more") == []
 
 
 def test_endless_headers_are_cut_off() -> None:

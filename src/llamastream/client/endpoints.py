@@ -70,6 +70,8 @@ class Answer(Generic[T]):
             return
         for piece in self._reader.feed(data):
             self._body += piece
+        if self._reader.failure is not None:
+            raise type(self._reader.failure)(f"{self.url}: {self._reader.failure.message}")
         if len(self._body) > MAX_RESPONSE_BYTES:
             raise EventTooLargeError(f"{self.url}: the answer is larger than {MAX_RESPONSE_BYTES} bytes")
 

@@ -22,7 +22,7 @@ class DemoQuestion(msgspec.Struct, frozen=True):
 
 
 class _DemoFile(msgspec.Struct):
-    questions: list[DemoQuestion]
+    answers: list[DemoQuestion]
 
 
 def demo_model_path() -> Path:
@@ -48,6 +48,6 @@ def demo_questions() -> list[DemoQuestion]:
     """
     path = DATA / "demo.json"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_DemoFile).questions
+        return msgspec.json.decode(path.read_bytes(), type=_DemoFile).answers
     except (OSError, msgspec.DecodeError) as error:
         raise ModelFileError(f"cannot read the demo model's questions from {path}: {error}") from None

@@ -67,6 +67,8 @@ class GenerationExchange:
                 else:
                     self._feed_body(body, out)
             if not self.done:
+                if reader.failure is not None:
+                    raise reader.failure
                 if reader.header_complete and not self.accepted:
                     self._begin(out)
                 if reader.complete or len(self._rejected_body) >= MAX_ERROR_BODY:

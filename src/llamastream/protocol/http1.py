@@ -48,6 +48,7 @@ class ResponseReader:
         header_complete, complete: how far the response is.
         body_bytes: length of the de-chunked body so far.
         trailing: bytes came after the end of the response (the connection must not be used again).
+        failure: why the response cannot be read any further, or None. What came before it is still handed out.
     """
 
     def __init__(self, *, head_request: bool = False) -> None:
@@ -58,6 +59,7 @@ class ResponseReader:
         self.complete = False
         self.keep_alive = False
         self.trailing = False
+        self.failure: ProtocolError | None = None
         self.body_bytes = 0
         self._head_request = head_request
         self._body: list[bytes] = []
@@ -71,33 +73,27 @@ class ResponseReader:
     def feed(self, data: bytes) -> list[bytes]:
         """Take bytes from the connection; returns the pieces of de-chunked body that they complete.
 
-        Raises:
-            ProtocolError: what arrived is not an HTTP/1.1 response.
-            EventTooLargeError: the header block is larger than `MAX_HEADER_BYTES`.
+        Does not raise: what is not HTTP/1.1, or a header block over `MAX_HEADER_BYTES`, is told by `failure`.
         """
         if not self._started:
-            self._first_bytes += data[:64]
-            self._started = True
+            self._first_bytes = data[:64]
+            self._started = bool(data)
         if not self.header_complete:
             self._header_bytes += len(data)
-        if self.complete:
-            if data:
-                self.trailing = True
+        if self.complete or self.failure:
+            self.trailing = self.trailing or bool(data)
             return []
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            raise ProtocolError("the server switched to another protocol (101), which nobody asked for") from None
+            self.failure = ProtocolError("the server switched to another protocol (101), which nobody asked for")
         except httptools.HttpParserError as error:
-            # An exception of our own callbacks arrives wrapped; what the caller needs is ours.
-            if isinstance(error.__context__, ProtocolError):
-                raise error.__context__ from None
             if self.complete:
                 self.trailing = True
             else:
-                raise ProtocolError(self._describe(error)) from None
+                self.failure = ProtocolError(self._describe(error))
         if not self.header_complete and self._header_bytes > MAX_HEADER_BYTES:
-            raise EventTooLargeError(f"the response header is larger than {MAX_HEADER_BYTES} bytes")
+            self.failure = EventTooLargeError(f"the response header is larger than {MAX_HEADER_BYTES} bytes")
         body = self._body
         if body:
             self._body = []
