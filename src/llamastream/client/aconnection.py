@@ -77,7 +77,7 @@ class AsyncConnection(asyncio.Protocol):
     # -- callbacks of asyncio ---------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
         if self._receiver is None:
             self._transport.abort()
 
