@@ -1,0 +1,83 @@
+"""Writes docs/settings.md from the declarations: `python docs/generate_settings.py`. A test notices an old page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from llamastream.engine import EngineOptions
+from llamastream.settings import ClientSettings, SettingField, declared, describe_type
+
+PAGE = Path(__file__).with_name("settings.md")
+
+HEAD = """\
+# Settings
+
+<!-- Made by docs/generate_settings.py from the declarations in the code. Change those, then run it again. -->
+
+Every setting is declared once, in the code; options, environment variables and this page derive from the
+declaration. What is given on the command line (or as an argument in Python) wins over the environment, which wins over
+the default. A variable that is set but empty counts as not set. A value that is not allowed is an error which names
+the setting, the value, what is allowed, and where the value came from.
+"""
+
+CLIENT = """
+## Client
+
+Read by `StreamingClient()`, `AsyncStreamingClient()`, `llamastream chat` and, where it talks to a server, by
+`llamastream check`. In Python the clients take the address, the key, `model`, `temperature`, `max_tokens` and the TLS
+files by these names; the five timeouts together as `timeouts=Timeouts(...)`, or everything as
+`settings=ClientSettings(...)`.
+"""
+
+ENGINE = """
+## Engine
+
+The fields of `EngineOptions`, and the options of `llamastream serve`. `EngineOptions` in Python does not read the
+environment; the command does. `llamastream serve` has port 8080 as its default, and takes further flags of
+llama-server as they are instead of `extra_args`.
+"""
+
+
+def page() -> str:
+    return HEAD + CLIENT + table(ClientSettings) + ENGINE + table(EngineOptions)
+
+
+def table(group: type[Struct]) -> str:
+    lines = ["", "| Setting | Command line | Environment | Default | What it is |", "|---|---|---|---|---|"]
+    lines += [f"| {' | '.join(cells(field))} |" for field in declared(group)]
+    return "\n".join(lines) + "\n"
+
+
+def cells(field: SettingField) -> Iterator[str]:
+    extra = field.name == "extra_args"
+    yield f"`{field.name}`"
+    yield "further flags" if extra else ", ".join(f"`{flag}`" for flag in spellings(field))
+    yield "" if extra else f"`{field.env}`"
+    yield default_text(field.default)
+    allowed = describe_type(field.type)
+    shown = "" if extra or allowed in ("text", "true or false") else f" Allowed: {allowed}."
+    yield (field.description + shown).replace("|", "\\|")
+
+
+def spellings(field: SettingField) -> list[str]:
+    flags = list(field.flags)
+    if isinstance(field.default, bool):
+        flags.append(f"--no-{flags[0].removeprefix('--')}")
+    return flags
+
+
+def default_text(value: Any) -> str:
+    if value is None or value == ():
+        return "unset"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE}")
