@@ -5,17 +5,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pytest
 
 from llamastream.client import StreamingClient
 from llamastream.engine import Engine, EngineOptions, launch
+from llamastream.engine.probe import find_binary
 
 
-@pytest.fixture(scope="session")
-def engine() -> Iterator[Engine]:
-    """The embedded engine with the demo model: four slots of 8,192 tokens."""
-    with launch(EngineOptions(kind="embedded")) as running:
+def engine_kinds() -> list[Literal["embedded", "executable"]]:
+    """Both kinds where a llama-server executable is there (LLAMA_SERVER_BIN, PATH), else the embedded engine."""
+    return ["embedded", "executable"] if find_binary() is not None else ["embedded"]
+
+
+@pytest.fixture(scope="session", params=engine_kinds())
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """A real llama-server with the demo model: four slots of 8,192 tokens."""
+    # One thread: the model is so small that a second one only takes the core from the test itself.
+    with launch(EngineOptions(kind=request.param, threads=1)) as running:
         yield running
 
 

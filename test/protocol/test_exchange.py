@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llamastream.errors import (
     AuthenticationError,
@@ -85,6 +89,14 @@ def test_an_answer_whole_bytewise_and_cut_everywhere() -> None:
         assert events == expected
         assert (exchange.done, exchange.error) == (True, None)
         assert result(exchange).text == "".join(TEXTS)
+
+
+@given(st.lists(st.integers(0, len(ANSWER)), max_size=12))
+def test_an_answer_cut_anywhere_any_number_of_times(cuts: list[int]) -> None:
+    edges = [0, *sorted(cuts), len(ANSWER)]
+    exchange, events = run(*(ANSWER[a:b] for a, b in pairwise(edges)), eof=False)
+    assert events == run(ANSWER)[1]
+    assert (exchange.done, exchange.error) == (True, None)
 
 
 def test_truncated_at_every_byte_it_is_an_error_until_the_finish_reason_is_there() -> None:

@@ -22,6 +22,7 @@ from llamastream.engine.demo import demo_model_path
 from llamastream.engine.hub import hub_available
 from llamastream.engine.options import EngineOptions
 from llamastream.errors import LlamaStreamError, TransportError
+from llamastream.protocol.address import parse_address
 from llamastream.settings import ClientSettings
 
 Verdict = Literal["ok", "note", "problem"]
@@ -61,7 +62,7 @@ def check(
         cpu_finding(),
         memory_finding(),
         model_finding(engine),
-        port_finding(engine, server.verdict == "ok"),
+        port_finding(engine, client if server.verdict == "ok" else None),
         server,
         hub_finding(),
     ]
@@ -126,12 +127,13 @@ def model_finding(options: EngineOptions) -> Finding:
     return Finding("model", "ok", detail)
 
 
-def port_finding(options: EngineOptions, server_reachable: bool) -> Finding:
+def port_finding(options: EngineOptions, reachable: ClientSettings | None) -> Finding:
+    """`reachable`: settings of a server that answers, which may be the one on this port."""
     fact = facts.port_fact(options.host, options.port)
     where = f"{options.host}:{options.port}"
     if fact.free:
         return Finding("port", "ok", f"{where} is free")
-    if server_reachable:
+    if reachable is not None and parse_address(reachable.base_url).port == options.port:
         return Finding("port", "ok", f"{where} is in use, by a llama-server")
     return Finding("port", "note", fact.problem or f"{where} is in use", "serve on another one with --port")
 
