@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOCK := requirements/dev.txt
 
-.PHONY: help setup demo chat serve check test test-all lint types format picture lock wheel clean
+.PHONY: help setup demo chat serve check test test-all lint types format picture llama-server lock wheel clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(READY) ## Create .venv with everything that demo and tests need
 
@@ -49,6 +49,9 @@ format: $(READY) ## Put the code into the one layout
 
 picture: $(READY) ## Make the README's picture of the terminal anew
 	@$(BIN)/llamastream chat --demo --svg docs/terminal.svg "Tell me a story."
+
+llama-server: ## Build a llama-server executable to test on (ten minutes)
+	@scripts/build_llama_server.sh
 
 lock: ## Write requirements/dev.txt anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
