@@ -8,7 +8,8 @@ import random
 import stat
 import struct
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_bytes: bytes) -> s
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def long_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny model with room for long answers, for streams that must not end by themselves."""
+    path = tmp_path_factory.mktemp("model") / "long.gguf"
+    path.write_bytes(tiny_gguf(ctx=65_536))
+    return str(path)
+
+
 @pytest.fixture(params=["embedded", "executable"])
 def kind(request: pytest.FixtureRequest) -> str:
     """Both kinds of engine; a kind that is not installed is skipped."""
@@ -124,6 +133,13 @@ def options(kind: str, tiny_model: str) -> Callable[..., EngineOptions]:
         return EngineOptions(**values | changes)
 
     return make
+
+
+@pytest.fixture
+def short_tmp() -> Iterator[Path]:
+    """A temporary directory whose path is short enough for Unix sockets on every system."""
+    with tempfile.TemporaryDirectory(prefix="ls-", dir="/tmp") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_current_build_gets_all_defaults_without_a_warning() -> None:
     assert value_of(made.arguments, "--cache-ram") == "100"
     assert value_of(made.arguments, "--device") == "none"
     assert value_of(made.arguments, "--gpu-layers") == "0"
-    assert value_of(made.arguments, "--threads-http") == "4"
+    assert value_of(made.arguments, "--threads-http") == "8"
 
 
 def test_what_an_old_build_lacks_is_dropped_with_a_warning() -> None:
@@ -77,11 +77,10 @@ def test_what_an_old_build_lacks_is_dropped_with_a_warning() -> None:
         assert any(option in warning for warning in made.warnings), option
 
 
-def test_a_fixed_pool_gets_threads_for_all_slots_and_a_margin() -> None:
-    options = EngineOptions(parallel=6)
-    assert http_threads(options, KNOWN[2025]) == 10
-    assert http_threads(options, KNOWN[2026]) == 4  # its pool grows by itself
-    assert http_threads(EngineOptions(parallel=2, threads_http=16), KNOWN[2025]) == 16
+def test_each_slot_has_an_http_thread_and_there_is_a_margin() -> None:
+    assert http_threads(EngineOptions()) == 8
+    assert http_threads(EngineOptions(parallel=6)) == 10
+    assert http_threads(EngineOptions(parallel=2, threads_http=16)) == 16
 
 
 @pytest.mark.parametrize(

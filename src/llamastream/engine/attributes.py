@@ -90,7 +90,6 @@ SWITCHES: dict[str, Callable[[str], list[Setting]]] = {
 
 # flags with one value
 VALUES: dict[str, Callable[[str], list[Setting]]] = {
-    "--api-prefix": _text("api_prefix"),
     "--batch-size": _int("n_batch"),
     "--cache-reuse": _int("n_cache_reuse"),
     "--cache-type-k": _choice("cache_type_k", _CACHE_TYPES),

@@ -1,8 +1,8 @@
 """The embedded engine's process: xllamacpp's server with parameters read from standard input.
 
 Run by path with `-I -S` (no site, no PYTHON* variables); standard input brings JSON with `path` (the search path for
-modules) and `set` (attributes of CommonParams, dotted, with their values). Log lines go to standard error, as
-llama-server's do, so that both kinds of engine are read in the same way.
+modules), `gpu` (whether one is wanted) and `set` (attributes of CommonParams, dotted, with their values). Log lines go
+to standard error, as llama-server's do, so that both kinds of engine are read in the same way.
 """
 
 from __future__ import annotations
@@ -59,11 +59,16 @@ def main() -> NoReturn:
     for name, value in config["set"].items():
         assign(params, name, value)
 
+    if config["gpu"] and not any("GPU" in device["type"].name for device in xllamacpp.get_device_info()):
+        say("W", "no usable GPU found")
+
     # until the model is loaded, SIGTERM ends the process at once (the default action), as with llama-server
     try:
         server = xllamacpp.Server(params)
     except RuntimeError as error:
-        fail(f"the server did not start: {error}")
+        # not os._exit: the log is written by a thread, and its last lines say what was wrong
+        say("E", f"the server did not start: {error}")
+        sys.exit(1)
 
     # A signal may arrive in any thread of the server; the wake-up pipe brings it to this one.
     wake_read, wake_write = os.pipe()

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from llamastream.engine.attributes import translate
+from llamastream.engine.flags import http_threads
 from llamastream.engine.options import EngineOptions
 
 CHILD = Path(__file__).with_name("child.py")
@@ -31,9 +32,9 @@ def command() -> list[str]:
     return [sys.executable, "-I", "-S", str(CHILD)]
 
 
-def child_input(settings: dict[str, Any]) -> bytes:
-    """What the process reads: where to find modules, and the attributes to set."""
-    return msgspec.json.encode({"path": [entry for entry in sys.path if entry], "set": settings})
+def child_input(settings: dict[str, Any], *, gpu: bool) -> bytes:
+    """What the process reads: where to find modules, whether a GPU is wanted, and the attributes to set."""
+    return msgspec.json.encode({"path": [entry for entry in sys.path if entry], "gpu": gpu, "set": settings})
 
 
 def settings_for(options: EngineOptions, *, model: str) -> tuple[dict[str, Any], list[str]]:
@@ -56,8 +57,7 @@ def settings_for(options: EngineOptions, *, model: str) -> tuple[dict[str, Any],
         "cont_batching": True,
         "cpuparams.n_threads": options.threads,
         "cpuparams_batch.n_threads": options.threads_batch or options.threads,
-        # this build's pool grows when all threads are busy (tried: 4 streams on 1 thread, /health answers in 4 ms)
-        "n_threads_http": options.threads_http,
+        "n_threads_http": http_threads(options),
         "timeout_read": options.timeout,
         "timeout_write": options.timeout,
         "cache_ram_mib": options.cache_ram,

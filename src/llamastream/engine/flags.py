@@ -51,18 +51,21 @@ def refuse_managed(flag: str) -> None:
     """
     if flag in MANAGED:
         raise UnsupportedFlagError(f"{flag} in extra_args: set the option {MANAGED[flag]} instead")
+    if flag == "--api-prefix":
+        raise UnsupportedFlagError(
+            f"{flag} in extra_args: clients expect the API at the root; use a proxy for a prefix"
+        )
     if flag in _NOT_SERVING:
         raise UnsupportedFlagError(f"{flag} in extra_args: with it the program would not serve; remove it")
 
 
-def http_threads(options: EngineOptions, known: Help) -> int:
-    """How many HTTP threads to ask for: as set, or more where the build's pool cannot grow by itself.
+def http_threads(options: EngineOptions) -> int:
+    """How many HTTP threads to ask for: as set, but at least one for each slot and a margin.
 
-    Builds with `--load-mode` start up to 1,024 further threads on demand. Older ones queue a request behind the
-    streams, `/health` too, when all threads are taken.
+    In older builds the pool is fixed: with all threads taken by streams, `/health` waits too. Newer ones start threads
+    on demand, but only if none is idle when a connection comes: of a burst that arrives before the idle ones have
+    woken, some connections wait until a stream ends (seen: of 4 at once on 1 thread, one waited for over 30 s).
     """
-    if known.has("--load-mode"):
-        return options.threads_http
     return max(options.threads_http, options.parallel + HTTP_THREAD_MARGIN)
 
 
@@ -94,7 +97,7 @@ def command_line(options: EngineOptions, known: Help, *, model: str | None, key_
     line.offer(["--cont-batching", "-cb"])
     line.need(["--threads", "-t"], str(options.threads))
     line.offer(["--threads-batch", "-tb"], str(options.threads_batch or options.threads))
-    line.want("threads_http", ["--threads-http"], str(http_threads(options, known)))
+    line.want("threads_http", ["--threads-http"], str(http_threads(options)))
     line.want("timeout", ["--timeout", "-to"], str(options.timeout))
     line.want("cache_ram", ["--cache-ram", "-cram"], str(options.cache_ram), quiet=options.cache_ram is None)
     if options.metrics:

@@ -89,8 +89,8 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     threads_http: Annotated[
         int,
         Meta(
-            description="HTTP threads kept alive; raised to `parallel` + 4 on builds whose pool cannot grow, because "
-            "each stream occupies one.",
+            description="HTTP threads; at least `parallel` + 4 are started, because each stream occupies one and "
+            "health checks must not wait for streams.",
             ge=1,
         ),
     ] = 4

@@ -20,6 +20,8 @@ from llamastream.errors import EngineCrashedError, EngineMissingError
 GUARD = Path(__file__).with_name("guard.py")
 # from the guard's `exit` line to the end of the pipes: only what a grandchild holds open can take longer
 DRAIN_SECONDS = 1.0
+CLEANING_UP = "cleaning up before exit"
+CLEANUP_SECONDS = 2.0
 
 # What a server may see of our environment. An allow-list, because LLAMA_ARG_*, AIP_* and config directories change its
 # settings, and because other programs' secrets are none of its business.
@@ -83,6 +85,7 @@ class ServerProcess:
         self._started = threading.Event()
         self._exited = threading.Event()
         self._lock = threading.Lock()
+        self._stopping = False
         self._owner = os.getpid()
         control_read, self._control = os.pipe()
         self._status, status_write = os.pipe()
@@ -156,13 +159,33 @@ class ServerProcess:
         if os.getpid() != self._owner:
             return self.exit_code  # a forked copy of us owns nothing here
         if self.alive:
-            self.terminate()
-            if not self._exited.wait(timeout):
+            # once: a second SIGTERM makes llama-server drop everything and abort
+            with self._lock:
+                first, self._stopping = not self._stopping, True
+            if first:
+                self.terminate()
+            if not self._wait_end(timeout):
                 self.kill()
                 self._exited.wait(10.0)
         self._reader.join(DRAIN_SECONDS + 5.0)
         self._close_control()
         return self.exit_code
+
+    def _wait_end(self, timeout: float) -> bool:
+        """Wait for the end after SIGTERM; whether it came.
+
+        llama-server says that it cleans up when nothing is generated any more, and then, now and then, waits without
+        end for handlers whose clients are still connected. From there on patience is short: nothing can be lost.
+        """
+        deadline = time.monotonic() + timeout
+        seen = version = 0
+        while self.alive and (left := deadline - time.monotonic()) > 0:
+            records, seen = self.ring.since(seen)
+            if any(CLEANING_UP in record.message for record in records):
+                deadline = min(deadline, time.monotonic() + CLEANUP_SECONDS)
+                left = min(left, CLEANUP_SECONDS)
+            version = self.ring.wait(version, left)
+        return not self.alive
 
     def _write_stdin(self, data: bytes) -> None:
         assert self._guard.stdin is not None

@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -36,6 +37,8 @@ from llamastream.types import LogRecord
 # between looks at a server that has not said that it listens, and at one that has and is loading
 QUIET_POLL_SECONDS = 0.25
 LOADING_POLL_SECONDS = 0.05
+# llama-server's words, and those of our child
+NO_GPU = "no usable GPU found"
 
 
 class _Plan(Struct, frozen=True):
@@ -96,9 +99,9 @@ def _start_one(
 ) -> Engine:
     began = time.monotonic()
     filled, warnings = resolve(options, downloaded=downloaded)
-    made_directory = False
+    made_directory = None
     if filled.socket is not None:
-        made_directory = prepare_socket(filled.socket)
+        made_directory = str(Path(filled.socket).parent) if prepare_socket(filled.socket) else None
     else:
         check_port(filled.host, filled.port)
     if filled.slot_save_path is not None:
@@ -112,8 +115,8 @@ def _start_one(
         cleanup = [directory]
         if filled.socket is not None:
             cleanup.append(filled.socket)
-            if made_directory:
-                cleanup.append(str(Path(filled.socket).parent))
+            if made_directory is not None:
+                cleanup.append(made_directory)
         ring = LogRing(on_log, secrets)
         process = ServerProcess(
             plan.command,
@@ -135,6 +138,9 @@ def _start_one(
             raise
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
+        if made_directory is not None:
+            with suppress(OSError):
+                Path(made_directory).rmdir()
         raise
     return Engine(
         process,
@@ -143,9 +149,16 @@ def _start_one(
         options=filled if filled.socket else replace(filled, port=address.port),
         capabilities=capabilities,
         command=hidden(plan.command, secrets),
-        warnings=plan.warnings,
+        warnings=(*plan.warnings, *_no_gpu(plan, ring)),
         start_seconds=time.monotonic() - began,
     )
+
+
+def _no_gpu(plan: _Plan, ring: LogRing) -> list[str]:
+    """Both kinds of engine fall back to the CPU when they find no GPU: say so to who asked for one."""
+    if plan.options.gpu and any(NO_GPU in record.message for record in ring.records()):
+        return ["gpu is on, but the engine found none that it can use, and runs on the CPU: use a build for your GPU"]
+    return []
 
 
 def _plan(
@@ -158,7 +171,7 @@ def _plan(
             kind="embedded",
             command=tuple(embedded.command()),
             options=options,
-            stdin=embedded.child_input(settings),
+            stdin=embedded.child_input(settings, gpu=options.gpu),
             build=f"xllamacpp {embedded.embedded_version()}",
             warnings=(*warnings, *more),
         )
