@@ -54,9 +54,11 @@ class ClientSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = None
     connect_timeout: Annotated[Seconds | None, Meta(description="Seconds to connect, TLS included.")] = 5.0
     first_byte_timeout: Annotated[
-        Seconds | None, Meta(description="Seconds to the response header: the server's queue and prefill.")
+        Seconds | None, Meta(description="Seconds to the response header, that is in the server's queue.")
     ] = 300.0
-    prefill_timeout: Annotated[Seconds | None, Meta(description="Seconds from the header to the first token.")] = 300.0
+    prefill_timeout: Annotated[
+        Seconds | None, Meta(description="Seconds from the header to the first token, that is for prefill.")
+    ] = 300.0
     content_idle_timeout: Annotated[
         Seconds | None, Meta(description="Seconds from one piece of content to the next.")
     ] = 60.0

@@ -127,9 +127,9 @@ class Timeouts(Struct, frozen=True, kw_only=True):
 
     Attributes:
         connect: TCP and TLS.
-        first_byte: from the request to the response header. llama-server sends none before the request has a slot,
-            and without `return_progress` none before the first token: this covers its queue and prefill.
-        prefill: from the header to the first token; progress events start it anew.
+        first_byte: from the request to the response header, which llama-server sends when the request gets a slot:
+            this is its queue.
+        prefill: from the header to the first token; progress events (`return_progress=True`) start it anew.
         content_idle: from one piece of content to the next; keep-alive pings do not count.
         total: the whole request.
     """

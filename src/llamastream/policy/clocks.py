@@ -29,7 +29,7 @@ _ERRORS: dict[Phase, tuple[type[StreamTimeoutError], str]] = {
     Phase.CONNECT: (ConnectTimeoutError, "no connection"),
     Phase.FIRST_BYTE: (
         FirstByteTimeoutError,
-        "no response header (llama-server sends none while a request waits for a slot or, mostly, during prefill)",
+        "no response header (llama-server sends none while a request waits for a free slot)",
     ),
     Phase.PREFILL: (PrefillTimeoutError, "no first token after the response header"),
     Phase.CONTENT: (ContentIdleTimeoutError, "no new content (keep-alive pings do not count)"),
