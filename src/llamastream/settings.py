@@ -22,7 +22,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import fields as struct_fields
 
 from llamastream.errors import SettingError
-from llamastream.types import Timeouts
+from llamastream.types import Fallback, RetryPolicy, Timeouts
 
 ENV_PREFIX = "LLAMASTREAM_"
 DEFAULT_BASE_URL = "http://localhost:8080"
@@ -66,9 +66,28 @@ class ClientSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ca_file: Annotated[str | None, Meta(description="PEM file of the authority that signed the server.")] = None
     cert_file: Annotated[str | None, Meta(description="PEM file of the client's own certificate.")] = None
     key_file: Annotated[str | None, Meta(description="PEM file of the client certificate's key.")] = None
+    max_retries: Annotated[
+        int, Meta(ge=0, le=100, description="Repetitions of a request that failed before its first content.")
+    ] = 3
+    loading_patience: Annotated[
+        float, Meta(ge=0, le=1e7, description="Seconds to wait for a server that is loading its model.")
+    ] = 300.0
+    fallback: Annotated[
+        Fallback,
+        Meta(
+            description="Whether an answer may come as one piece: `auto` where streaming fails, `always`, or `never`."
+        ),
+    ] = "auto"
+    max_connections: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="Connections at the same time; further requests wait in line.")
+    ] = 512
     max_event_bytes: Annotated[
         int, Meta(ge=1024, le=1 << 30, description="Largest server-sent event that is accepted, in bytes.")
     ] = 8 * 1024 * 1024
+
+    @property
+    def retry(self) -> RetryPolicy:
+        return RetryPolicy(max_retries=self.max_retries, loading_patience=self.loading_patience)
 
     @property
     def timeouts(self) -> Timeouts:

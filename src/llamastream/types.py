@@ -146,6 +146,29 @@ class Timeouts(Struct, frozen=True, kw_only=True):
         return cls(connect=seconds, first_byte=seconds, prefill=seconds, content_idle=seconds)
 
 
+Fallback: TypeAlias = Literal["auto", "always", "never"]
+"""Whether an answer may come as one piece: where streaming fails, in any case, or not at all."""
+
+
+class RetryPolicy(Struct, frozen=True, kw_only=True):
+    """When a request that failed before its first content is sent again.
+
+    Attributes:
+        max_retries: repetitions at most; 0 switches them off.
+        base_delay, max_delay: bounds of the backoff in seconds: the n-th delay is uniform in 0 .. base_delay * 2**n.
+        max_retry_after: longest `Retry-After`, in seconds, that is honoured; a longer one ends the request.
+        loading_patience: how long, in seconds, a server may answer 503 «Loading model»; asked every
+            `loading_interval` seconds, and not counted as repetitions.
+    """
+
+    max_retries: int = 3
+    base_delay: float = 0.25
+    max_delay: float = 8.0
+    max_retry_after: float = 60.0
+    loading_patience: float = 300.0
+    loading_interval: float = 0.5
+
+
 # -- results ------------------------------------------------------------------------------------------------
 
 
@@ -170,6 +193,15 @@ class ToolCall(Struct, frozen=True):
             ) from None
 
 
+class FailedAttempt(Struct, frozen=True):
+    """An attempt that failed and was followed by another, `delay` seconds later."""
+
+    error: str
+    message: str
+    status: int | None
+    delay: float
+
+
 class Stats(Struct, frozen=True):
     """What a stream did, by our clock where not said otherwise. None: not known (yet, or the server does not say).
 
@@ -182,7 +214,10 @@ class Stats(Struct, frozen=True):
         server_tokens_per_second: decode speed by the server's clock.
         prompt_tokens, cached_tokens, completion_tokens: token counts (server's; cached ones are part of the prompt).
         chunks: chunks with content. body_bytes: bytes of the de-chunked body.
-        connect_time: seconds to connect, TLS included.
+        connect_time: seconds to connect, TLS included; None if an idle connection was used again.
+        failed_attempts: what went wrong before the attempt that these figures end with.
+        streamed: False if the server sent the whole answer at once, so that it came as one piece.
+        buffered: the answer was generated over a time but arrived all together: something on the way holds it back.
     """
 
     time_to_header: float | None = None
@@ -199,6 +234,17 @@ class Stats(Struct, frozen=True):
     chunks: int = 0
     body_bytes: int = 0
     connect_time: float | None = None
+    failed_attempts: tuple[FailedAttempt, ...] = ()
+    streamed: bool = True
+    buffered: bool = False
+
+
+class PromptFacts(Struct, frozen=True):
+    """What a request's prompt was, for advice on the prompt cache: the first system message and the token counts."""
+
+    system_prompt: str
+    prompt_tokens: int
+    cached_tokens: int
 
 
 class Choice(Struct, frozen=True):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from llamastream.client import endpoints
-from llamastream.client.aconnection import AsyncConnection
+from llamastream.client.apool import AsyncConnectionPool
 from llamastream.client.astream import AsyncStream
+from llamastream.client.aunary import call_pooled
 from llamastream.client.core import (
     READY_POLL,
     UNARY_TIMEOUT,
@@ -18,42 +19,17 @@ from llamastream.client.core import (
     checked_timeout,
     not_ready,
 )
-from llamastream.client.endpoints import Answer, Call
-from llamastream.client.session import connection_lost
+from llamastream.client.endpoints import Call
 from llamastream.errors import (
     LlamaStreamError,
     StreamTimeoutError,
     TransportError,
 )
+from llamastream.events import Listener
 from llamastream.settings import ClientSettings
-from llamastream.types import Health, Result, Timeouts
+from llamastream.types import Fallback, Health, Result, RetryPolicy, Timeouts
 
 T = TypeVar("T")
-
-
-class _AnswerReceiver(Generic[T]):
-    """Collects the answer to a call; `done` is set when it is whole, or raises what went wrong."""
-
-    def __init__(self, answer: Answer[T]) -> None:
-        self.answer = answer
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def data_received(self, data: bytes) -> None:
-        if self.done.done():
-            return
-        try:
-            self.answer.feed(data)
-        except LlamaStreamError as error:
-            self.done.set_exception(error)
-        else:
-            if self.answer.complete:
-                self.done.set_result(None)
-
-    def closed(self, error: OSError | None) -> None:
-        if error is None:
-            self.data_received(b"")
-        elif not self.done.done():
-            self.done.set_exception(error)
 
 
 class AsyncStreamingClient:
@@ -68,6 +44,10 @@ class AsyncStreamingClient:
         timeouts: the five clocks, in seconds. headers: sent with every request.
         ca_file, cert_file, key_file: PEM files for https (own authority, client certificate).
         settings: all of it at once; the other arguments win.
+        retry: when a request that failed before its first content is sent again.
+        fallback: whether an answer may come as one piece: `auto` (where streaming fails), `always`, `never`.
+        max_connections: open at the same time; further requests wait in line.
+        listeners: called with the events of `llamastream.events` (requests, attempts, first tokens, retries, ends).
 
     Raises:
         SettingError: an argument or an environment variable has a value that is not allowed.
@@ -87,6 +67,10 @@ class AsyncStreamingClient:
         cert_file: str | None = None,
         key_file: str | None = None,
         settings: ClientSettings | None = None,
+        retry: RetryPolicy | None = None,
+        fallback: Fallback | None = None,
+        max_connections: int | None = None,
+        listeners: Iterable[Listener] = (),
     ) -> None:
         self._core = ClientCore(
             base_url,
@@ -100,7 +84,12 @@ class AsyncStreamingClient:
             cert_file=cert_file,
             key_file=key_file,
             settings=settings,
+            retry=retry,
+            fallback=fallback,
+            max_connections=max_connections,
+            listeners=listeners,
         )
+        self._pool = AsyncConnectionPool(self._core.address, self._core.tls, self._core.limits)
 
     @property
     def base_url(self) -> str:
@@ -124,7 +113,9 @@ class AsyncStreamingClient:
         Raises:
             InvalidRequestError: the request cannot be right. All else is raised by the stream.
         """
-        return AsyncStream(self._core, self._core.chat(messages, model, temperature, max_tokens, body), timeouts)
+        return AsyncStream(
+            self._core, self._pool, self._core.chat(messages, model, temperature, max_tokens, body), timeouts
+        )
 
     def stream_completion(
         self,
@@ -137,7 +128,9 @@ class AsyncStreamingClient:
         **body: Any,
     ) -> AsyncStream:
         """Stream the continuation of a text (or of token ids), without a chat template. Raises as `stream_chat`."""
-        return AsyncStream(self._core, self._core.completion(prompt, model, temperature, max_tokens, body), timeouts)
+        return AsyncStream(
+            self._core, self._pool, self._core.completion(prompt, model, temperature, max_tokens, body), timeouts
+        )
 
     async def chat(
         self,
@@ -238,28 +231,13 @@ class AsyncStreamingClient:
             await asyncio.sleep(READY_POLL)
 
     async def _call(self, call: Call[T], timeout: float = UNARY_TIMEOUT) -> T:
-        receiver = _AnswerReceiver(Answer(call, self.base_url))
-        connection = AsyncConnection(receiver)
-        try:
-            async with asyncio.timeout(timeout):
-                limit = min(timeout, self._core.timeouts.connect or timeout)
-                await connection.connect(self._core.address, self._core.tls, limit)
-                connection.send(self._core.call_bytes(call))
-                await receiver.done
-        except LlamaStreamError:
-            raise
-        except TimeoutError:
-            raise receiver.answer.timed_out(timeout) from None
-        except OSError as error:
-            raise connection_lost(receiver.answer.url, error) from error
-        finally:
-            connection.abort()
-        return receiver.answer.value()
+        return await call_pooled(self._core, self._pool, call, timeout)
 
     # -- end --------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Give back what the client holds. Streams that still run go on; close them by themselves."""
+        """Close idle connections. Streams that still run go on; close them by themselves."""
+        self._pool.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -21,20 +21,39 @@ class Receiver(Protocol):
 
 
 class AsyncConnection(asyncio.Protocol):
-    """One connection for one request."""
+    """One connection; what arrives goes to the receiver of the moment.
 
-    def __init__(self, receiver: Receiver) -> None:
-        self._receiver: Receiver | None = receiver
+    Attributes:
+        loop: the event loop that it belongs to, None until it is connected.
+    """
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._receiver: Receiver | None = None
         self._transport: asyncio.Transport | None = None
+        self._aborted = False
+        self._paused = False
 
-    async def connect(self, address: Address, tls: ssl.SSLContext | None, timeout: float | None) -> None:
+    @property
+    def usable(self) -> bool:
+        """Whether it is connected and not about to close."""
+        return self._transport is not None and not self._aborted and not self._transport.is_closing()
+
+    def keep(self, receiver: Receiver) -> None:
+        """Hand what arrives from now on to another receiver."""
+        self._receiver = receiver
+
+    async def connect(
+        self, receiver: Receiver, address: Address, tls: ssl.SSLContext | None, timeout: float | None
+    ) -> None:
         """Connect, TLS included, within `timeout` seconds.
 
         Raises:
             ConnectTimeoutError: not within the time.
             ConnectError: no such host, refused, unreachable, no such socket, or TLS failed.
         """
-        loop = asyncio.get_running_loop()
+        loop = self.loop = asyncio.get_running_loop()
+        self._receiver = receiver
         try:
             async with asyncio.timeout(timeout):
                 if address.socket is not None:
@@ -61,24 +80,27 @@ class AsyncConnection(asyncio.Protocol):
 
     def pause(self) -> None:
         """Stop reading: the reader of the stream is slower than the server."""
-        if self._transport is not None and not self._transport.is_closing():
+        if self._transport is not None and not self._transport.is_closing() and not self._paused:
+            self._paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if self._transport is not None and not self._transport.is_closing() and self._paused:
+            self._paused = False
             self._transport.resume_reading()
 
     def abort(self) -> None:
         """Close at once, in the event loop's thread. Nothing is handed on after this."""
         self._receiver = None
-        if self._transport is not None:
+        self._aborted = True
+        if self._transport is not None and self.loop is not None and not self.loop.is_closed():
             self._transport.abort()
 
     # -- callbacks of asyncio ---------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
-        if self._receiver is None:
+        if self._aborted:
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:

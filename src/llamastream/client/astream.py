@@ -9,13 +9,18 @@ from collections.abc import AsyncIterator
 from math import inf
 from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from llamastream.client import endpoints
 from llamastream.client.aconnection import AsyncConnection
+from llamastream.client.apool import AsyncConnectionPool
+from llamastream.client.aunary import call_once
 from llamastream.client.core import ClientCore
 from llamastream.client.session import StreamSession, connection_lost
 from llamastream.client.stream import CONSUMED
+from llamastream.client.unary import LOOK_TIMEOUT
 from llamastream.errors import LlamaStreamError, StreamConsumedError
+from llamastream.protocol.http1 import ResponseReader
 from llamastream.protocol.requests import GenerationRequest
 from llamastream.types import Result, Stats, StreamEvent, TextDelta, Timeouts
 
@@ -30,12 +35,14 @@ class _AsyncRunner:
     is noticed: nothing but its reader refers to the stream itself.
     """
 
-    def __init__(self, core: ClientCore, request: GenerationRequest, timeouts: Timeouts | None) -> None:
+    def __init__(
+        self, core: ClientCore, pool: AsyncConnectionPool, request: GenerationRequest, timeouts: Timeouts | None
+    ) -> None:
         self.session: StreamSession | None = None
         self.queue: deque[StreamEvent] = deque()
         self._core = core
+        self._pool = pool
         self._request = request
-        self._request_bytes = core.generation_bytes(request)
         self._timeouts = timeouts
         self._connection: AsyncConnection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -44,37 +51,61 @@ class _AsyncRunner:
         self._timer_deadline = inf
         self._paused = False
         self._cancelled = False
+        core.generation_bytes(request)  # what JSON cannot express is refused now, not at the first iteration
 
     async def open(self) -> StreamSession:
-        """Connect and send, once; what goes wrong is kept in the session, where the reader meets it."""
-        if self.session is not None:
-            return self.session
-        self._loop = asyncio.get_running_loop()
-        session = self.session = self._core.session(self._request, self._timeouts, monotonic())
+        """Connect and send; what goes wrong is kept in the session, where the reader meets it."""
+        if self.session is None:
+            self._loop = asyncio.get_running_loop()
+            self.session = self._core.session(self._request, self._timeouts, monotonic())
+        while not self.session.ended and self.session.next_attempt_at is not None:
+            try:
+                await self._attempt(self.session, self.session.next_attempt_at)
+            except BaseException:
+                self.close()
+                raise
+        return self.session
+
+    async def _attempt(self, session: StreamSession, begin_at: float) -> None:
+        self._let_go(None)
+        if (delay := begin_at - monotonic()) > 0 and not self._cancelled:
+            await self._wait(delay)
+            return  # whoever woke us: the session says what is to be done
         if self._cancelled:
             session.cancel(monotonic())
-            return session
-        connection = self._connection = AsyncConnection(self)
-        limit = None if session.deadline == inf else max(0.001, session.deadline - monotonic())
+            return
         try:
-            await connection.connect(self._core.address, self._core.tls, limit)
+            connection, reused = await self._pool.acquire(session.queue_deadline)
         except LlamaStreamError as error:
             session.fail(error, monotonic())
-        except BaseException:
-            self.close()
-            raise
-        if not session.ended:
+            return
+        self._connection = connection
+        session.begin(monotonic(), reused_connection=reused)
+        if self._cancelled:
+            session.cancel(monotonic())
+            return
+        try:
+            if reused:
+                connection.keep(self)
+            else:
+                limit = None if session.deadline == inf else max(0.001, session.deadline - monotonic())
+                await connection.connect(self, self._core.address, self._core.tls, limit)
+        except LlamaStreamError as error:
+            session.fail(error, monotonic())
+            return
+        if not session.ended and self._connection is connection:
             session.connected(monotonic())
-            connection.send(self._request_bytes)
+            connection.send(self._core.generation_bytes(session.request))
             self._arm_timer()
-        self._request_bytes = b""
-        return session
 
     async def next_event(self) -> StreamEvent | None:
         """The next event, or None at the end; raises what ended the stream, if it did not end well."""
         queue = self.queue
-        session = self.session or await self.open()
         while not queue:
+            session = self.session
+            if session is None or session.next_attempt_at is not None:
+                session = await self.open()
+                continue
             if session.ended:
                 self._release()
                 if session.error is not None:
@@ -84,16 +115,37 @@ class _AsyncRunner:
                 self._paused = False
                 session.reader_waited(monotonic())
                 self._connection.resume()
-            assert self._loop is not None
-            self._waiter = self._loop.create_future()
             try:
-                await self._waiter
+                if session.wants_slots(monotonic()):
+                    await self._look_at_slots(session)
+                else:
+                    await self._wait(None)
             except asyncio.CancelledError:
                 self.close()
                 raise
-            finally:
-                self._waiter = None
         return queue.popleft()
+
+    async def _wait(self, seconds: float | None) -> None:
+        """Wait until something happens, `seconds` at most."""
+        assert self._loop is not None
+        waiter = self._waiter = self._loop.create_future()
+        timer = None if seconds is None else self._loop.call_later(seconds, self._wake)
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+    async def _look_at_slots(self, session: StreamSession) -> None:
+        slots: list[dict[str, Any]] | None
+        try:
+            slots = await call_once(self._core, endpoints.slots(), LOOK_TIMEOUT)
+        except LlamaStreamError:
+            slots = None
+        session.slots_seen(slots, monotonic())
+        if not session.ended and session.next_attempt_at is None:
+            self._arm_timer()
 
     # -- callbacks of the connection and the timer --------------------------------------------------------
 
@@ -103,7 +155,7 @@ class _AsyncRunner:
             return
         queue = self.queue
         queue.extend(session.feed(data, monotonic()))
-        if session.ended:
+        if session.ended or session.next_attempt_at is not None:
             self._release()
         elif len(queue) > _HIGH_WATER and not self._paused and self._connection is not None:
             self._paused = True
@@ -142,7 +194,9 @@ class _AsyncRunner:
         now = monotonic()
         if self._paused:
             session.reader_waited(now)  # while we keep the server waiting, its silence is ours
-        if session.timed_out(now):
+        if session.wants_slots(now):
+            self._wake()  # the reader asks; if it is elsewhere, it does so when it comes back
+        elif session.timed_out(now):
             self._release()
             self._wake()
         else:
@@ -178,9 +232,17 @@ class _AsyncRunner:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._connection is not None:
-            self._connection.abort()
-            self._connection = None
+        session = self.session
+        ended_well = session is not None and session.ended and session.error is None and not session.cancelled
+        self._let_go(session.exchange.reader if ended_well and session is not None else None)
+
+    def _let_go(self, reader: ResponseReader | None) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if self._paused:
+                self._paused = False
+                connection.resume()
+            self._pool.release(connection, reader)
 
 
 class AsyncStream:
@@ -190,8 +252,10 @@ class AsyncStream:
     `await close()`, or `cancel()` from any thread frees the slot on the server.
     """
 
-    def __init__(self, core: ClientCore, request: GenerationRequest, timeouts: Timeouts | None) -> None:
-        self._runner = _AsyncRunner(core, request, timeouts)
+    def __init__(
+        self, core: ClientCore, pool: AsyncConnectionPool, request: GenerationRequest, timeouts: Timeouts | None
+    ) -> None:
+        self._runner = _AsyncRunner(core, pool, request, timeouts)
         self._taken = False
 
     def __aiter__(self) -> AsyncIterator[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic, sleep
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from llamastream.client import endpoints
-from llamastream.client.connection import Connection
 from llamastream.client.core import (
     READY_POLL,
     UNARY_TIMEOUT,
@@ -16,16 +15,18 @@ from llamastream.client.core import (
     checked_timeout,
     not_ready,
 )
-from llamastream.client.endpoints import Answer, Call
-from llamastream.client.session import connection_lost
+from llamastream.client.endpoints import Call
+from llamastream.client.pool import ConnectionPool
 from llamastream.client.stream import Stream
+from llamastream.client.unary import call_pooled
 from llamastream.errors import (
     LlamaStreamError,
     StreamTimeoutError,
     TransportError,
 )
+from llamastream.events import Listener
 from llamastream.settings import ClientSettings
-from llamastream.types import Health, Result, Timeouts
+from llamastream.types import Fallback, Health, Result, RetryPolicy, Timeouts
 
 T = TypeVar("T")
 
@@ -42,6 +43,10 @@ class StreamingClient:
         timeouts: the five clocks, in seconds. headers: sent with every request.
         ca_file, cert_file, key_file: PEM files for https (own authority, client certificate).
         settings: all of it at once; the other arguments win.
+        retry: when a request that failed before its first content is sent again.
+        fallback: whether an answer may come as one piece: `auto` (where streaming fails), `always`, `never`.
+        max_connections: open at the same time; further requests wait in line.
+        listeners: called with the events of `llamastream.events` (requests, attempts, first tokens, retries, ends).
 
     Raises:
         SettingError: an argument or an environment variable has a value that is not allowed.
@@ -61,6 +66,10 @@ class StreamingClient:
         cert_file: str | None = None,
         key_file: str | None = None,
         settings: ClientSettings | None = None,
+        retry: RetryPolicy | None = None,
+        fallback: Fallback | None = None,
+        max_connections: int | None = None,
+        listeners: Iterable[Listener] = (),
     ) -> None:
         self._core = ClientCore(
             base_url,
@@ -74,7 +83,12 @@ class StreamingClient:
             cert_file=cert_file,
             key_file=key_file,
             settings=settings,
+            retry=retry,
+            fallback=fallback,
+            max_connections=max_connections,
+            listeners=listeners,
         )
+        self._pool = ConnectionPool(self._core.address, self._core.tls, self._core.limits)
 
     @property
     def base_url(self) -> str:
@@ -98,7 +112,7 @@ class StreamingClient:
         Raises:
             InvalidRequestError: the request cannot be right. All else is raised by the stream.
         """
-        return Stream(self._core, self._core.chat(messages, model, temperature, max_tokens, body), timeouts)
+        return Stream(self._core, self._pool, self._core.chat(messages, model, temperature, max_tokens, body), timeouts)
 
     def stream_completion(
         self,
@@ -111,7 +125,9 @@ class StreamingClient:
         **body: Any,
     ) -> Stream:
         """Stream the continuation of a text (or of token ids), without a chat template. Raises as `stream_chat`."""
-        return Stream(self._core, self._core.completion(prompt, model, temperature, max_tokens, body), timeouts)
+        return Stream(
+            self._core, self._pool, self._core.completion(prompt, model, temperature, max_tokens, body), timeouts
+        )
 
     def chat(
         self,
@@ -212,28 +228,13 @@ class StreamingClient:
             sleep(READY_POLL)
 
     def _call(self, call: Call[T], timeout: float = UNARY_TIMEOUT) -> T:
-        deadline = monotonic() + timeout
-        connection = Connection(self._core.address, self._core.tls)
-        answer = Answer(call, self.base_url)
-        try:
-            connection.connect(min(deadline, monotonic() + (self._core.timeouts.connect or timeout)))
-            connection.send(self._core.call_bytes(call), deadline)
-            while not answer.complete:
-                answer.feed(connection.receive(deadline))
-        except LlamaStreamError:
-            raise
-        except TimeoutError:
-            raise answer.timed_out(timeout) from None
-        except OSError as error:
-            raise connection_lost(answer.url, error) from error
-        finally:
-            connection.close()
-        return answer.value()
+        return call_pooled(self._core, self._pool, call, timeout)
 
     # -- end --------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give back what the client holds. Streams that still run go on; close them by themselves."""
+        """Close idle connections. Streams that still run go on; close them by themselves."""
+        self._pool.close()
 
     def __enter__(self) -> Self:
         return self

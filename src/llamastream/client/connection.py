@@ -11,6 +11,7 @@ from time import monotonic
 from llamastream.client.session import describe_os_error
 from llamastream.errors import ConnectError, ConnectTimeoutError
 from llamastream.protocol.address import Address
+from llamastream.protocol.http1 import ResponseReader
 
 RECEIVE_BYTES = 64 * 1024
 
@@ -26,6 +27,7 @@ class Connection:
         self._tls = tls
         self._socket: socket.socket | None = None
         self._aborted = False
+        self._broken = False
         self._armed = inf  # the timeout that the socket has now
 
     def connect(self, deadline: float) -> None:
@@ -118,6 +120,32 @@ class Connection:
             self._socket.settimeout(left)
             self._armed = left
 
+    @property
+    def usable(self) -> bool:
+        """Whether it is connected and nothing has gone wrong with it."""
+        return self._socket is not None and not self._aborted and not self._broken
+
+    def still_usable(self, reader: ResponseReader) -> bool:
+        """Whether an idle connection lives: the response that came over it is complete, and nothing has come since.
+
+        Reads, without waiting, what may be left of that response (its last chunk often comes after `[DONE]`).
+        """
+        if not self.usable:
+            return False
+        assert self._socket is not None
+        try:
+            self._socket.settimeout(0)
+            self._armed = 0.0
+            while data := self._socket.recv(RECEIVE_BYTES):
+                reader.feed(data)
+                if reader.trailing or reader.failure is not None:
+                    return False
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return reader.complete
+        except OSError:
+            return False
+        return False
+
     def abort(self) -> None:
         """Break the connection off from any thread: a read that waits returns at once."""
         self._aborted = True
@@ -129,6 +157,7 @@ class Connection:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
+        self._broken = True
         if self._socket is not None:
             self._socket.close()
 

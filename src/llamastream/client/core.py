@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import random
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from llamastream.client import tls
 from llamastream.client.endpoints import Call
-from llamastream.client.session import StreamSession
+from llamastream.client.pool import PoolLimits
+from llamastream.client.session import SessionOptions, StreamSession
+from llamastream.client.state import ClientState
 from llamastream.errors import InvalidRequestError, LlamaStreamError, SettingError, UnavailableError
+from llamastream.events import Listener
 from llamastream.protocol.address import Address, parse_address
 from llamastream.protocol.http1 import build_request
 from llamastream.protocol.requests import GenerationRequest, chat_request, completion_request
 from llamastream.settings import ClientSettings, load
-from llamastream.types import Health, Timeouts
+from llamastream.types import Fallback, Health, RetryPolicy, Timeouts
 
 UNARY_TIMEOUT = 10.0
 """Seconds that an endpoint which answers at once (health, slots, tokenize, ...) may take."""
@@ -42,6 +46,11 @@ class ClientCore:
         cert_file: str | None,
         key_file: str | None,
         settings: ClientSettings | None,
+        retry: RetryPolicy | None = None,
+        fallback: Fallback | None = None,
+        max_connections: int | None = None,
+        listeners: Iterable[Listener] = (),
+        random: Callable[[], float] = random.random,
     ) -> None:
         given = {
             "base_url": base_url,
@@ -52,6 +61,8 @@ class ClientCore:
             "ca_file": ca_file,
             "cert_file": cert_file,
             "key_file": key_file,
+            "fallback": fallback,
+            "max_connections": max_connections,
         }
         if settings is None:
             settings, _ = load(ClientSettings, given=given)
@@ -59,6 +70,9 @@ class ClientCore:
             settings = msgspec.structs.replace(settings, **{k: v for k, v in given.items() if v is not None})
         self.settings = settings
         self.timeouts = timeouts or settings.timeouts
+        self.state = ClientState(retry or settings.retry, listeners)
+        self.limits = PoolLimits(connections=settings.max_connections)
+        self._random = random
         self.address: Address = parse_address(settings.base_url)
         self.tls: ssl.SSLContext | None = None
         if self.address.scheme == "https":
@@ -111,7 +125,8 @@ class ClientCore:
         )
 
     def session(self, request: GenerationRequest, timeouts: Timeouts | None, now: float) -> StreamSession:
-        return StreamSession(self.url, request, timeouts or self.timeouts, self.settings.max_event_bytes, now)
+        options = SessionOptions(timeouts or self.timeouts, self.settings.max_event_bytes, self.settings.fallback)
+        return StreamSession(self.url, request, options, self.state, self._random, now)
 
     def generation_bytes(self, request: GenerationRequest) -> bytes:
         """A streaming request, ready to send."""
@@ -119,11 +134,11 @@ class ClientCore:
         return self._bytes("POST", request.path, body)
 
     def call_bytes(self, call: Call[Any]) -> bytes:
-        """A request with a whole answer, ready to send; the connection is closed after it."""
-        return self._bytes(call.method, call.path, call.body, {"Connection": "close"})
+        """A request with a whole answer, ready to send."""
+        return self._bytes(call.method, call.path, call.body)
 
-    def _bytes(self, method: str, path: str, body: bytes | None, more: Mapping[str, str] | None = None) -> bytes:
-        headers = {**self._headers, **(more or {})}
+    def _bytes(self, method: str, path: str, body: bytes | None) -> bytes:
+        headers = dict(self._headers)
         if body is not None:
             headers["Content-Type"] = "application/json"
         return build_request(method, self.address.target(path), self.address.host_header, headers, body)

@@ -55,6 +55,11 @@ class Answer(Generic[T]):
         self._body = bytearray()
 
     @property
+    def reader(self) -> ResponseReader:
+        """The reader of the response, for whoever keeps the connection."""
+        return self._reader
+
+    @property
     def complete(self) -> bool:
         return self._reader.complete
 

@@ -7,12 +7,16 @@ import threading
 from collections.abc import Generator, Iterator
 from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from llamastream.client import endpoints
 from llamastream.client.connection import Connection
 from llamastream.client.core import ClientCore
+from llamastream.client.pool import ConnectionPool
 from llamastream.client.session import StreamSession, connection_lost
+from llamastream.client.unary import LOOK_TIMEOUT, call_once
 from llamastream.errors import LlamaStreamError, StreamConsumedError
+from llamastream.protocol.http1 import ResponseReader
 from llamastream.protocol.requests import GenerationRequest
 from llamastream.types import Result, Stats, StreamEvent, TextDelta, Timeouts
 
@@ -29,89 +33,124 @@ class _Runner:
     to the runner, not to the stream, hence there is no cycle that only the garbage collector would find.
     """
 
-    def __init__(self, core: ClientCore, request: GenerationRequest, timeouts: Timeouts | None) -> None:
+    def __init__(self, core: ClientCore, pool: ConnectionPool, request: GenerationRequest, timeouts: Timeouts | None):
         self.session: StreamSession | None = None
         self._core = core
+        self._pool = pool
         self._request = request
-        self._request_bytes = core.generation_bytes(request)
         self._timeouts = timeouts
         self._connection: Connection | None = None
         self._lock = threading.Lock()
-        self._cancelled = False
+        self._cancelled = threading.Event()
+        core.generation_bytes(request)  # what JSON cannot express is refused now, not at the first iteration
 
-    def open(self) -> tuple[StreamSession, Connection]:
-        """Connect and send, once; what goes wrong is kept in the session, where the reader meets it."""
-        if self.session is not None and self._connection is not None:
-            return self.session, self._connection
-        session = self._core.session(self._request, self._timeouts, monotonic())
-        connection = Connection(self._core.address, self._core.tls)
-        with self._lock:
-            self.session, self._connection = session, connection
-            if self._cancelled:
-                session.cancel(monotonic())
-                return session, connection
+    def open(self) -> StreamSession:
+        """Connect and send; what goes wrong is kept in the session, where the reader meets it."""
+        if self.session is None:
+            self.session = self._core.session(self._request, self._timeouts, monotonic())
+        while not self.session.ended and self.session.next_attempt_at is not None:
+            self._attempt(self.session, self.session.next_attempt_at)
+        return self.session
+
+    def _attempt(self, session: StreamSession, begin_at: float) -> None:
+        self._let_go(None)
+        delay = begin_at - monotonic()
+        if (delay > 0 and self._cancelled.wait(delay)) or self._cancelled.is_set():
+            session.cancel(monotonic())
+            return
         try:
-            connection.connect(session.deadline)
-            session.connected(monotonic())
-            connection.send(self._request_bytes, session.deadline)
+            connection, reused = self._pool.acquire(session.queue_deadline)
         except LlamaStreamError as error:
-            self._failed(error)
+            session.fail(error, monotonic())
+            return
+        with self._lock:
+            self._connection = connection
+        session.begin(monotonic(), reused_connection=reused)
+        if self._cancelled.is_set():
+            session.cancel(monotonic())
+            return
+        try:
+            if not reused:
+                connection.connect(session.deadline)
+            session.connected(monotonic())
+            connection.send(self._core.generation_bytes(session.request), session.deadline)
+        except LlamaStreamError as error:
+            self._failed(session, error)
         except TimeoutError:
             session.timed_out(session.deadline)
         except OSError:
             # A server may answer (413, 401) and close before it has read the whole body: look for that answer.
             pass
-        self._request_bytes = b""
-        return session, connection
 
     def run(self) -> Generator[StreamEvent, None, None]:
         """All events; raises what ended the stream, if it did not end well."""
-        session, connection = self.open()
         try:
+            session = self.open()
             while not session.ended:
+                if session.next_attempt_at is not None:
+                    self._attempt(session, session.next_attempt_at)
+                    continue
+                assert self._connection is not None
                 try:
-                    data = connection.receive(session.deadline)
+                    data = self._connection.receive(session.deadline)
                 except TimeoutError:
-                    session.timed_out(max(monotonic(), session.deadline))
+                    self._wait_is_over(session, max(monotonic(), session.deadline))
                     continue
                 except OSError as error:
-                    self._failed(connection_lost(session.url, error))
+                    self._failed(session, connection_lost(session.url, error))
                     continue
-                if self._cancelled:
+                if self._cancelled.is_set():
                     session.cancel(monotonic())
-                elif data:
-                    events = session.feed(data, monotonic())
-                    if events:
-                        yield from events
-                        session.reader_waited(monotonic())
-                else:
-                    yield from session.feed_eof(monotonic())
+                    continue
+                events = session.feed(data, monotonic()) if data else session.feed_eof(monotonic())
+                if events:
+                    yield from events
+                    session.reader_waited(monotonic())
         finally:
-            session.cancel(monotonic())  # no effect on a stream that has ended
-            connection.close()
+            self.close()
         if session.error is not None:
             raise session.error
 
-    def _failed(self, error: LlamaStreamError) -> None:
-        assert self.session is not None
-        if self._cancelled:
-            self.session.cancel(monotonic())
+    def _wait_is_over(self, session: StreamSession, now: float) -> None:
+        if not session.wants_slots(now):
+            session.timed_out(now)
+            return
+        slots: list[dict[str, Any]] | None
+        try:
+            slots = call_once(self._core, endpoints.slots(), LOOK_TIMEOUT)
+        except LlamaStreamError:
+            slots = None
+        session.slots_seen(slots, max(now, monotonic()))
+
+    def _failed(self, session: StreamSession, error: LlamaStreamError) -> None:
+        if self._cancelled.is_set():
+            session.cancel(monotonic())
         else:
-            self.session.fail(error, monotonic())
+            session.fail(error, monotonic())
+
+    def _let_go(self, reader: ResponseReader | None) -> None:
+        """Give the connection back; `reader` of a response that ended well, so that it may be used again."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            self._pool.release(connection, reader)
 
     def cancel(self) -> None:
+        """From any thread."""
+        self._cancelled.set()
         with self._lock:
-            self._cancelled = True
-            connection = self._connection
-        if connection is not None:
-            connection.abort()
+            if self._connection is not None:
+                self._connection.abort()
 
     def close(self) -> None:
-        self._cancelled = True
-        if self.session is not None:
-            self.session.cancel(monotonic())
-        if self._connection is not None:
-            self._connection.close()
+        """In the thread that reads."""
+        session = self.session
+        self._cancelled.set()
+        if session is None:
+            return
+        session.cancel(monotonic())  # no effect on a stream that has ended
+        ended_well = session.error is None and not session.cancelled
+        self._let_go(session.exchange.reader if ended_well else None)
 
 
 class Stream:
@@ -124,8 +163,10 @@ class Stream:
     Leaving the loop early, leaving `with`, `close()`, or `cancel()` from any thread frees the slot on the server.
     """
 
-    def __init__(self, core: ClientCore, request: GenerationRequest, timeouts: Timeouts | None) -> None:
-        self._runner = _Runner(core, request, timeouts)
+    def __init__(
+        self, core: ClientCore, pool: ConnectionPool, request: GenerationRequest, timeouts: Timeouts | None
+    ) -> None:
+        self._runner = _Runner(core, pool, request, timeouts)
         self._source = self._runner.run()
         self._taken = False
 
@@ -211,9 +252,9 @@ class Stream:
         Raises:
             LlamaStreamError: no connection.
         """
-        session, connection = self._runner.open()
+        session = self._runner.open()
         if session.error is not None:
-            connection.close()
+            self._runner.close()
             raise session.error
         return self
 

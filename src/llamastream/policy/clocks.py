@@ -42,13 +42,14 @@ class Clocks:
     Attributes:
         phase: what is waited for.
         deadline: when the running clock (or the total one) runs out; `math.inf` if neither is set.
+        end: when the total clock runs out, or `math.inf`.
     """
 
-    __slots__ = ("_end", "_idle", "_timeouts", "deadline", "phase")
+    __slots__ = ("_idle", "_timeouts", "deadline", "end", "phase")
 
     def __init__(self, timeouts: Timeouts, now: float) -> None:
         self._timeouts = timeouts
-        self._end = inf if timeouts.total is None else now + timeouts.total
+        self.end = inf if timeouts.total is None else now + timeouts.total
         self._idle = inf if timeouts.content_idle is None else timeouts.content_idle
         self.phase = Phase.CONNECT
         self.deadline = inf
@@ -58,13 +59,13 @@ class Clocks:
         """Begin to wait for something else."""
         self.phase = phase
         limit: float | None = getattr(self._timeouts, phase.value)
-        self.deadline = min(self._end, inf if limit is None else now + limit)
+        self.deadline = min(self.end, inf if limit is None else now + limit)
 
     def content(self, now: float) -> None:
         """Content arrived: the content-idle clock starts anew."""
         self.phase = Phase.CONTENT
         deadline = now + self._idle
-        self.deadline = min(self._end, deadline)
+        self.deadline = min(self.end, deadline)
 
     def restart(self, now: float) -> None:
         """Whatever runs starts anew; the total clock does not."""
@@ -82,7 +83,7 @@ class Clocks:
         """The error to raise if the time is up at `now`, else None."""
         if now < self.deadline:
             return None
-        if now >= self._end:
+        if now >= self.end:
             return TotalTimeoutError(
                 f"{url}: the whole request took longer than {self._timeouts.total:g} s (Timeouts.total)"
             )

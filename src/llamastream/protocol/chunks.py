@@ -95,7 +95,7 @@ class WireChunk(Struct):
     usage: WireUsage | None = None
     timings: WireTimings | None = None
     prompt_progress: WireProgress | None = None
-    error: Raw = Raw()
+    error: Raw | None = None
 
 
 _decode = msgspec.json.Decoder(WireChunk).decode

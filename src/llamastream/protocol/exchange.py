@@ -6,7 +6,7 @@ text which arrived in the same read as a failure still reaches the caller before
 
 from __future__ import annotations
 
-from llamastream.errors import ConnectionLostError, LlamaStreamError, StreamTruncatedError
+from llamastream.errors import ConnectionLostError, EventTooLargeError, LlamaStreamError, StreamTruncatedError
 from llamastream.protocol.assembler import Assembler
 from llamastream.protocol.chunks import decode_chunk
 from llamastream.protocol.failures import MAX_ERROR_BODY, mid_stream_error, response_error, unexpected_response
@@ -25,9 +25,17 @@ class GenerationExchange:
         assembler: the answer so far.
         done: the stream has ended, well or not; nothing more will come of it.
         error: why it did not end well, or None.
+        accepted: the response header is there. whole: the answer comes as one JSON body, not as a stream.
     """
 
-    def __init__(self, url: str, *, expected_choices: int = 1, max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        expected_choices: int = 1,
+        max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES,
+        accept_whole: bool = False,
+    ) -> None:
         self.url = url
         self.assembler = Assembler()
         self.done = False
@@ -36,7 +44,10 @@ class GenerationExchange:
         self._expected_choices = expected_choices
         self._reader = ResponseReader()
         self._decoder = SseDecoder(max_event_bytes)
-        self._rejected_body = bytearray()
+        self.whole = False
+        self._accept_whole = accept_whole
+        self._max_body = max_event_bytes
+        self._body = bytearray()  # of an answer that is no event stream
         self._rejected = False
 
     @property
@@ -47,6 +58,11 @@ class GenerationExchange:
     def body_bytes(self) -> int:
         """Length of the de-chunked body so far, in bytes."""
         return self._reader.body_bytes
+
+    @property
+    def reader(self) -> ResponseReader:
+        """The reader of the response, for whoever keeps the connection."""
+        return self._reader
 
     @property
     def headers(self) -> dict[str, str]:
@@ -63,7 +79,13 @@ class GenerationExchange:
                 if not self.accepted:
                     self._begin(out)
                 if self._rejected:
-                    self._rejected_body += body[: MAX_ERROR_BODY - len(self._rejected_body)]
+                    self._body += body[: MAX_ERROR_BODY - len(self._body)]
+                elif self.whole:
+                    self._body += body
+                    if len(self._body) > self._max_body:
+                        raise EventTooLargeError(
+                            f"{self.url}: the answer is larger than {self._max_body} bytes (max_event_bytes)"
+                        )
                 else:
                     self._feed_body(body, out)
             if not self.done:
@@ -71,24 +93,29 @@ class GenerationExchange:
                     raise reader.failure
                 if reader.header_complete and not self.accepted:
                     self._begin(out)
-                if reader.complete or len(self._rejected_body) >= MAX_ERROR_BODY:
-                    self._finish()
+                if reader.complete or (self._rejected and len(self._body) >= MAX_ERROR_BODY):
+                    self._finish(out)
         except LlamaStreamError as error:
             self._fail(error)
         return out
 
-    def feed_eof(self) -> None:
-        """The server closed the connection."""
+    def feed_eof(self) -> list[StreamEvent]:
+        """The server closed the connection; returns what that completes."""
+        out: list[StreamEvent] = []
         if self.done:
-            return
+            return out
         if self._rejected or self._reader.feed_eof():
-            self._finish()
+            try:
+                self._finish(out)
+            except LlamaStreamError as error:
+                self._fail(error)
         elif self.assembler.finished(self._expected_choices):
             self.done = True  # all that was asked for is here; only the end marks are missing
         elif not self._reader.header_complete:
             self._fail(ConnectionLostError(f"{self.url} closed the connection without an answer"))
         else:
             self._fail(ConnectionLostError(f"{self.url} broke off in the middle of the answer"))
+        return out
 
     def _begin(self, out: list[StreamEvent]) -> None:
         """The response header is there: is it the stream that was asked for?"""
@@ -98,6 +125,14 @@ class GenerationExchange:
         encoding = reader.headers.get("content-encoding", "identity").strip().lower()
         if 200 <= reader.status < 300 and content_type == "text/event-stream" and encoding in ("", "identity"):
             out.append(StreamStart(reader.status, reader.headers.get("server", "")))
+        elif (
+            self._accept_whole
+            and 200 <= reader.status < 300
+            and content_type == "application/json"
+            and encoding in ("", "identity")
+        ):
+            self.whole = True
+            out.append(StreamStart(reader.status, reader.headers.get("server", "")))
         else:
             self._rejected = True
 
@@ -105,21 +140,26 @@ class GenerationExchange:
         for event in self._decoder.feed(body):
             data = event.data
             if data == _DONE:
-                self._finish()
+                self._finish(out)
                 return
-            chunk = decode_chunk(data)
-            # Exact bytes, not truth: an absent `error` is an empty Raw.
-            if bytes(chunk.error) and bytes(chunk.error) != b"null":
-                raise mid_stream_error(bytes(chunk.error), self.url)
-            self.assembler.add(chunk, out)
+            self._add(data, out)
         if self._decoder.error_lines:
             raise mid_stream_error(self._decoder.error_lines[0], self.url)
 
-    def _finish(self) -> None:
+    def _add(self, data: bytes, out: list[StreamEvent]) -> None:
+        chunk = decode_chunk(data)
+        error = chunk.error
+        if error is not None:
+            raise mid_stream_error(bytes(error), self.url)
+        self.assembler.add(chunk, out)
+
+    def _finish(self, out: list[StreamEvent]) -> None:
         """`[DONE]`, or the proper end of the body."""
         reader = self._reader
+        if self.whole:
+            self._add(bytes(self._body), out)
         if self._rejected:
-            body = bytes(self._rejected_body)
+            body = bytes(self._body)
             if reader.status >= 400:
                 self._fail(response_error(reader.status, reader.headers, body, self.url))
             else:

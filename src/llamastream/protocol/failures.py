@@ -14,6 +14,7 @@ from llamastream.errors import (
     BadRequestError,
     ContextSizeError,
     InternalServerError,
+    LlamaStreamError,
     MidStreamError,
     ModelLoadingError,
     NotFoundError,
@@ -115,6 +116,15 @@ def unexpected_response(
         quoted = body[:80].decode("utf-8", "replace")
         what = f"answered {status} with {content_type or 'an unnamed type'} instead of {expected}: {quoted!r}"
     return UnexpectedResponseError(f"{url} {what}", status=status)
+
+
+def streaming_unsupported(error: LlamaStreamError) -> bool:
+    """Whether a server's answer means that it, or this model's template, cannot stream."""
+    if not isinstance(error, ServerError) or error.status not in (400, 404, 405, 415, 422, 500, 501):
+        return False
+    text = error.message.lower()
+    negated = any(word in text for word in ("not support", "unsupported", "cannot", "not implemented", "not available"))
+    return "stream" in text and negated
 
 
 def parse_retry_after(value: str | None, *, now: float | None = None) -> float | None:

@@ -26,6 +26,20 @@ class GenerationRequest(Struct, frozen=True):
     body: dict[str, Any]
     choices: int = 1
 
+    @property
+    def system_prompt(self) -> str:
+        """The text of the first message if it is the system's, else ""."""
+        messages = self.body.get("messages")
+        if not messages or messages[0].get("role") not in ("system", "developer"):
+            return ""
+        content = messages[0].get("content")
+        return content if isinstance(content, str) else ""
+
+    def without_stream(self) -> GenerationRequest:
+        """The same request for a whole answer at once."""
+        body = {key: value for key, value in self.body.items() if key != "stream_options"}
+        return GenerationRequest(self.path, {**body, "stream": False}, self.choices)
+
     def encoded(self) -> bytes:
         """The body as JSON.
 

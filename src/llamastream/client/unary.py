@@ -1,0 +1,65 @@
+"""Requests with a whole answer, blocking: over a connection of their own, or over the pool's."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TypeVar
+
+from llamastream.client.connection import Connection
+from llamastream.client.core import ClientCore
+from llamastream.client.endpoints import Answer, Call
+from llamastream.client.pool import ConnectionPool
+from llamastream.client.session import connection_lost
+from llamastream.errors import ConnectionLostError, LlamaStreamError
+
+T = TypeVar("T")
+
+LOOK_TIMEOUT = 2.0
+"""Seconds that a look at `/slots` beside a running stream may take."""
+
+
+def call_once(core: ClientCore, call: Call[T], timeout: float) -> T:
+    """One request over a connection of its own, outside of the pool and its bounds.
+
+    Raises:
+        LlamaStreamError: there is no connection, the server reported an error, or what answers is no llama-server.
+    """
+    connection = Connection(core.address, core.tls)
+    try:
+        return _exchange(core, connection, False, call, timeout).value()
+    finally:
+        connection.close()
+
+
+def call_pooled(core: ClientCore, pool: ConnectionPool, call: Call[T], timeout: float) -> T:
+    """One request over a connection of the pool; a stale one is replaced. Raises as `call_once`."""
+    deadline = monotonic() + timeout
+    while True:
+        connection, reused = pool.acquire(deadline)
+        answer: Answer[T] | None = None
+        try:
+            answer = _exchange(core, connection, reused, call, max(0.001, deadline - monotonic()))
+            return answer.value()
+        except ConnectionLostError:
+            if not reused:
+                raise
+        finally:
+            pool.release(connection, answer.reader if answer is not None else None)
+
+
+def _exchange(core: ClientCore, connection: Connection, connected: bool, call: Call[T], timeout: float) -> Answer[T]:
+    deadline = monotonic() + timeout
+    answer = Answer(call, core.url)
+    try:
+        if not connected:
+            connection.connect(min(deadline, monotonic() + (core.timeouts.connect or timeout)))
+        connection.send(core.call_bytes(call), deadline)
+        while not answer.complete:
+            answer.feed(connection.receive(deadline))
+    except LlamaStreamError:
+        raise
+    except TimeoutError:
+        raise answer.timed_out(timeout) from None
+    except OSError as error:
+        raise connection_lost(answer.url, error) from error
+    return answer

@@ -1,0 +1,66 @@
+"""Frozen events of a client's requests, for listeners: logging, metrics and tracing hear of everything here.
+
+A listener is any callable that takes one event. It is called in the thread (or the event loop) of the stream, never for
+single chunks, and must be quick; an exception in it is logged and goes no further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from llamastream.types import Stats
+
+
+class RequestStarted(Struct, frozen=True):
+    """A request begins. `request_id` is the same in all events of one request; `url` is the endpoint's."""
+
+    request_id: int
+    url: str
+
+
+class AttemptStarted(Struct, frozen=True):
+    """An attempt begins: the first is number 1. `reused_connection`: over a connection that was idle in the pool."""
+
+    request_id: int
+    number: int
+    reused_connection: bool
+
+
+class FirstToken(Struct, frozen=True):
+    """The first content came, `time_to_first_token` seconds after the request began."""
+
+    request_id: int
+    time_to_first_token: float
+
+
+class RetryScheduled(Struct, frozen=True):
+    """An attempt failed with `error`; the next begins in `delay` seconds."""
+
+    request_id: int
+    number: int
+    error: Exception
+    delay: float
+
+
+class Hint(Struct, frozen=True):
+    """Something works, but not as well as it could; said once for each client. `topic` names it for programs."""
+
+    request_id: int
+    topic: str
+    message: str
+
+
+class RequestEnded(Struct, frozen=True):
+    """The request is over: `finish_reason` is stop, length, tool_calls, cancelled, or error with `error` set."""
+
+    request_id: int
+    finish_reason: str
+    stats: Stats
+    error: Exception | None = None
+
+
+ClientEvent: TypeAlias = RequestStarted | AttemptStarted | FirstToken | RetryScheduled | Hint | RequestEnded
+Listener: TypeAlias = Callable[[ClientEvent], None]

@@ -1,0 +1,100 @@
+"""Whether, and when, a request that failed before its first content is sent again.
+
+Exponential backoff with full jitter (the delay is uniform between zero and the bound, so that clients which failed
+together do not come back together), a budget that all requests of a client share, so that retries cannot multiply the
+load on a server that is down, and patience while a server loads its model, which costs no budget.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from llamastream.errors import (
+    ConnectError,
+    ConnectionLostError,
+    ConnectTimeoutError,
+    LlamaStreamError,
+    ModelLoadingError,
+    ServerError,
+)
+from llamastream.types import RetryPolicy
+
+
+class RetryState(Struct, frozen=True):
+    """What is known when an attempt has failed.
+
+    Attributes:
+        retries: how many repetitions there were, those while the model loaded not counted.
+        loading_since: when the server first said that it loads its model, or None.
+        now: the time, by the same clock, in seconds.
+        budget: tokens left in the client's budget.
+        reused_connection: the attempt used a connection that had been idle.
+        answered: a byte of an answer came.
+        emitted: content reached the caller.
+    """
+
+    retries: int
+    loading_since: float | None
+    now: float
+    budget: float
+    reused_connection: bool
+    answered: bool
+    emitted: bool
+
+
+class Retry(Struct, frozen=True):
+    """Send again after `delay` seconds. `cost` is what it takes from the budget; `counts` whether it is a repetition
+    that `max_retries` bounds."""
+
+    delay: float
+    cost: float = 1.0
+    counts: bool = True
+
+
+def decide(error: LlamaStreamError, state: RetryState, policy: RetryPolicy, random: float) -> Retry | None:
+    """The next attempt, or None if the error is final. `random` is uniform in [0, 1)."""
+    if state.emitted:
+        return None
+    if state.reused_connection and not state.answered and isinstance(error, ConnectionLostError):
+        # The server had closed the idle connection; it never saw the request.
+        return Retry(delay=0.0, cost=0.0, counts=False)
+    if isinstance(error, ModelLoadingError):
+        since = state.now if state.loading_since is None else state.loading_since
+        if state.now - since < policy.loading_patience:
+            return Retry(delay=policy.loading_interval, cost=0.0, counts=False)
+        return None
+    if not _worth_it(error) or state.retries >= policy.max_retries or state.budget < 1.0:
+        return None
+    asked = error.retry_after if isinstance(error, ServerError) else None
+    if asked is not None:
+        return Retry(delay=asked) if asked <= policy.max_retry_after else None
+    bound = min(policy.max_delay, policy.base_delay * 2.0**state.retries)
+    return Retry(delay=bound * random)
+
+
+def _worth_it(error: LlamaStreamError) -> bool:
+    # Timeouts other than that of connecting are not: the caller has waited long enough, and all would begin anew.
+    return error.retryable and isinstance(error, ConnectError | ConnectTimeoutError | ConnectionLostError | ServerError)
+
+
+class RetryBudget:
+    """Tokens that retries of all requests share: each good request earns some, each retry costs one (not thread-safe).
+
+    The idea is that of gRPC's retry throttling (proposal A6): under a lasting failure the share of retries in the load
+    falls to `earned` of the good requests, however many requests there are.
+    """
+
+    __slots__ = ("_capacity", "_earned", "tokens")
+
+    def __init__(self, capacity: float = 20.0, earned: float = 0.2) -> None:
+        self._capacity = capacity
+        self._earned = earned
+        self.tokens = capacity
+
+    def earn(self) -> None:
+        """A request ended well."""
+        self.tokens = min(self._capacity, self.tokens + self._earned)
+
+    def spend(self, cost: float) -> None:
+        """A retry begins."""
+        self.tokens = max(0.0, self.tokens - cost)
