@@ -266,7 +266,7 @@ def test_a_flood_of_log_lines_never_blocks_the_server(options: Make) -> None:
         body = {"prompt": "a " * 200, "n_predict": 150, "grammar": "root ::= [a-z]+"}
         answer = post(engine, "/completion", body)
         assert len(answer["content"]) > 0
-        assert len(engine.logs) == RING_SIZE
+        assert 500 < len(engine.logs) <= RING_SIZE
         assert all(len(record.message) < 10_000 for record in engine.logs)
         assert any(record.level == "debug" for record in engine.logs)
 
