@@ -16,7 +16,9 @@ def busy_slots(client: StreamingClient) -> int:
 
 def show(url: str, after: int) -> None:
     client = StreamingClient(url)
-    stream = client.stream_chat([{"role": "user", "content": "Tell me a long story."}], temperature=0)
+    # ignore_eos is llama-server's own: the model may not stop by itself, so that there is something to stop
+    question = [{"role": "user", "content": "Tell me a long story."}]
+    stream = client.stream_chat(question, max_tokens=4000, ignore_eos=True)
     button = threading.Event()
 
     def stop_when_pressed() -> None:

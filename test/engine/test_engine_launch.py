@@ -91,6 +91,8 @@ def test_a_server_comes_and_goes(options: Make) -> None:
         assert engine.url == f"http://127.0.0.1:{engine.options.port}"
         assert engine.kind == options().kind
         assert engine.warnings == []
+        assert engine.options.threads_http == 8  # a thread for each stream, and a margin
+        assert engine.options.threads is not None
         assert get(engine, "/health") == (200, b'{"status":"ok"}')
         assert get(engine, "/metrics")[1].startswith(b"# HELP llamacpp:")
         assert b"my-model" in get(engine, "/v1/models")[1]
@@ -266,7 +268,7 @@ def test_a_flood_of_log_lines_never_blocks_the_server(options: Make) -> None:
         body = {"prompt": "a " * 200, "n_predict": 150, "grammar": "root ::= [a-z]+"}
         answer = post(engine, "/completion", body)
         assert len(answer["content"]) > 0
-        assert len(engine.logs) == RING_SIZE
+        assert 500 < len(engine.logs) <= RING_SIZE
         assert all(len(record.message) < 10_000 for record in engine.logs)
         assert any(record.level == "debug" for record in engine.logs)
 

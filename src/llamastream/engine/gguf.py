@@ -16,6 +16,7 @@ MAGIC = b"GGUF"
 # a header with a vocabulary of a million tokens has some 40 MB; beyond this the file is damaged or hostile
 MAX_HEADER = 256 << 20
 MAX_STRING = 1 << 20
+CHUNK = 1 << 20
 MAX_KEYS = 65_536
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -79,7 +80,7 @@ def read_gguf(path: str | os.PathLike[str]) -> GgufInfo:
         magic = file.read(4)
         if magic != MAGIC:
             raise GgufError(f"it begins with {magic!r}, a GGUF file with {MAGIC!r}")
-        reader = _Reader(file, size)
+        reader = _Reader(file, magic)
         version = reader.number("<I")
         if not 1 <= version <= 3:
             # a big-endian file shows its version in the wrong half
@@ -112,27 +113,32 @@ def read_gguf(path: str | os.PathLike[str]) -> GgufInfo:
 
 
 class _Reader:
-    """Reads little-endian values and never past `MAX_HEADER` or the end of the file."""
+    """Reads little-endian values from the file's beginning, in chunks, and never past `MAX_HEADER`."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: BinaryIO, start: bytes) -> None:
         self._file = file
-        self._limit = min(size, MAX_HEADER)
+        self._data = bytearray(start)
+        self._at = len(start)
         self.length_format = "<Q"
 
-    def _check(self, count: int) -> None:
-        if self._file.tell() + count > self._limit:
-            raise GgufError("it ends within its header: it is cut off (an unfinished download?) or damaged")
+    def _have(self, end: int) -> None:
+        """Make sure that the bytes up to `end` are there."""
+        while len(self._data) < end:
+            chunk = self._file.read(CHUNK) if end <= MAX_HEADER else b""
+            if not chunk:
+                raise GgufError("it ends within its header: it is cut off (an unfinished download?) or damaged")
+            self._data += chunk
 
     def take(self, count: int) -> bytes:
-        self._check(count)
-        data = self._file.read(count)
-        if len(data) != count:
-            raise GgufError("it ends within its header: it is cut off (an unfinished download?) or damaged")
+        end = self._at + count
+        self._have(end)
+        data = bytes(self._data[self._at : end])
+        self._at = end
         return data
 
     def skip(self, count: int) -> None:
-        self._check(count)
-        self._file.seek(count, os.SEEK_CUR)
+        self._have(self._at + count)
+        self._at += count
 
     def number(self, fmt: str) -> int:
         return int(struct.unpack(fmt, self.take(struct.calcsize(fmt)))[0])
@@ -165,7 +171,20 @@ class _Reader:
         if kind in _SCALARS:
             self.skip(count * struct.calcsize(_SCALARS[kind]))
         elif kind == _STRING:
-            for _ in range(count):
-                self.skip(self.number(self.length_format))
+            self._skip_strings(count)
         else:
             raise GgufError(f"its entry {key!r} is an array of the unknown type {kind}: it is damaged")
+
+    def _skip_strings(self, count: int) -> None:
+        # a vocabulary has up to some 260,000 of them, hence no function call for each
+        length = struct.Struct(self.length_format)
+        size, unpack = length.size, length.unpack_from
+        data, at = self._data, self._at
+        have = len(data)
+        for _ in range(count):
+            if at + size > have:
+                self._have(at + size)
+                have = len(data)
+            at += size + unpack(data, at)[0]
+        self._have(at)
+        self._at = at

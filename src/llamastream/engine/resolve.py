@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from llamastream.engine.demo import DEMO_ALIAS, demo_model_path
+from llamastream.engine.flags import http_threads
 from llamastream.engine.gguf import GgufError, GgufInfo, read_gguf
 from llamastream.engine.machine import cores, default_cache_ram, memory
 from llamastream.engine.options import EngineOptions
@@ -101,6 +102,7 @@ def resolve(options: EngineOptions, *, downloaded: str | None = None) -> tuple[E
         ctx_size=ctx,
         threads=threads,
         threads_batch=options.threads_batch or threads,
+        threads_http=http_threads(options),
         cache_ram=default_cache_ram(mem.usable) if options.cache_ram is None else options.cache_ram,
         socket=str(Path(options.socket).expanduser().absolute()) if options.socket else None,
         slot_save_path=str(Path(options.slot_save_path).expanduser().absolute()) if options.slot_save_path else None,

@@ -24,6 +24,7 @@ class Engine:
         api_key: the key that clients must send, or None.
         command: the command line, with secrets hidden.
         warnings: flags that were translated or dropped, and limits that were applied.
+        start_seconds: how long the start took, until the server was ready.
     """
 
     def __init__(

@@ -37,6 +37,8 @@ from llamastream.types import LogRecord
 # between looks at a server that has not said that it listens, and at one that has and is loading
 QUIET_POLL_SECONDS = 0.25
 LOADING_POLL_SECONDS = 0.05
+# how the log of the embedded engine's process names itself
+CHILD_SOURCE = "llamastream"
 # llama-server's words, and those of our child
 NO_GPU = "no usable GPU found"
 
@@ -197,20 +199,22 @@ def _wait_ready(process: ServerProcess, plan: _Plan, cancelled: threading.Event)
     options = plan.options
     tls = any(argument.startswith("--ssl-cert-file") for argument in options.extra_args)
     port = options.port
+    embedding = plan.kind == "embedded"
     listening = False
     seen = version = 0
     deadline = time.monotonic() + options.start_timeout
     while True:
         records, seen = process.ring.since(seen)
         for record in records:
-            announced = announced_port(record)
+            # the embedded server says it, and then our process around it, once it handles signals
+            announced = announced_port(record) if not embedding or record.source == CHILD_SOURCE else None
             if announced is not None:
                 listening, port = True, announced or port
         if not process.alive:
             raise _failure(process, plan)
         if cancelled.is_set():
             raise EngineError("the start was cancelled")
-        if not listening:
+        if not listening and not embedding:
             listening, port = _look(process, options, port)
         if listening and (port or options.socket):
             address = ServerAddress(host=options.host, port=port, socket=options.socket, tls=tls)
