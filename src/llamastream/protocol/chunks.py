@@ -14,6 +14,10 @@ from llamastream.errors import ProtocolError
 from llamastream.types import Usage
 
 
+NO_ERROR = Raw()
+"""What `WireChunk.error` is, by identity, where the JSON has no such field."""
+
+
 class WireFunction(Struct, gc=False):
     name: str | None = None
     arguments: str | dict[str, Any] | None = None
@@ -95,7 +99,7 @@ class WireChunk(Struct):
     usage: WireUsage | None = None
     timings: WireTimings | None = None
     prompt_progress: WireProgress | None = None
-    error: Raw | None = None
+    error: Raw = NO_ERROR
 
 
 _decode = msgspec.json.Decoder(WireChunk).decode

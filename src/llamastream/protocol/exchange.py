@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from llamastream.errors import ConnectionLostError, EventTooLargeError, LlamaStreamError, StreamTruncatedError
 from llamastream.protocol.assembler import Assembler
-from llamastream.protocol.chunks import decode_chunk
+from llamastream.protocol.chunks import NO_ERROR, decode_chunk
 from llamastream.protocol.failures import MAX_ERROR_BODY, mid_stream_error, response_error, unexpected_response
 from llamastream.protocol.http1 import ResponseReader
 from llamastream.protocol.sse import DEFAULT_MAX_EVENT_BYTES, SseDecoder
@@ -148,9 +148,8 @@ class GenerationExchange:
 
     def _add(self, data: bytes, out: list[StreamEvent]) -> None:
         chunk = decode_chunk(data)
-        error = chunk.error
-        if error is not None:
-            raise mid_stream_error(bytes(error), self.url)
+        if chunk.error is not NO_ERROR and bytes(chunk.error) != b"null":
+            raise mid_stream_error(bytes(chunk.error), self.url)
         self.assembler.add(chunk, out)
 
     def _finish(self, out: list[StreamEvent]) -> None:
