@@ -54,10 +54,11 @@ class ClientCore:
             "key_file": key_file,
         }
         if settings is None:
-            settings, _ = load(ClientSettings, given=given)
+            settings, _ = load(ClientSettings, given=given, given_source="the argument")
         else:
             settings = msgspec.structs.replace(settings, **{k: v for k, v in given.items() if v is not None})
         self.settings = settings
+        _check_timeouts(timeouts)
         self.timeouts = timeouts or settings.timeouts
         self.address: Address = parse_address(settings.base_url)
         self.tls: ssl.SSLContext | None = None
@@ -111,6 +112,7 @@ class ClientCore:
         )
 
     def session(self, request: GenerationRequest, timeouts: Timeouts | None, now: float) -> StreamSession:
+        _check_timeouts(timeouts)
         return StreamSession(self.url, request, timeouts or self.timeouts, self.settings.max_event_bytes, now)
 
     def generation_bytes(self, request: GenerationRequest) -> bytes:
@@ -127,6 +129,13 @@ class ClientCore:
         if body is not None:
             headers["Content-Type"] = "application/json"
         return build_request(method, self.address.target(path), self.address.host_header, headers, body)
+
+
+def _check_timeouts(timeouts: Any) -> None:
+    if timeouts is not None and not isinstance(timeouts, Timeouts):
+        raise InvalidRequestError(
+            f"timeouts must be a llamastream.Timeouts, not {timeouts!r}; for one limit on every step: Timeouts.all(30)"
+        )
 
 
 def not_ready(url: str, last: Health | LlamaStreamError, timeout: float | None) -> LlamaStreamError:
