@@ -268,7 +268,7 @@ def test_serve_ends_when_the_reader_of_its_log_leaves(environ: dict[str, str]) -
     process.stdout.close()
     with contextlib.suppress(LlamaStreamError):  # it may end before it has answered
         StreamingClient(ready["url"]).chat([{"role": "user", "content": "hi"}], max_tokens=1)  # makes it log something
-    assert process.wait(15) in (0, 128 + signal.SIGPIPE)
+    assert process.wait(15) == 0
     assert b"Traceback" not in process.stderr.read()
     process.stderr.close()
 

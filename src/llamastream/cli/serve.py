@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -55,7 +56,8 @@ def serve(
         if not json:
             console.print(Text("stopping", style="dim"))
     if json:
-        print_json({"event": "stopped"})
+        with contextlib.suppress(BrokenPipeError):
+            print_json({"event": "stopped"})
 
 
 class _StopSignals:
