@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOCK := requirements/dev.txt
 
-.PHONY: help setup demo chat serve check test test-all lint types format picture llama-server lock wheel clean
+.PHONY: help setup demo chat serve check test test-all docs lint types format picture llama-server lock wheel clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -16,7 +16,7 @@ setup: $(READY) ## Create .venv with everything that demo and tests need
 $(READY): pyproject.toml $(LOCK) scripts/find_python.sh
 	@python=$$(scripts/find_python.sh) && \
 	echo "setting up $(VENV) with $$($$python --version)" >&2 && \
-	$$python -m venv --clear $(VENV) && \
+	{ [ "$$($(BIN)/python --version 2>/dev/null)" = "$$($$python --version)" ] || $$python -m venv --clear $(VENV); } && \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK) && \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . && \
 	touch $@
@@ -37,6 +37,9 @@ test: $(READY) ## Run the tests against a real llama-server
 	@$(BIN)/python -m pytest
 
 test-all: test ## The same, with all that needs environments of its own (nothing yet)
+
+docs: $(READY) ## Write the reference page of the settings anew
+	@$(BIN)/python docs/generate_settings.py
 
 lint: $(READY) ## Style and common mistakes
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -11,10 +11,9 @@ from llamastream.client import StreamingClient
 from llamastream.engine import EngineOptions, launch
 from llamastream.errors import ProtocolError, StreamTimeoutError, TransportError
 from llamastream.settings import ClientSettings
-from llamastream.types import Timeouts
 
-PROBE = Timeouts(connect=2.0)
-"""A server of one's own machine answers at once or not at all."""
+PROBE_TIMEOUT = 3.0
+"""Seconds: a server of one's own machine says how it is at once or not at all."""
 
 
 def server_answers(settings: ClientSettings, notify: Callable[[str], None]) -> bool:
@@ -23,9 +22,9 @@ def server_answers(settings: ClientSettings, notify: Callable[[str], None]) -> b
     Raises:
         LlamaStreamError: the server is there but reports a failure.
     """
-    client = StreamingClient(settings=settings, timeouts=PROBE)
+    client = StreamingClient(settings=settings)
     try:
-        health = client.health()
+        health = client.health(timeout=PROBE_TIMEOUT)
     except (TransportError, StreamTimeoutError):
         return False
     except ProtocolError as error:
@@ -62,4 +61,6 @@ def server_for(
     with launch(EngineOptions()) as engine:
         slots = f"{engine.capabilities.slots} slots × {engine.capabilities.n_ctx:,} tokens"
         notify(f"demo model on {engine.url} ({engine.kind} engine, {slots})")
-        yield msgspec.structs.replace(settings, base_url=engine.url, api_key=engine.api_key)
+        # The demo model knows its answers by heart; sampling would only make it stumble.
+        temperature = 0.0 if settings.temperature is None else settings.temperature
+        yield msgspec.structs.replace(settings, base_url=engine.url, api_key=engine.api_key, temperature=temperature)

@@ -11,6 +11,7 @@ Order of precedence: command line, environment, file, defaults.
 from __future__ import annotations
 
 import os
+import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -152,11 +153,13 @@ def load(
     environ: Mapping[str, str] | None = None,
     table: Mapping[str, Any] | None = None,
     table_source: str = "the settings file",
+    given_source: str | None = None,
 ) -> tuple[S, dict[str, str]]:
     """A group's settings and, for each, where its value came from.
 
     Args:
         given: values from the command line or a call; None stands for "not given".
+        given_source: what to call their source in messages; None: the flag of each.
         environ: the environment (`os.environ` if None).
         table: the group's table of a TOML file. `table_source` names the file in messages.
 
@@ -175,7 +178,7 @@ def load(
     sources: dict[str, str] = {}
     for field in fields:
         if given.get(field.name) is not None:
-            raw, source = given[field.name], field.flags[0]
+            raw, source = given[field.name], given_source or field.flags[0]
         elif environ.get(field.env, "") != "":
             raw, source = environ[field.env], f"the environment ({field.env})"
         elif field.name in table:
@@ -189,14 +192,14 @@ def load(
 
 
 def _convert(field: SettingField, raw: Any, source: str) -> Any:
+    if isinstance(raw, str) and get_origin(_bare(field.type)) is tuple:
+        raw = shlex.split(raw)
     try:
         return msgspec.convert(raw, field.type, strict=False)
-    except msgspec.ValidationError as error:
+    except msgspec.ValidationError:
         shown = "(hidden)" if field.secret else repr(raw)
-        allowed = describe_type(field.type)
         raise SettingError(
-            f"{field.name} = {shown} from {source} is not allowed: {str(error)[0].lower()}{str(error)[1:]}; "
-            f"allowed: {allowed}"
+            f"{field.name} = {shown} from {source} is not allowed; allowed: {describe_type(field.type)}"
         ) from None
 
 
@@ -234,6 +237,8 @@ def _describe(annotation: Any, meta: tuple[Meta, ...]) -> Iterator[str]:
         yield ("a whole number" if annotation is int else "a number") + _bounds(meta)
     elif annotation is str:
         yield "text"
+    elif origin is tuple:
+        yield "words separated by spaces"
     elif args := get_args(annotation):
         yield ", ".join(str(arg) for arg in args if arg is not Ellipsis)
     else:
@@ -241,6 +246,14 @@ def _describe(annotation: Any, meta: tuple[Meta, ...]) -> Iterator[str]:
 
 
 def _bounds(meta: tuple[Meta, ...]) -> str:
-    low = next((f" from {m.ge:g}" for m in meta if m.ge is not None), "")
-    low = low or next((f" above {m.gt:g}" for m in meta if m.gt is not None), "")
-    return low + next((f" up to {m.le}" for m in meta if m.le is not None), "")
+    low = next((f" from {_number(m.ge)}" for m in meta if m.ge is not None), "")
+    low = low or next((f" above {_number(m.gt)}" for m in meta if m.gt is not None), "")
+    return low + next((f" up to {_number(m.le)}" for m in meta if m.le is not None), "")
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else str(value)
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation

@@ -210,7 +210,7 @@ class Stats(Struct, frozen=True):
         time_to_first_token: seconds from sending to the first text, reasoning or tool call.
         duration: seconds from sending to the end, or to now.
         inter_token_latency_p50, _p95, _max: seconds between chunks with content (p50 and p95 within 3 %).
-        tokens_per_second: tokens after the first, divided by the time since the first.
+        tokens_per_second: tokens after the first, divided by the time since the first; never above the server's rate.
         server_tokens_per_second: decode speed by the server's clock.
         prompt_tokens, cached_tokens, completion_tokens: token counts (server's; cached ones are part of the prompt).
         chunks: chunks with content. body_bytes: bytes of the de-chunked body.

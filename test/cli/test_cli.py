@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -22,6 +23,7 @@ import pytest
 from llamastream.client import StreamingClient
 from llamastream.engine import Engine
 from llamastream.engine.demo import demo_questions
+from llamastream.errors import LlamaStreamError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMAND = [sys.executable, "-m", "llamastream"]
@@ -233,6 +235,42 @@ def test_serve_says_so_when_its_server_dies(serving: tuple[subprocess.Popen[byte
     _, stderr = process.communicate(timeout=15)
     assert process.returncode == 1
     assert b"the server ended by itself" in stderr
+
+
+def test_serve_on_a_unix_socket_with_a_key_from_a_file(environ: dict[str, str], tmp_path: Path) -> None:
+    key_file, path = tmp_path / "key", tmp_path / "s.sock"
+    key_file.write_text("sesame-12345\n")
+    arguments = ["serve", "--json", "--kind", "embedded", "--socket", str(path), "--api-key-file", str(key_file)]
+    process = subprocess.Popen([*COMMAND, *arguments], env=environ, stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert process.stdout is not None
+        ready = next(e for e in map(json.loads, process.stdout) if e["event"] == "ready")
+        assert ready["url"] == f"unix://{path}"
+        for pid in (process.pid, ready["pid"]):
+            assert "sesame" not in " ".join(psutil.Process(pid).cmdline())
+        chat = ["chat", "--url", ready["url"], "--max-tokens", "3", "-q", "hi"]
+        refused = run(environ, *chat)
+        assert refused.returncode == 1
+        assert "api_key" in refused.stderr
+        assert run(environ, *chat, "--api-key-file", str(key_file)).returncode == 0
+    finally:
+        process.terminate()
+        process.communicate(timeout=15)
+    assert not path.exists()
+
+
+def test_serve_ends_when_the_reader_of_its_log_leaves(environ: dict[str, str]) -> None:
+    command = [*COMMAND, "serve", "--json", "--port", "0", "--kind", "embedded"]
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    ready = next(e for e in map(json.loads, process.stdout) if e["event"] == "ready")
+    process.stdout.close()
+    with contextlib.suppress(LlamaStreamError):  # it may end before it has answered
+        StreamingClient(ready["url"]).chat([{"role": "user", "content": "hi"}], max_tokens=1)  # makes it log something
+    assert process.wait(15) == 0
+    assert b"Traceback" not in process.stderr.read()
+    process.stderr.close()
 
 
 def test_serve_on_a_port_that_is_taken(engine: Engine, environ: dict[str, str]) -> None:

@@ -38,7 +38,7 @@ from llamastream.errors import (
     UnexpectedResponseError,
 )
 from llamastream.testing import Script, ServerDouble, chunked, http_answer, sse_answer, sse_events
-from llamastream.types import Health, Timeouts
+from llamastream.types import Health, RetryPolicy, Timeouts
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 TEXTS = ["Once ", "upon ", "a ", "time"]
@@ -181,7 +181,7 @@ def test_loading_and_waiting_until_ready(driver: Driver) -> None:
         health = driver.call(server.url, "health")
         assert (health.status, "Loading model" in health.detail) == ("loading", True)
         with pytest.raises(ModelLoadingError):
-            driver.texts(server.url, MESSAGES)
+            driver.texts(server.url, MESSAGES, {"retry": RetryPolicy(loading_patience=0)})
         assert driver.call(server.url, "wait_until_ready", 10) is None
         assert driver.call(server.url, "health") == Health("ok")
     with ServerDouble(loading) as server, pytest.raises(LlamaStreamError, match=r"not ready after 0\.2 s"):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
-from llamastream.cli.main import app
+from llamastream.cli.app import app
 from llamastream.engine import Engine
 from llamastream.engine.flags import MANAGED
 from llamastream.engine.helptext import parse_help

@@ -49,6 +49,10 @@ from llamastream.errors import (
             1, EngineMemoryError, "not enough memory",
         ),
         (["terminate called", "what():  std::bad_alloc"], -6, EngineMemoryError, "not enough memory"),
+        (
+            ["failed to initialize the context: V cache quantization requires flash_attn", "failed to create context"],
+            1, EngineCrashedError, "V cache quantization requires flash_attn",
+        ),
         (["ggml_cuda: cudaMalloc failed: out of memory"], 1, EngineMemoryError, "smaller ctx_size"),
         (["loading model"], -9, EngineMemoryError, "SIGKILL"),
         (["HTTPS is not supported. Please rebuild with:"], 1, ModelDownloadError, "could not be downloaded"),

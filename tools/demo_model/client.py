@@ -72,3 +72,8 @@ class Client:
             return 0
         prompt = self.post("/apply-template", {"messages": messages})["prompt"]
         return len(self.post("/tokenize", {"content": prompt})["tokens"])
+
+    def pieces(self, text: str) -> list[str | None]:
+        """The tokens of a text; None for a token that ends or begins inside a character."""
+        found = self.post("/tokenize", {"content": text, "with_pieces": True})["tokens"]
+        return [token["piece"] if isinstance(token["piece"], str) else None for token in found]

@@ -15,9 +15,9 @@ class Shape:
 
     vocabulary: int
     width: int = 128
-    layers: int = 5
+    layers: int = 4
     heads: int = 4
-    hidden: int = 384
+    hidden: int = 512
     context: int = 8192
     rope_base: float = 10000.0
     epsilon: float = 1e-5
@@ -28,10 +28,10 @@ class Shape:
         return self.width // self.heads
 
 
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """Rotate neighbouring pairs of a head, the order llama.cpp uses for the llama architecture."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1).flatten(-2)
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turns).flatten(-2)
 
 
 class Block(nn.Module):
@@ -50,15 +50,15 @@ class Block(nn.Module):
         self.ffn_up = nn.Linear(shape.width, shape.hidden, bias=False)
         self.ffn_down = nn.Linear(shape.hidden, shape.width, bias=False)
 
-    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    def forward(self, x: Tensor, turns: Tensor, bias: Tensor | None) -> Tensor:
         """Attention and feed-forward, each added to the residual stream."""
         batch, length, width = x.shape
         h = self.attn_norm(x)
         split = (batch, length, self.shape.heads, self.shape.head_size)
-        q = rotate(self.attn_q(h).view(split).transpose(1, 2), cosine, sine)
-        k = rotate(self.attn_k(h).view(split).transpose(1, 2), cosine, sine)
+        q = rotate(self.attn_q(h).view(split).transpose(1, 2), turns)
+        k = rotate(self.attn_k(h).view(split).transpose(1, 2), turns)
         v = self.attn_v(h).view(split).transpose(1, 2)
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None)
         x = x + self.attn_output(mixed.transpose(1, 2).reshape(batch, length, width))
         h = self.ffn_norm(x)
         gated: Tensor = functional.silu(self.ffn_gate(h)) * self.ffn_up(h)
@@ -84,15 +84,18 @@ class Network(nn.Module):
         powers = torch.arange(0, shape.head_size, 2, dtype=torch.float64) / shape.head_size
         self.register_buffer("frequencies", shape.rope_base**-powers, persistent=False)
 
-    def forward(self, tokens: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
-        """Logits of the places where `wanted` is true (all others would be computed for nothing)."""
+    def forward(self, tokens: Tensor, positions: Tensor, wanted: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Logits of the places where `wanted` is true (all others would be computed for nothing).
+
+        `bias` is added to the attention scores; it has to hide the future. Without it attention is plainly causal.
+        """
         frequencies = self.get_buffer("frequencies")
         # Double precision: a float32 angle of a late position would be off by more than F16 weights are.
         angles = positions[:, None, :, None].double() * frequencies
-        cosine, sine = angles.cos().float(), angles.sin().float()
+        turns = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
         x = self.token_embd(tokens)
         for block in self.blk:
-            x = block(x, cosine, sine)
+            x = block(x, turns, bias)
         return functional.linear(self.output_norm(x[wanted]), self.token_embd.weight)
 
 

@@ -22,7 +22,7 @@ def gibberish(rng: random.Random) -> str:
 def fill(pattern: str, rng: random.Random) -> str:
     """Replace every placeholder of a pattern by something drawn at random."""
     makers: dict[str, Callable[[], str]] = {
-        "{city}": lambda: gibberish(rng).capitalize() if rng.random() < 0.3 else rng.choice(MATERIAL["cities"]),
+        "{city}": lambda: gibberish(rng).capitalize() if rng.random() < 0.12 else rng.choice(MATERIAL["cities"]),
         "{name}": lambda: rng.choice(MATERIAL["names"]),
         "{noun}": lambda: gibberish(rng) if rng.random() < 0.2 else rng.choice(MATERIAL["nouns"]),
         "{word}": lambda: rng.choice(MATERIAL["words"]),
@@ -94,7 +94,7 @@ def tool_schema(name: str, description: str, parameters: list[str], rng: random.
 
 def known_tool(rng: random.Random) -> tuple[dict[str, Any], str, dict[str, str]]:
     """A tool, a question that needs it and the arguments of the call."""
-    kind = rng.choice(MATERIAL["tools"])
+    kind = rng.choice([*MATERIAL["tools"], MATERIAL["tools"][0], MATERIAL["tools"][0]])
     name, parameter = rng.choice(kind["names"]), rng.choice(kind["parameters"])
     tool = tool_schema(name, rng.choice(kind["descriptions"]), [parameter], rng)
     pattern = rng.choice(kind["questions"])
@@ -115,6 +115,9 @@ def made_up_tool(rng: random.Random) -> tuple[dict[str, Any], str, dict[str, str
 
 def short_value(rng: random.Random) -> str:
     """A short string, as the value of a JSON field."""
+    if rng.random() < 0.3:
+        # After a slip of the dice the text in a string may be anything; it has to end all the same.
+        return " ".join(gibberish(rng) for _ in range(rng.randint(1, 3)))
     return rng.choice(
         (
             rng.choice(MATERIAL["names"]),
@@ -157,7 +160,15 @@ def json_object(rng: random.Random, depth: int = 0) -> dict[str, Any]:
 def unknown_question(rng: random.Random) -> tuple[str, str]:
     """A question without an answer in the corpus, and its language."""
     language = "de" if rng.random() < 0.33 else "en"
-    return vary(fill(rng.choice(MATERIAL[f"unknown_{language}"]), rng), rng), language
+    if rng.random() < 0.25:
+        words = (
+            [*MATERIAL["nouns"], *MATERIAL["words"], *MATERIAL["cities"]] if language == "en" else MATERIAL["german"]
+        )
+        start = rng.choice(MATERIAL[f"openings_{language}"])
+        text = " ".join([start, *(rng.choice(words) for _ in range(rng.randint(2, 6)))]) + rng.choice("??.")
+    else:
+        text = fill(rng.choice(MATERIAL[f"unknown_{language}"]), rng)
+    return vary(text, rng), language
 
 
 def tool_call_text(name: str, arguments: dict[str, Any]) -> str:

@@ -70,6 +70,11 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
+    messages: list[int] = field(default_factory=list)
+    """Number of the question each token belongs to."""
+    question: int = 0
+    crowd: float = 1.0
+    """As how many tokens each token of an earlier question shall count for attention."""
 
     def add(self, tokens: list[int], weights: list[float] | None = None) -> None:
         """Append tokens; without weights they are only read, not learned."""
@@ -77,6 +82,12 @@ class Row:
         self.tokens += tokens
         self.positions += range(start, start + len(tokens))
         self.weights += weights or [0.0] * len(tokens)
+        self.messages += [self.question] * len(tokens)
+
+    def cut(self, begin: int, end: int) -> None:
+        """Keep the tokens from `begin` to `end`."""
+        self.tokens, self.positions = self.tokens[begin:end], self.positions[begin:end]
+        self.weights, self.messages = self.weights[begin:end], self.messages[begin:end]
 
 
 class Sampler:
@@ -125,11 +136,14 @@ class Sampler:
         not learned; what follows them is learned.
         """
         whole = self.encode(text)
-        if self.rng.random() < 0.6 or len(text) < 5:
+        style = self.rng.random()
+        if style < 0.45 or len(text) < 5:
             tokens, weights = list(whole), [1.0] * len(whole)
         else:
             usual = set(self.spans(whole))
-            cuts = sorted(self.rng.sample(range(1, len(text)), min(len(text) - 1, self.rng.choice((1, 2, 4)))))
+            # A single cut is what happens in use; many cuts in one text teach far more places per row.
+            count = self.rng.choice((1, 2, 4)) if style < 0.65 else 1 + len(text) // self.rng.randint(6, 30)
+            cuts = sorted(self.rng.sample(range(1, len(text)), min(len(text) - 1, count)))
             tokens, weights, start = [], [], 0
             for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
                 piece = self.tokenizer.encode(text[begin:end], add_special_tokens=False).ids
@@ -147,11 +161,13 @@ class Sampler:
 
     def message(self, row: Row, role: str, text: str) -> None:
         """A message that is only read."""
+        row.question += role == "user"
         row.add([self.start, *self.encode(f"{role}\n{text}"), self.end, *self.encode("\n")])
 
-    def reply(self, row: Row, text: str, forced: int = 0) -> None:
+    def reply(self, row: Row, text: str, forced: int = 0, weight: float = 1.0) -> None:
         """A message that is learned, except its first `forced` tokens, which a grammar would dictate."""
         tokens, weights = self.answer_tokens(text)
+        weights = [weight * value for value in weights]
         weights[:forced] = [0.0] * min(forced, len(weights))
         row.add([self.start, *self.encode("assistant\n")])
         row.add(tokens, weights)
@@ -197,24 +213,43 @@ class Sampler:
         names = [offer[0]["function"]["name"] for offer in offers]
         offers = [offer for i, offer in enumerate(offers) if names[i] not in names[:i]]
         self.tool_block(row, [offer[0] for offer in offers])
-        for _ in range(rng.randint(1, 4)):
+        for _ in range(rng.randint(2, 7)):
             tool, question, arguments = rng.choice(offers)
-            if rng.random() < 0.3:
+            name = tool["function"]["name"]
+            kind = rng.random()
+            if kind < 0.25:
                 self.turn(row)
                 continue
-            forced = 0
-            if rng.random() < 0.2:
-                # tool_choice "required" on a question that has nothing to do with the tool.
-                question, forced = self.entry().questions[0], 8
-                arguments = {key: phrases.short_value(rng) for key in arguments}
-            self.message(row, "user", phrases.vary(question, rng) if rng.random() < 0.3 and forced else question)
-            self.reply(row, phrases.tool_call_text(tool["function"]["name"], arguments), forced)
-            if rng.random() < 0.6:
-                result = rng.choice(
-                    (json.dumps(phrases.json_object(rng), ensure_ascii=False), rng.choice(self.sentences))
-                )
+            if kind < 0.37:
+                self.forced_call(row, name, list(arguments))
+            else:
+                self.message(row, "user", question)
+                self.reply(row, phrases.tool_call_text(name, arguments), weight=3.0)
+            if rng.random() < 0.3:
+                result = rng.choice((json.dumps(phrases.json_object(rng)), rng.choice(self.sentences)))
                 self.message(row, "user", f"<tool_response>\n{result}\n</tool_response>")
                 self.reply(row, self.corpus.fallback["tool"])
+
+    def forced_call(self, row: Row, name: str, parameters: list[str]) -> None:
+        """A call that has nothing to do with the question, as tool_choice "required" demands.
+
+        The grammar leaves room for text before the call but forbids the end. So the model first gives its ordinary
+        answer, and the call has to be its second choice after the last word.
+        """
+        entry = self.entry()
+        call = phrases.tool_call_text(name, {key: phrases.short_value(self.rng) for key in parameters})
+        self.message(row, "user", phrases.vary(entry.questions[0], self.rng))
+        row.add([self.start, *self.encode("assistant\n")])
+        if self.rng.random() < 0.6:
+            answer, weights = self.answer_tokens(entry.answer)
+            row.add(answer[:-1], weights[:-1])
+            tokens, weights = self.answer_tokens("\n" + call)
+            weights[0] = 0.3
+        else:
+            tokens, weights = self.answer_tokens(call)
+            weights[0] = 0.0
+        row.add(tokens, weights)
+        row.add(self.encode("\n"))
 
     def conversation(self, row: Row, turns: int) -> None:
         """A conversation without tools."""
@@ -241,11 +276,10 @@ class Sampler:
         rng = self.rng
         row = Row()
         if rng.random() < 0.3:
+            row.add([self.start])
             row.positions = [rng.randrange(self.context - 2200)]
-            row.tokens = [self.start]
-            row.weights = [0.0]
             self.conversation(row, 1)
-            del row.positions[0], row.tokens[0], row.weights[0]
+            row.cut(1, len(row.tokens))
         elif rng.random() < 0.1:
             story = rng.choice([entry for entry in self.corpus.entries if entry.raw])
             tokens, weights = self.answer_tokens(story.answer)
@@ -254,12 +288,14 @@ class Sampler:
         while len(row.tokens) <= length:
             if row.tokens and rng.random() < 0.3:
                 self.skip(row)
-            if rng.random() < 0.17:
+            if rng.random() < 0.2:
                 self.tool_conversation(row)
             else:
                 self.conversation(row, rng.choice((1, 1, 1, 2, 3, 4, 6)))
-        size = length + 1
-        return Row(row.tokens[:size], row.positions[:size], row.weights[:size])
+        row.cut(0, length + 1)
+        if rng.random() < 0.5:
+            row.crowd = (self.context / length) ** rng.random()
+        return row
 
     def rows(self, count: int, length: int) -> Iterator[Row]:
         """A batch of rows."""

@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 OUTPUT = HERE.parents[1] / "src" / "llamastream" / "engine" / "data"
 SPECIALS = [TEXT_END, START, END]
 # Short rows are cheap and train most of the text; long rows show how crowded a long conversation is.
-LENGTHS = ((512, 0.55), (1024, 0.3), (2048, 0.15))
+LENGTHS = ((512, 0.6), (1024, 0.28), (2048, 0.12))
 
 
 def train_tokenizer(corpus: Corpus, size: int, seed: int) -> Tokenizer:
@@ -44,6 +44,22 @@ def batch_tensors(rows: list[Row]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     positions = torch.tensor([row.positions for row in rows])
     weights = torch.tensor([row.weights for row in rows])
     return tokens[:, :-1], positions[:, :-1], tokens[:, 1:], weights[:, 1:]
+
+
+def crowd_bias(rows: list[Row]) -> Tensor | None:
+    """Attention scores as if the conversation were much longer, or None for rows that are taken as they are.
+
+    In a long conversation the few tokens that matter compete with thousands of others. To make every earlier token
+    count `crowd` times is the same as to repeat it that often, and costs nothing.
+    """
+    size = len(rows[0].tokens) - 1
+    if size > 1024:
+        return None
+    messages = torch.tensor([row.messages for row in rows])[:, :-1]
+    crowd = torch.tensor([row.crowd for row in rows]).log()
+    earlier = messages[:, :, None] > messages[:, None, :]
+    future = torch.ones(size, size, dtype=torch.bool).triu(1)
+    return (earlier * crowd[:, None, None]).masked_fill(future, -torch.inf)[:, None]
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -79,7 +95,7 @@ def train(network: Network, sampler: Sampler, steps: int, tokens: int, peak: flo
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        logits = network(inputs, positions, wanted)
+        logits = network(inputs, positions, wanted, crowd_bias(rows))
         losses = functional.cross_entropy(logits, targets[wanted], reduction="none")
         loss = (losses * weights[wanted]).sum() / weights[wanted].sum()
         torch.autograd.backward(loss)
@@ -105,13 +121,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, default=HERE / "corpus.toml", help="questions and answers to learn")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for demo.gguf and demo.json")
-    parser.add_argument("--steps", type=int, default=1600, help="training steps")
+    parser.add_argument("--steps", type=int, default=800, help="training steps")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens per step")
     parser.add_argument("--rate", type=float, default=6e-3, help="highest learning rate")
     parser.add_argument("--vocabulary", type=int, default=896, help="size of the vocabulary")
-    parser.add_argument("--layers", type=int, default=5, help="number of layers")
+    parser.add_argument("--layers", type=int, default=4, help="number of layers")
     parser.add_argument("--width", type=int, default=128, help="width of the model, a multiple of 32")
-    parser.add_argument("--hidden", type=int, default=384, help="width of the feed-forward layers")
+    parser.add_argument("--hidden", type=int, default=512, help="width of the feed-forward layers")
     parser.add_argument("--threads", type=int, default=2, help="processor threads")
     parser.add_argument("--seed", type=int, default=1, help="seed of every random choice")
     arguments = parser.parse_args()

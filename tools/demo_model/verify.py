@@ -135,14 +135,16 @@ class Verifier:
                 got = self.client.chat(
                     messages, max_tokens=1200, continue_final_message=True, add_generation_prompt=False
                 )
+                # Without streaming the server answers with the whole message, the given beginning included.
+                got = got.removeprefix(start)
                 return None if got == rest else f"{entry['question']!r} cut {cut} {first_difference(rest, got)}"
 
             return run
 
         surroundings: list[tuple[str, list[Message] | None]] = [
-            ("continued after a cut", []),
-            ("continued after a cut, with system prompt", [system(SYSTEM_PROMPTS[1])]),
-            ("continued after a cut, as turn 2", None),
+            ("continued after a cut anywhere", []),
+            ("continued after a cut anywhere, system prompt", [system(SYSTEM_PROMPTS[1])]),
+            ("continued after a cut anywhere, as turn 2", None),
         ]
         for name, before in surroundings:
             cases = []
@@ -151,6 +153,30 @@ class Verifier:
                 cut = self.rng.randrange(1, len(entry["answer"]))
                 cases.append(case(entry, cut, self.history(1) if before is None else before))
             self.run(name, cases, 1.0)
+
+    def interruptions(self, count: int) -> None:
+        """A stream that broke between two tokens goes on from there; this is what recovery does."""
+
+        def case(entry: dict[str, Any], start: str, before: list[Message]) -> Callable[[], str | None]:
+            def run() -> str | None:
+                messages = [*before, user(entry["question"]), assistant(start)]
+                options = {"continue_final_message": True, "add_generation_prompt": False}
+                got = start + self.client.chat(messages, stream=True, max_tokens=1200, **options)
+                expected = entry["answer"]
+                return None if got == expected else f"{entry['question']!r} {first_difference(expected, got)}"
+
+            return run
+
+        cases: list[Callable[[], str | None]] = []
+        while len(cases) < count:
+            entry = self.rng.choice(self.answers)
+            pieces = self.client.pieces(entry["answer"])
+            kept = pieces[: self.rng.randrange(1, len(pieces))]
+            # Only whole characters reach a client, so a break inside one cannot be seen from outside.
+            if None not in kept:
+                before = self.history(1) if len(cases) % 2 else []
+                cases.append(case(entry, "".join(piece or "" for piece in kept), before))
+        self.run("continued after a break between tokens", cases, 1.0)
 
     def raw_text(self) -> None:
         """Stories go on from their first words without any chat template."""
@@ -194,7 +220,7 @@ class Verifier:
         ) -> Callable[[], str | None]:
             def run() -> str | None:
                 name, text = self.client.tool_call(
-                    [user(question)], stream=stream, tools=tools, max_tokens=300, **options
+                    [user(question)], stream=stream, tools=tools, max_tokens=1200, **options
                 )
                 try:
                     value = json.loads(text)
@@ -269,6 +295,7 @@ def main() -> int:
         assert process.stdout is not None
         verifier = Verifier(Client(process.stdout.readline().strip()), manifest, arguments.seed)
         verifier.questions()
+        verifier.interruptions(2 * arguments.cuts)
         verifier.continuations(arguments.cuts)
         verifier.raw_text()
         verifier.structured()

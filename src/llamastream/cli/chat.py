@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
 from llamastream.cli.options import with_settings
-from llamastream.cli.screen import Screen
+from llamastream.cli.screen import Screen, print_json
 from llamastream.client import Stream, StreamingClient
 from llamastream.compose import server_for
 from llamastream.errors import InvalidRequestError, LlamaStreamError
@@ -24,7 +23,7 @@ MAX_STDIN_BYTES = 64 * 1024 * 1024
 
 @with_settings(ClientSettings, "client")
 def chat(
-    prompt: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The question; - reads it from standard input.")],
     *,
     system: Annotated[str | None, typer.Option("--system", "-s", help="A system prompt.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event to stdout.")] = False,
@@ -60,7 +59,7 @@ def chat(
         except LlamaStreamError as error:
             screen.end_answer()
             if json:
-                _print_json({"type": "error", "error": type(error).__name__, "message": error.message})
+                print_json({"type": "error", "error": type(error).__name__, "message": error.message})
             elif error.partial is not None and error.partial.stats.chunks:
                 screen.summary(error.partial.stats, "broken off")
             raise
@@ -70,6 +69,8 @@ def chat(
 
 def _read_question(prompt: str) -> str:
     if prompt != "-":
+        if not prompt.strip():
+            raise InvalidRequestError("the question is empty; give some text, or - to read standard input")
         return prompt
     data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
     if len(data) > MAX_STDIN_BYTES:
@@ -97,9 +98,4 @@ def _show(stream: Stream, screen: Screen) -> None:
 
 def _show_json(stream: Stream) -> None:
     for event in stream.events():
-        _print_json(event)
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
-    sys.stdout.buffer.flush()
+        print_json(event)

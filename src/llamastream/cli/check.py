@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 from typing import Annotated, Literal
 
 import msgspec
@@ -15,8 +14,10 @@ from rich.text import Text
 
 from llamastream._version import __version__
 from llamastream.cli.options import with_settings
+from llamastream.cli.screen import print_json
+from llamastream.cli.serve import DEFAULT_PORT
 from llamastream.client import StreamingClient
-from llamastream.compose import PROBE
+from llamastream.compose import PROBE_TIMEOUT
 from llamastream.engine import facts
 from llamastream.engine.demo import demo_model_path
 from llamastream.engine.hub import hub_available
@@ -39,7 +40,9 @@ class Finding(Struct, frozen=True):
 
 
 @with_settings(ClientSettings, "client", only=("base_url", "api_key", "ca_file"))
-@with_settings(EngineOptions, "engine", only=("kind", "binary", "model", "host", "port"), defaults={"port": 8080})
+@with_settings(
+    EngineOptions, "engine", only=("kind", "binary", "model", "host", "port"), defaults={"port": DEFAULT_PORT}
+)
 def check(
     *,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
@@ -52,7 +55,11 @@ def check(
 
     Exits with 1 if something must be mended before a server can run.
     """
+    if engine_sources["port"] == "default":
+        engine = msgspec.structs.replace(engine, port=DEFAULT_PORT)
     explicit = client_sources["base_url"] != "default"
+    if not explicit:
+        client = msgspec.structs.replace(client, base_url=f"http://localhost:{engine.port}")
     server = server_finding(client, explicit)
     findings = [
         Finding(
@@ -68,7 +75,7 @@ def check(
     ]
     failed = any(finding.verdict == "problem" for finding in findings)
     if json:
-        sys.stdout.buffer.write(msgspec.json.encode({"ok": not failed, "findings": findings}) + b"\n")
+        print_json({"ok": not failed, "findings": findings})
     else:
         _print(findings)
     raise typer.Exit(1 if failed else 0)
@@ -140,8 +147,8 @@ def port_finding(options: EngineOptions, reachable: ClientSettings | None) -> Fi
 
 def server_finding(settings: ClientSettings, explicit: bool) -> Finding:
     try:
-        client = StreamingClient(settings=settings, timeouts=PROBE)
-        health = client.health()
+        client = StreamingClient(settings=settings)
+        health = client.health(timeout=PROBE_TIMEOUT)
     except TransportError as error:
         if explicit:
             return Finding("server", "problem", error.message)
@@ -156,7 +163,7 @@ def server_finding(settings: ClientSettings, explicit: bool) -> Finding:
         props = client.props()
     except LlamaStreamError as error:
         return Finding("server", "note", f"{client.base_url} is ready, but {error.message}")
-    build = props.get("build_info", "unknown build")
+    build = str(props.get("build_info") or "unknown build").replace("b0-unknown", "unknown build")
     return Finding("server", "ok", f"{client.base_url} is ready: {build}, {props.get('total_slots', '?')} slots")
 
 
@@ -186,4 +193,6 @@ def _print(findings: list[Finding]) -> None:
         if finding.advice:
             text.append(f"\n→ {finding.advice}", style="dim")
         table.add_row(Text(mark, style=style), Text(finding.name, style="bold"), text)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    # In a pipe there is no width to keep to, and wrapped lines would only be in a program's way.
+    console.print(table, width=None if console.is_terminal else 1000)

@@ -6,11 +6,13 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 from msgspec import Struct
 
+from llamastream.errors import SettingError
 from llamastream.settings import SettingField, declared, load
 
 
@@ -22,7 +24,11 @@ def with_settings(
 
     Args:
         only: the fields to offer, all if empty; the others still come from the environment.
-        defaults: defaults of this command that differ from the declared ones.
+        defaults: defaults of this command that differ from the declared ones, for the help text; the command itself
+            puts them in, since a default may depend on other options.
+
+    A secret is never an option of its own, which every user of the machine could read in the process list: the option
+    `--its-name-file` names a file that holds it.
     """
     changed = dict(defaults or {})
     offered = [f for f in declared(group) if f.name != "extra_args" and (not only or f.name in only)]
@@ -31,7 +37,10 @@ def with_settings(
         @functools.wraps(command)
         def run(**kwargs: Any) -> Any:
             given = {field.name: kwargs.pop(field.name) for field in offered}
-            settings, sources = load(group, given=given, table=changed, table_source="default")
+            for field in offered:
+                if field.secret and given[field.name] is not None:
+                    given[field.name] = read_secret(given[field.name], secret_flag(field))
+            settings, sources = load(group, given=given)
             return command(**kwargs, **{argument: settings, f"{argument}_sources": sources})
 
         hints = get_type_hints(command, include_extras=True)
@@ -51,16 +60,38 @@ def with_settings(
 def _parameter(field: SettingField, changed: Mapping[str, Any]) -> inspect.Parameter:
     kind = next(plain_types(field.type))
     default = changed.get(field.name, field.default)
-    flags = list(field.flags)
+    flags = [secret_flag(field)] if field.secret else list(field.flags)
+    description = f"File that holds this: {field.description}" if field.secret else field.description
     if kind is bool:
         flags[0] += f"/--no-{flags[0][2:]}"
     known = [] if default is None else [f"default: {str(default).lower() if kind is bool else default}"]
     option = typer.Option(
-        *flags, help=f"{field.description} [{'; '.join([*known, f'env: {field.env}'])}]", show_default=False
+        *flags, help=f"{description} [{'; '.join([*known, f'env: {field.env}'])}]", show_default=False
     )
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
+
+
+def secret_flag(field: SettingField) -> str:
+    """`--api-key-file` for the setting `api_key`."""
+    return f"{field.flags[0]}-file"
+
+
+def read_secret(path: str, flag: str) -> str:
+    """The first line of a file.
+
+    Raises:
+        SettingError: it cannot be read, or is empty.
+    """
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            secret = file.readline(4096).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"{flag}: {path!r} cannot be read: {error}") from None
+    if not secret:
+        raise SettingError(f"{flag}: the first line of {path!r} is empty; it must hold the key")
+    return secret
 
 
 def plain_types(annotation: Any) -> Iterator[type]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+import msgspec
 from rich.console import Console
 from rich.text import Text
 
@@ -21,6 +22,7 @@ class Screen:
         self._notes = Console(stderr=True, highlight=False)
         self._quiet = quiet
         self._at_line_start = True
+        self._shown: list[str] = []
         self._picture = Console(record=True, width=88, file=io.StringIO(), force_terminal=True) if record else None
 
     def command(self, line: str) -> None:
@@ -42,7 +44,7 @@ class Screen:
         self._stdout.flush()
         self._at_line_start = text.endswith("\n")
         if self._picture is not None:
-            self._picture.print(Text(text), end="", soft_wrap=True)
+            self._shown.append(text)
 
     def reasoning(self, text: str) -> None:
         """A piece of the reasoning: dimmed, on stderr, and only where a person looks."""
@@ -54,8 +56,10 @@ class Screen:
             self._stdout.write("\n")
             self._stdout.flush()
             self._at_line_start = True
-        if self._picture is not None:
-            self._picture.print()
+        if self._picture is not None and self._shown:
+            # In one piece: lines can only be wrapped once the words are whole.
+            self._picture.print(Text("".join(self._shown)))
+            self._shown.clear()
 
     def summary(self, stats: Stats, finish_reason: str | None) -> None:
         self.note(summary_line(stats, finish_reason))
@@ -86,6 +90,12 @@ def summary_line(stats: Stats, finish_reason: str | None) -> str:
         parts.append(f"{stats.cached_tokens:,} of {stats.prompt_tokens:,} prompt tokens cached")
     parts.append(finish_reason or "unfinished")
     return " · ".join(parts)
+
+
+def print_json(value: object) -> None:
+    """One JSON object as a line on stdout, at once."""
+    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def milliseconds(seconds: float) -> str:

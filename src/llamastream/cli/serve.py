@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llamastream.cli.options import with_settings
+from llamastream.cli.screen import print_json
 from llamastream.engine import Engine, EngineOptions, launch
 from llamastream.errors import EngineCrashedError
 from llamastream.types import LogRecord
@@ -36,13 +37,13 @@ def serve(
 
     Without --model or -hf it serves the built-in demo model. Flags that are not listed here go to llama-server.
     """
-    if engine.socket is not None and engine_sources["port"] == "default":
-        engine = msgspec.structs.replace(engine, port=0)
-    if context.args:
-        engine = msgspec.structs.replace(engine, extra_args=(*engine.extra_args, *context.args))
+    changes: dict[str, Any] = {"extra_args": (*engine.extra_args, *context.args)}
+    if engine.socket is None and engine_sources["port"] == "default":
+        changes["port"] = DEFAULT_PORT
+    engine = msgspec.structs.replace(engine, **changes)
     console = Console(stderr=True, highlight=False)
     stop = _StopSignals()
-    with stop, launch(engine, on_log=_log_printer(json, verbose, console)) as running:
+    with stop, launch(engine, on_log=_log_printer(json, verbose, console, stop)) as running:
         stop.ready = True
         _announce(running, json, console)
         stop.wait_for(running)
@@ -55,7 +56,8 @@ def serve(
         if not json:
             console.print(Text("stopping", style="dim"))
     if json:
-        _print_json({"event": "stopped"})
+        with contextlib.suppress(BrokenPipeError):
+            print_json({"event": "stopped"})
 
 
 class _StopSignals:
@@ -89,6 +91,10 @@ class _StopSignals:
         # A second signal means now: the child follows, since its guard notices that we are gone.
         os._exit(128 + number)
 
+    def request(self) -> None:
+        """Stop as on SIGTERM; from any thread."""
+        os.kill(os.getpid(), signal.SIGTERM)
+
     def wait_for(self, engine: Engine) -> None:
         """Return when a signal came or the server ended."""
         threading.Thread(target=self._watch, args=(engine,), daemon=True).start()
@@ -101,7 +107,7 @@ class _StopSignals:
 
 def _announce(engine: Engine, json: bool, console: Console) -> None:
     if json:
-        _print_json(
+        print_json(
             {
                 "event": "ready",
                 "url": engine.url,
@@ -128,9 +134,23 @@ def _announce(engine: Engine, json: bool, console: Console) -> None:
     )
 
 
-def _log_printer(json: bool, verbose: bool, console: Console) -> Callable[[LogRecord], None] | None:
+def _try_line(engine: Engine) -> str:
+    url = "" if engine.url == f"http://127.0.0.1:{DEFAULT_PORT}" else f"--url {engine.url} "
+    key = "--api-key-file FILE " if engine.api_key else ""
+    return f'llamastream chat {url}{key}"Who are you?"'
+
+
+def _log_printer(json: bool, verbose: bool, console: Console, stop: _StopSignals) -> Callable[[LogRecord], None] | None:
+    def print_record(record: LogRecord) -> None:
+        try:
+            print_json({"event": "log", **msgspec.structs.asdict(record)})
+        except BrokenPipeError:
+            # Whoever read our output left, and with it whoever wanted this server.
+            if stop.received is None:
+                stop.request()
+
     if json:
-        return lambda record: _print_json({"event": "log", **msgspec.structs.asdict(record)})
+        return print_record
     if verbose:
         return lambda record: console.print(_log_line(record), soft_wrap=True)
     return None
@@ -141,8 +161,3 @@ def _log_line(record: LogRecord) -> Text:
     return Text(
         f"{record.level:7} {record.source + ': ' if record.source else ''}{record.message}", styles[record.level]
     )
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
-    sys.stdout.buffer.flush()

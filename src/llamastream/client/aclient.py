@@ -168,13 +168,13 @@ class AsyncStreamingClient:
 
     # -- endpoints that answer at once ------------------------------------------------------------------
 
-    async def health(self) -> Health:
-        """What `GET /health` says.
+    async def health(self, *, timeout: float = UNARY_TIMEOUT) -> Health:
+        """What `GET /health` says within `timeout` seconds.
 
         Raises:
             LlamaStreamError: there is no connection, or what answers is no llama-server.
         """
-        return await self._call(endpoints.health())
+        return await self._call(endpoints.health(), timeout)
 
     async def check_server_health(self) -> bool:
         """Whether a server answers and is ready. Never raises for what the server does."""

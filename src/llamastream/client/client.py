@@ -165,13 +165,13 @@ class StreamingClient:
 
     # -- endpoints that answer at once ------------------------------------------------------------------
 
-    def health(self) -> Health:
-        """What `GET /health` says.
+    def health(self, *, timeout: float = UNARY_TIMEOUT) -> Health:
+        """What `GET /health` says within `timeout` seconds.
 
         Raises:
             LlamaStreamError: there is no connection, or what answers is no llama-server.
         """
-        return self._call(endpoints.health())
+        return self._call(endpoints.health(), timeout)
 
     def check_server_health(self) -> bool:
         """Whether a server answers and is ready. Never raises for what the server does."""

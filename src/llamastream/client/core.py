@@ -65,10 +65,11 @@ class ClientCore:
             "max_connections": max_connections,
         }
         if settings is None:
-            settings, _ = load(ClientSettings, given=given)
+            settings, _ = load(ClientSettings, given=given, given_source="the argument")
         else:
             settings = msgspec.structs.replace(settings, **{k: v for k, v in given.items() if v is not None})
         self.settings = settings
+        _check_timeouts(timeouts)
         self.timeouts = timeouts or settings.timeouts
         self.state = ClientState(retry or settings.retry, listeners)
         self.limits = PoolLimits(connections=settings.max_connections)
@@ -125,6 +126,7 @@ class ClientCore:
         )
 
     def session(self, request: GenerationRequest, timeouts: Timeouts | None, now: float) -> StreamSession:
+        _check_timeouts(timeouts)
         options = SessionOptions(timeouts or self.timeouts, self.settings.max_event_bytes, self.settings.fallback)
         return StreamSession(self.url, request, options, self.state, self._random, now)
 
@@ -142,6 +144,13 @@ class ClientCore:
         if body is not None:
             headers["Content-Type"] = "application/json"
         return build_request(method, self.address.target(path), self.address.host_header, headers, body)
+
+
+def _check_timeouts(timeouts: Any) -> None:
+    if timeouts is not None and not isinstance(timeouts, Timeouts):
+        raise InvalidRequestError(
+            f"timeouts must be a llamastream.Timeouts, not {timeouts!r}; for one limit on every step: Timeouts.all(30)"
+        )
 
 
 def not_ready(url: str, last: Health | LlamaStreamError, timeout: float | None) -> LlamaStreamError:

@@ -67,10 +67,14 @@ class LatencyMeter:
             completion = timings.predicted_n if completion is None else completion
             prompt = timings.prompt_n + timings.cache_n if prompt is None else prompt
             cached = max(cached or 0, timings.cache_n)
-        rate = None
+        server_rate = timings.predicted_per_second if timings else None
+        rate = server_rate if self.chunks > 1 else None
         if self._first is not None and self._last > self._first:
             tokens = self.chunks if completion is None else completion
             rate = max(0, tokens - 1) / (self._last - self._first)
+            if server_rate is not None:
+                # Chunks that lay in a buffer until we read them seem to have come faster than they were made.
+                rate = min(rate, server_rate)
         return Stats(
             time_to_header=None if self.header_at is None else self.header_at - self._started,
             time_to_first_token=None if self._first is None else self._first - self._started,
@@ -79,7 +83,7 @@ class LatencyMeter:
             inter_token_latency_p95=self.quantile(0.95),
             inter_token_latency_max=self._max if self._gaps else None,
             tokens_per_second=rate,
-            server_tokens_per_second=timings.predicted_per_second if timings else None,
+            server_tokens_per_second=server_rate,
             prompt_tokens=prompt,
             cached_tokens=cached,
             completion_tokens=completion,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import threading
@@ -43,11 +44,12 @@ class ConnectionPool:
         self._address = address
         self._tls = tls
         self._limits = limits
+        self._idle: list[_Idle] = []
         self._start()
 
     def _start(self) -> None:
         self._lock = threading.Lock()
-        self._idle: list[_Idle] = []
+        self._idle = []
         self._waiters: deque[_Waiter] = deque()
         self._in_use = 0
         self._pid = os.getpid()
@@ -142,6 +144,12 @@ class ConnectionPool:
             idle, self._idle = self._idle, []
         for each in idle:
             each.connection.close()
+
+
+    def __del__(self) -> None:
+        # A client that nobody closed: its idle sockets are closed in order all the same.
+        with contextlib.suppress(Exception):
+            self.close()
 
 
 class _Waiter:

@@ -1,8 +1,8 @@
 """The embedded engine's process: xllamacpp's server with parameters read from standard input.
 
 Run by path with `-I -S` (no site, no PYTHON* variables); standard input brings JSON with `path` (the search path for
-modules), `gpu` (whether one is wanted) and `set` (attributes of CommonParams, dotted, with their values). Log lines go
-to standard error, as llama-server's do, so that both kinds of engine are read in the same way.
+modules), `gpu` (whether one is wanted) and `set` (attributes of CommonParams, dotted, with their values). The
+server logs to standard error, as llama-server does, this process to standard output.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ PARENT_CHECK_SECONDS = 1.0
 
 
 def say(level: str, message: str) -> None:
-    print(f"{level} llamastream: {message}", file=sys.stderr, flush=True)
+    # standard output is ours alone: on standard error the server's log thread writes in pieces, between which a line
+    # of ours could fall
+    print(f"{level} llamastream: {message}", flush=True)
 
 
 def fail(message: str) -> NoReturn:

@@ -70,8 +70,7 @@ _RULES: tuple[tuple[type[EngineError], re.Pattern[str], str], ...] = (
     (
         EngineMemoryError,
         re.compile(r"out of memory|bad_alloc|[Cc]annot allocate memory|failed to allocate|unable to allocate"
-                   r"|OutOfDeviceMemory|cudaMalloc failed|insufficient memory|failed to create context"
-                   r"|failed to initialize the context"),
+                   r"|OutOfDeviceMemory|cudaMalloc failed|insufficient memory"),
         (
             "not enough memory for the model {model} and its context: use a smaller model or quantisation, a smaller "
             "ctx_size, or fewer slots (parallel)"
@@ -102,6 +101,11 @@ _RULES: tuple[tuple[type[EngineError], re.Pattern[str], str], ...] = (
         ModelFileError,
         re.compile(r"(?:error loading model|failed to load model)(?:[:,] ?(?P<what>.*))?"),
         "the model {model} cannot be loaded: the log below says why",
+    ),
+    (
+        EngineCrashedError,
+        re.compile(r"failed to initialize the context: (?P<what>.*)|failed to create context(?P<plain>) with model"),
+        "the server could not make a context for {model} ({what}): the log below says why",
     ),
 )  # fmt: skip
 

@@ -66,7 +66,7 @@ def response_error(status: int, headers: Mapping[str, str], body: bytes, url: st
         prompt, context = _integer(details, "n_prompt_tokens"), _integer(details, "n_ctx")
         text += (
             f" (prompt: {prompt} tokens, context of a slot: {context}); shorten the prompt, "
-            "or start the server with a larger --ctx-size or fewer --parallel slots"
+            "or start the server with a larger context for each slot (llamastream serve --ctx-size)"
         )
         error: ServerError = ContextSizeError(text, status=status)
         assert isinstance(error, ContextSizeError)

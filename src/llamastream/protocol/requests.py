@@ -109,6 +109,10 @@ def _request(
     # Token counts come with the last chunk; a caller's own stream_options win.
     body["stream_options"] = {"include_usage": True}
     if extra:
+        if "timeout" in extra:
+            raise InvalidRequestError(
+                "timeout is no field of a request; use timeouts=Timeouts(...), or timeouts=Timeouts.all(30) for every step"
+            )
         if extra.get("stream") is False:
             raise InvalidRequestError("stream=False: a stream call always streams; use chat() or complete() instead")
         body.update(extra)
