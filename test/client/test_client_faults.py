@@ -326,9 +326,9 @@ def test_a_port_that_accepts_and_says_nothing_does_not_hang_the_health_check(dri
 
 def test_a_slow_reader_is_not_taken_for_a_silent_server() -> None:
     with ServerDouble(Script(HALF + b"".join(chunk_frames()), stall=True)) as server:
-        stream = StreamingClient(server.url).stream_chat(MESSAGES, timeouts=Timeouts(content_idle=0.1))
+        stream = StreamingClient(server.url).stream_chat(MESSAGES, timeouts=Timeouts(content_idle=0.5))
         first = next(stream)
-        threading.Event().wait(0.3)  # the reader's own time, longer than the clock
+        threading.Event().wait(0.7)  # the reader's own time, longer than the clock
         assert first + "".join(stream) == "".join(TEXTS) + "!"
 
 

@@ -145,7 +145,6 @@ class ConnectionPool:
         for each in idle:
             each.connection.close()
 
-
     def __del__(self) -> None:
         # A client that nobody closed: its idle sockets are closed in order all the same.
         with contextlib.suppress(Exception):

@@ -13,7 +13,6 @@ from msgspec import Raw, Struct
 from llamastream.errors import ProtocolError
 from llamastream.types import Usage
 
-
 NO_ERROR = Raw()
 """What `WireChunk.error` is, by identity, where the JSON has no such field."""
 

@@ -48,9 +48,11 @@ class ServerDouble:
         connections: how many connections are open now.
     """
 
-    def __init__(self, *scripts: Script, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *scripts: Script, tls: ssl.SSLContext | None = None, port: int = 0, listen: bool = True) -> None:
+        """`listen=False` begins to listen, on `port`, only when the double is entered."""
         self._scripts: Sequence[Script] = scripts or (Script(stall=True),)
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=128) if listen else socket.socket()
+        self._late_port = None if listen else port
         self._tls = tls
         self._count = 0
         self._lock = threading.Condition()
@@ -58,7 +60,8 @@ class ServerDouble:
         self._threads: list[threading.Thread] = []
         self._closing = False
         self.requests: list[bytes] = []
-        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._listener.getsockname()[1]}"
+        actual = self._listener.getsockname()[1] if listen else port
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{actual}"
 
     @property
     def connections(self) -> int:
@@ -94,7 +97,7 @@ class ServerDouble:
             with contextlib.suppress(OSError):
                 if self._tls is not None:
                     connection = self._tls.wrap_socket(raw, server_side=True, do_handshake_on_connect=True)
-                self._answer(connection, script)
+                self.answer(connection, script)
                 if script.reset:
                     # SO_LINGER with zero seconds: close sends RST instead of FIN.
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
@@ -105,12 +108,18 @@ class ServerDouble:
             connection.close()
             raw.close()
 
-    def _answer(self, connection: socket.socket, script: Script) -> None:
+    def take_request(self, connection: socket.socket) -> bytes:
+        """Read one request and note it."""
+        request = _read_request(connection)
+        with self._lock:
+            self.requests.append(request)
+            self._lock.notify_all()
+        return request
+
+    def answer(self, connection: socket.socket, script: Script) -> None:
+        """Answer one connection; subclasses may do it in their own way."""
         if script.read_request:
-            request = _read_request(connection)
-            with self._lock:
-                self.requests.append(request)
-                self._lock.notify_all()
+            self.take_request(connection)
         data = script.response if script.cut_at is None else script.response[: script.cut_at]
         step = script.piece or max(1, len(data))
         for start in range(0, len(data), step):
@@ -134,6 +143,9 @@ class ServerDouble:
             thread.join(5)
 
     def __enter__(self) -> Self:
+        if self._late_port is not None:
+            self._listener.close()
+            self._listener = socket.create_server(("127.0.0.1", self._late_port), backlog=128)
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 
