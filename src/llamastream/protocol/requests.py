@@ -97,7 +97,7 @@ def _request(
     if extra:
         if "timeout" in extra:
             raise InvalidRequestError(
-                "timeout is no field of a request; use timeouts=Timeouts(...), or timeouts=Timeouts.all(30) for every step"
+                "timeout is no field of a request; use timeouts=Timeouts(...), or Timeouts.all(30) for each step"
             )
         if extra.get("stream") is False:
             raise InvalidRequestError("stream=False: a stream call always streams; use chat() or complete() instead")
