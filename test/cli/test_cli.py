@@ -35,7 +35,7 @@ LONG = QUESTIONS["Tell me a long story."]
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
     """An environment without settings and with an empty HOME."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LLAMA", "XDG_"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LLAMA", "XDG_", "PYTHONUNBUFFERED"))}
     return {**kept, "HOME": str(tmp_path), "COLUMNS": "200", "NO_COLOR": "1"}
 
 

@@ -109,7 +109,10 @@ def test_no_orphan_when_a_forked_child_holds_the_pipe(kind: str, tiny_model: str
     assert wait_alone(str(tmp_path / "t")) == []
 
 
-def test_the_server_dies_with_its_guard(kind: str, tiny_model: str) -> None:
+def test_the_server_dies_with_its_guard(
+    kind: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with launch(EngineOptions(kind=kind, model=tiny_model)) as engine:  # type: ignore[arg-type]
         server = psutil.Process(engine.pid)
         guard = server.parent()
@@ -119,6 +122,7 @@ def test_the_server_dies_with_its_guard(kind: str, tiny_model: str) -> None:
         assert not engine.alive
     psutil.wait_procs([server], timeout=5)
     assert not server.is_running()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_guard_that_is_asked_to_end_ends_the_server(kind: str, tiny_model: str) -> None:

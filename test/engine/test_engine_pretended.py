@@ -39,8 +39,18 @@ def run(
     return make
 
 
+_others: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def _remember_other_children() -> None:
+    """Servers that other tests keep for the whole session are none of ours."""
+    _others.clear()
+    _others.update(children())
+
+
 def children() -> set[int]:
-    return {process.pid for process in psutil.Process().children(recursive=True)}
+    return {process.pid for process in psutil.Process().children(recursive=True)} - _others
 
 
 @pytest.mark.parametrize("age", [2023, 2024, 2025, 2026])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -40,8 +43,9 @@ class Screen:
 
     def answer(self, text: str) -> None:
         """A piece of the answer, at once."""
-        self._stdout.write(text)
-        self._stdout.flush()
+        with _reader_may_leave():
+            self._stdout.write(text)
+            self._stdout.flush()
         self._at_line_start = text.endswith("\n")
         if self._picture is not None:
             self._shown.append(text)
@@ -93,9 +97,26 @@ def summary_line(stats: Stats, finish_reason: str | None) -> str:
 
 
 def print_json(value: object) -> None:
-    """One JSON object as a line on stdout, at once."""
-    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
-    sys.stdout.buffer.flush()
+    """One JSON object as a line on stdout, at once.
+
+    Raises:
+        BrokenPipeError: whoever read our output (head, less) left.
+    """
+    with _reader_may_leave():
+        sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Once the reader of stdout has left, what is still buffered must not make Python complain when it ends."""
+    try:
+        yield
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        raise
 
 
 def milliseconds(seconds: float) -> str:

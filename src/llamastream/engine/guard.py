@@ -69,7 +69,8 @@ def _end_group(child: int, number: int) -> None:
             pass
 
 
-def _clean(paths: list[str]) -> None:
+def clean(paths: list[str]) -> None:
+    """Remove files and flat directories, as far as they are there."""
     for path in paths:
         try:
             if os.path.isdir(path) and not os.path.islink(path):
@@ -109,7 +110,7 @@ def main(arguments: list[str]) -> int:
     os.close(error_write)
     problem = os.read(error_read, 16)
     if problem:
-        _clean(cleanup)
+        clean(cleanup)
         os.write(status, b"error %s\n" % problem)
         return 127
     os.write(status, b"pid %d\n" % child)
@@ -137,7 +138,7 @@ def main(arguments: list[str]) -> int:
 
     code = os.waitstatus_to_exitcode(result)
     _end_group(child, signal.SIGKILL)  # what the server may have started itself
-    _clean(cleanup)
+    clean(cleanup)
     try:
         os.write(status, b"exit %d\n" % code)
     except OSError:

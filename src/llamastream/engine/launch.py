@@ -11,7 +11,7 @@ from types import TracebackType
 from llamastream.engine.options import EngineOptions
 from llamastream.engine.server import Engine
 from llamastream.engine.startup import start
-from llamastream.errors import EngineError
+from llamastream.errors import EngineError, SettingError
 from llamastream.types import LogRecord
 
 
@@ -29,6 +29,8 @@ def launch(options: EngineOptions | None = None, *, on_log: Callable[[LogRecord]
         A `Launch`, for `with`, `async with`, `.start()` or `await .astart()`. These raise `SettingError` or a subclass
         of `EngineError` if no server comes up.
     """
+    if options is not None and not isinstance(options, EngineOptions):
+        raise SettingError(f"launch takes EngineOptions, not {options!r}; for a model file: EngineOptions(model=...)")
     return Launch(options or EngineOptions(), on_log)
 
 

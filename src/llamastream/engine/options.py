@@ -81,7 +81,10 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ] = None
     threads: Annotated[
         Positive | None,
-        Meta(description="CPU threads for decode; unset: the usable physical cores (affinity, cgroup)."),
+        Meta(
+            description="CPU threads for decode; unset: the usable physical cores (affinity, cgroup), or 1 for a tiny "
+            "model."
+        ),
     ] = None
     threads_batch: Annotated[
         Positive | None, Meta(description="CPU threads for prefill; unset: the same as `threads`.")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from llamastream.engine.guard import clean
 from llamastream.engine.logs import LineBuffer, LogRing
 from llamastream.errors import EngineCrashedError, EngineMissingError
 
@@ -86,6 +87,7 @@ class ServerProcess:
         self._exited = threading.Event()
         self._lock = threading.Lock()
         self._stopping = False
+        self._cleanup = list(cleanup)
         self._owner = os.getpid()
         control_read, self._control = os.pipe()
         self._status, status_write = os.pipe()
@@ -174,8 +176,9 @@ class ServerProcess:
     def _wait_end(self, timeout: float) -> bool:
         """Wait for the end after SIGTERM; whether it came.
 
-        llama-server says that it cleans up when nothing is generated any more, and then, now and then, waits without
-        end for handlers whose clients are still connected. From there on patience is short: nothing can be lost.
+        llama-server with streams under way hangs here in two ways. Its signal handler takes a lock that the interrupted
+        thread may hold: only `timeout` helps. Or it says that it cleans up, when nothing is generated any more, and
+        then waits for handlers whose clients are still connected: from there on patience is short, nothing can be lost.
         """
         deadline = time.monotonic() + timeout
         seen = version = 0
@@ -273,6 +276,7 @@ class ServerProcess:
     def _end_orphan(self) -> None:
         """The guard died without a word (someone killed it): on Linux the server died with it, elsewhere we end it."""
         self.exit_code = -9
+        clean(self._cleanup)
         try:
             process = psutil.Process(self.pid)
             if process.create_time() == self._created:

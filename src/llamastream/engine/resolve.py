@@ -71,6 +71,10 @@ def check_model(path: str) -> GgufInfo:
         raise ModelFileError(f"the model file {path!r} is no usable GGUF file: {error}") from None
 
 
+TINY_MODEL_BYTES = 16 * 1024 * 1024
+"""Models below this size, such as the demo model, run on one thread."""
+
+
 def resolve(options: EngineOptions, *, downloaded: str | None = None) -> tuple[EngineOptions, list[str]]:
     """Options with every open field filled in, and warnings about what was limited.
 
@@ -94,7 +98,9 @@ def resolve(options: EngineOptions, *, downloaded: str | None = None) -> tuple[E
     ctx = options.ctx_size or default_ctx(info, options.parallel, mem.available)
     if options.ctx_size is None and info is not None and ctx < min(DEFAULT_CTX, info.n_ctx_train or DEFAULT_CTX):
         warnings.append(f"ctx_size set to {ctx} per slot: more would take over half of the available memory")
-    threads = options.threads or cores().usable
+    # A second thread has nothing to do on a tiny model, but its busy waiting takes a core from everybody else.
+    tiny = info is not None and info.size < TINY_MODEL_BYTES
+    threads = options.threads or (1 if tiny else cores().usable)
     filled = msgspec.structs.replace(
         options,
         model=model if options.hf is None else None,
