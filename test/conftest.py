@@ -36,13 +36,13 @@ def client(engine: Engine) -> Iterator[StreamingClient]:
 @pytest.fixture
 def slots_free(engine: Engine) -> Callable[[], float]:
     """A function that waits until no slot works and returns how many seconds that took (10 at most, then it fails)."""
-    watcher = StreamingClient(engine.url)
 
     def wait() -> float:
         started = time.monotonic()
-        while any(slot["is_processing"] for slot in watcher.slots()):
-            assert time.monotonic() - started < 10, "a slot is still busy after 10 s"
-            threading.Event().wait(0.005)  # a poll: the server has no event for this
+        with StreamingClient(engine.url) as watcher:
+            while any(slot["is_processing"] for slot in watcher.slots()):
+                assert time.monotonic() - started < 10, "a slot is still busy after 10 s"
+                threading.Event().wait(0.005)  # a poll: the server has no event for this
         return time.monotonic() - started
 
     return wait

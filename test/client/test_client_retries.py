@@ -176,7 +176,12 @@ def test_a_cancelled_stream_does_not_sit_out_its_delay() -> None:
                 scheduled.set()
 
         stream = StreamingClient(server.url, listeners=[heard]).stream_chat(MESSAGES)
-        thread = threading.Thread(target=lambda: scheduled.wait(10) and stream.cancel())
+
+        def cancel_when_scheduled() -> None:
+            assert scheduled.wait(10)
+            stream.cancel()
+
+        thread = threading.Thread(target=cancel_when_scheduled)
         started = time.monotonic()
         thread.start()
         assert list(stream) == []
@@ -187,7 +192,12 @@ def test_a_cancelled_stream_does_not_sit_out_its_delay() -> None:
         async def work() -> None:
             scheduled.clear()
             astream = AsyncStreamingClient(server.url, listeners=[heard]).stream_chat(MESSAGES)
-            task = asyncio.create_task(asyncio.to_thread(lambda: scheduled.wait(10) and astream.cancel()))
+
+            def cancel_from_a_thread() -> None:
+                assert scheduled.wait(10)
+                astream.cancel()
+
+            task = asyncio.create_task(asyncio.to_thread(cancel_from_a_thread))
             assert [text async for text in astream] == []
             await task
             assert astream.finish_reason == "cancelled"

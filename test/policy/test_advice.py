@@ -28,9 +28,13 @@ def slot(task: int = 1, processed: int = 0, decoded: int = 0, busy: bool = True)
         (slot(), slot(), False),
         (slot(), slot(processed=5, busy=False), False),
         ({"id": 0, "is_processing": True}, {"id": 0, "is_processing": True}, False),
-        ({"id": 0, "next_token": {"n_decoded": 1}}, {"id": 0, "is_processing": True, "next_token": {"n_decoded": 2}}, True),
+        (
+            {"id": 0, "next_token": {"n_decoded": 1}},
+            {"id": 0, "is_processing": True, "next_token": {"n_decoded": 2}},
+            True,
+        ),
     ],
-)  # fmt: skip
+)
 def test_progress_of_slots(before: dict[str, Any], after: dict[str, Any], progress: bool) -> None:
     assert made_progress([before], [after]) is progress
 

@@ -94,6 +94,12 @@ class AsyncConnectionPool:
                 return
         self._in_use -= 1
 
+    def replace(self, connection: AsyncConnection) -> AsyncConnection:
+        """A new connection, not connected yet, in the place of one that turned out to be dead: nobody goes back in line
+        because the server closed it."""
+        connection.abort()
+        return AsyncConnection()
+
     def release(self, connection: AsyncConnection, reader: ResponseReader | None) -> None:
         """Give a connection back after use. `reader`: of the response that came over it, if it may be kept."""
         if self._loop is None or connection.loop is not self._loop:

@@ -67,15 +67,18 @@ class _AsyncRunner:
         return self.session
 
     async def _attempt(self, session: StreamSession, begin_at: float) -> None:
-        self._let_go(None)
         if (delay := begin_at - monotonic()) > 0 and not self._cancelled:
+            self._let_go(None)  # others may go first while this one waits
             await self._wait(delay)
             return  # whoever woke us: the session says what is to be done
         if self._cancelled:
             session.cancel(monotonic())
             return
         try:
-            connection, reused = await self._pool.acquire(session.queue_deadline)
+            if self._connection is not None:
+                connection, reused = self._pool.replace(self._connection), False
+            else:
+                connection, reused = await self._pool.acquire(session.queue_deadline)
         except LlamaStreamError as error:
             session.fail(error, monotonic())
             return
@@ -155,7 +158,9 @@ class _AsyncRunner:
             return
         queue = self.queue
         queue.extend(session.feed(data, monotonic()))
-        if session.ended or session.next_attempt_at is not None:
+        if session.next_attempt_at is not None:
+            self._stop_timer()
+        elif session.ended:
             self._release()
         elif len(queue) > _HIGH_WATER and not self._paused and self._connection is not None:
             self._paused = True
@@ -172,7 +177,10 @@ class _AsyncRunner:
             self.queue.extend(session.feed_eof(monotonic()))
         else:
             session.fail(connection_lost(session.url, error), monotonic())
-        self._release()
+        if session.next_attempt_at is not None:
+            self._stop_timer()
+        else:
+            self._release()
         self._wake()
 
     def _arm_timer(self) -> None:
@@ -180,9 +188,7 @@ class _AsyncRunner:
         # Only a deadline that moved forward in time, as when one clock hands over to a shorter one, sets it anew.
         assert self._loop is not None
         assert self.session is not None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._stop_timer()
         self._timer_deadline = self.session.deadline
         if self._timer_deadline != inf:
             self._timer = self._loop.call_later(max(0.0, self._timer_deadline - monotonic()), self._look_at_clocks)
@@ -197,7 +203,8 @@ class _AsyncRunner:
         if session.wants_slots(now):
             self._wake()  # the reader asks; if it is elsewhere, it does so when it comes back
         elif session.timed_out(now):
-            self._release()
+            if session.ended:
+                self._release()
             self._wake()
         else:
             self._arm_timer()
@@ -229,12 +236,15 @@ class _AsyncRunner:
 
     def _release(self) -> None:
         """Let go of the connection and the timer; the queue stays for the reader."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._stop_timer()
         session = self.session
         ended_well = session is not None and session.ended and session.error is None and not session.cancelled
         self._let_go(session.exchange.reader if ended_well and session is not None else None)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _let_go(self, reader: ResponseReader | None) -> None:
         connection, self._connection = self._connection, None

@@ -108,6 +108,12 @@ class ConnectionPool:
                 self.streams_keep_alive = False
             idle.connection.close()
 
+    def replace(self, connection: Connection) -> Connection:
+        """A new connection, not connected yet, in the place of one that turned out to be dead: nobody goes back in line
+        because the server closed it."""
+        connection.close()
+        return Connection(self._address, self._tls)
+
     def release(self, connection: Connection, reader: ResponseReader | None) -> None:
         """Give a connection back after use. `reader`: of the response that came over it, if it may be kept."""
         keep = (

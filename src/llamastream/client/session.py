@@ -282,6 +282,7 @@ class StreamSession:
         if not self.ended:
             self._now = now
             self.ended = True
+            self.next_attempt_at = None
             self.cancelled = True
             self._state.notify(RequestEnded(self._id, "cancelled", self.stats()))
 

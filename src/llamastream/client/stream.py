@@ -53,13 +53,17 @@ class _Runner:
         return self.session
 
     def _attempt(self, session: StreamSession, begin_at: float) -> None:
-        self._let_go(None)
         delay = begin_at - monotonic()
+        if delay > 0:
+            self._let_go(None)  # others may go first while this one waits
         if (delay > 0 and self._cancelled.wait(delay)) or self._cancelled.is_set():
             session.cancel(monotonic())
             return
         try:
-            connection, reused = self._pool.acquire(session.queue_deadline)
+            if self._connection is not None:
+                connection, reused = self._pool.replace(self._connection), False
+            else:
+                connection, reused = self._pool.acquire(session.queue_deadline)
         except LlamaStreamError as error:
             session.fail(error, monotonic())
             return

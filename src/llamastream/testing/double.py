@@ -30,6 +30,8 @@ class Script(Struct, frozen=True):
         piece: send so many bytes at a time (0: all at once).
         stall: after sending, say nothing and keep the connection open until the client leaves.
         read_request: wait for the whole request first; False answers (or stalls) at once.
+        repeat: keep the connection and answer every request on it. requests: so many only, then close (0: all).
+        hold: answer only when `ServerDouble.release` allows it.
     """
 
     response: bytes = b""
@@ -38,6 +40,9 @@ class Script(Struct, frozen=True):
     piece: int = 0
     stall: bool = False
     read_request: bool = True
+    repeat: bool = False
+    requests: int = 0
+    hold: bool = False
 
 
 class ServerDouble:
@@ -45,7 +50,8 @@ class ServerDouble:
 
     Attributes:
         url: its base URL. requests: the raw requests that came, in order.
-        connections: how many connections are open now.
+        connections: how many connections are open now. most_connections: at most at the same time.
+        accepted: how many there were in all.
     """
 
     def __init__(self, *scripts: Script, tls: ssl.SSLContext | None = None, port: int = 0, listen: bool = True) -> None:
@@ -60,6 +66,8 @@ class ServerDouble:
         self._threads: list[threading.Thread] = []
         self._closing = False
         self.requests: list[bytes] = []
+        self.most_connections = 0
+        self._released = threading.Semaphore(0)
         actual = self._listener.getsockname()[1] if listen else port
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{actual}"
 
@@ -67,6 +75,15 @@ class ServerDouble:
     def connections(self) -> int:
         with self._lock:
             return len(self._open)
+
+    @property
+    def accepted(self) -> int:
+        with self._lock:
+            return self._count
+
+    def release(self, answers: int) -> None:
+        """Let so many answers of scripts with `hold` go out."""
+        self._released.release(answers)
 
     def wait_for(self, condition: Callable[[ServerDouble], bool], timeout: float = 10.0) -> bool:
         """Wait until `condition(self)` holds; it is looked at whenever a connection comes, asks or goes."""
@@ -86,6 +103,7 @@ class ServerDouble:
                 script = self._scripts[min(self._count, len(self._scripts) - 1)]
                 self._count += 1
                 self._open.add(connection)
+                self.most_connections = max(self.most_connections, len(self._open))
                 thread = threading.Thread(target=self._serve, args=(connection, script), daemon=True)
                 self._threads.append(thread)
                 self._lock.notify_all()
@@ -109,24 +127,37 @@ class ServerDouble:
             raw.close()
 
     def take_request(self, connection: socket.socket) -> bytes:
-        """Read one request and note it."""
+        """Read one request and note it; b"" if the client left instead."""
         request = _read_request(connection)
         with self._lock:
-            self.requests.append(request)
+            if request:
+                self.requests.append(request)
             self._lock.notify_all()
         return request
 
     def answer(self, connection: socket.socket, script: Script) -> None:
         """Answer one connection; subclasses may do it in their own way."""
-        if script.read_request:
-            self.take_request(connection)
+        served = 0
+        while True:
+            if script.read_request and not self.take_request(connection):
+                return
+            if script.requests and served >= script.requests:
+                return
+            if script.hold and not self._released.acquire(timeout=30):
+                return
+            self._send(connection, script)
+            served += 1
+            if not script.repeat:
+                break
+        if script.stall:
+            while connection.recv(4096):
+                pass
+
+    def _send(self, connection: socket.socket, script: Script) -> None:
         data = script.response if script.cut_at is None else script.response[: script.cut_at]
         step = script.piece or max(1, len(data))
         for start in range(0, len(data), step):
             connection.sendall(data[start : start + step])
-        if script.stall:
-            while connection.recv(4096):
-                pass
 
     def close(self) -> None:
         """Stop listening and break every connection off."""

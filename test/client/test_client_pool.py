@@ -1,0 +1,280 @@
+"""The connection pool: kept where that is real, bounded, fair, safe across threads, tasks and forks, no leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import random
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from drivers import DRIVERS, Driver
+from llamastream.client import AsyncStreamingClient, StreamingClient
+from llamastream.client.connection import Connection
+from llamastream.client.pool import ConnectionPool, PoolLimits
+from llamastream.engine import Engine
+from llamastream.engine.demo import demo_questions
+from llamastream.errors import ConnectTimeoutError
+from llamastream.protocol.address import parse_address
+from llamastream.testing import Script, ServerDouble, http_answer, sse_answer
+from llamastream.types import Timeouts
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+ANSWERS = {question.question: question.answer for question in demo_questions()}
+QUESTIONS = ["Who are you?", "What is a slot?", "Hello!", "What is GGUF?"]
+HEALTHY = http_answer("200 OK", b'{"status":"ok"}')
+
+each_driver = pytest.mark.parametrize("driver", DRIVERS, ids=lambda driver: driver.name)
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(list(Path("/proc/self/fd").iterdir())) if sys.platform == "linux" else 0
+
+
+# -- keep-alive ---------------------------------------------------------------------------------------------
+
+
+def test_answers_at_once_share_a_connection() -> None:
+    with ServerDouble(Script(HEALTHY, repeat=True)) as server, StreamingClient(server.url) as client:
+        for _ in range(5):
+            assert client.check_server_health()
+        assert (server.accepted, len(server.requests)) == (1, 5)
+
+    async def work(url: str) -> None:
+        async with AsyncStreamingClient(url) as client:
+            for _ in range(5):
+                assert await client.check_server_health()
+
+    with ServerDouble(Script(HEALTHY, repeat=True)) as server:
+        asyncio.run(work(server.url))
+        assert (server.accepted, len(server.requests)) == (1, 5)
+
+
+def test_streams_share_a_connection_where_keep_alive_is_real() -> None:
+    with ServerDouble(Script(sse_answer(["x"]), repeat=True)) as server, StreamingClient(server.url) as client:
+        for _ in range(5):
+            assert client.chat(MESSAGES).text == "x"
+        assert (server.accepted, len(server.requests)) == (1, 5)
+        assert client.chat(MESSAGES).stats.connect_time is None
+
+    async def work(url: str) -> None:
+        async with AsyncStreamingClient(url) as client:
+            for _ in range(5):
+                assert (await client.chat(MESSAGES)).text == "x"
+
+    with ServerDouble(Script(sse_answer(["x"]), repeat=True)) as server:
+        asyncio.run(work(server.url))
+        assert (server.accepted, len(server.requests)) == (1, 5)
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_replaced_without_an_error() -> None:
+    with ServerDouble(Script(HEALTHY), Script(sse_answer(["x"]))) as server, StreamingClient(server.url) as client:
+        assert client.check_server_health()
+        assert server.wait_for(lambda double: double.connections == 0)
+        for _ in range(3):
+            result = client.chat(MESSAGES)
+            assert (result.text, result.stats.failed_attempts) == ("x", ())
+            assert server.wait_for(lambda double: double.connections == 0)
+
+
+def test_a_connection_that_is_closed_as_the_request_arrives_is_replaced_without_an_error() -> None:
+    """The race that no look before sending can win: the server closes when the second request reaches it."""
+    first = Script(HEALTHY, repeat=True, requests=1)
+    with ServerDouble(first, Script(sse_answer(["x"]))) as server, StreamingClient(server.url) as client:
+        assert client.check_server_health()
+        result = client.chat(MESSAGES)
+        assert (result.text, result.stats.failed_attempts) == ("x", ())
+        assert server.accepted == 2
+
+
+@each_driver
+def test_llama_server_is_not_believed_its_keep_alive(engine: Engine, driver: Driver) -> None:
+    """It announces keep-alive and closes after every stream; each answer comes without a failed attempt."""
+    for _ in range(3):
+        result = driver.result(engine.url, MESSAGES, max_tokens=2)
+        assert result.stats.failed_attempts == ()
+
+
+def test_idle_connections_expire_and_are_few() -> None:
+    pool = ConnectionPool(parse_address("http://127.0.0.1:1"), None, PoolLimits(idle=2, idle_seconds=0.0))
+    connection, reused = pool.acquire(0.0)
+    assert isinstance(connection, Connection)
+    assert not reused
+    pool.release(connection, None)
+    with ServerDouble(Script(HEALTHY, repeat=True)) as server:
+        client = StreamingClient(server.url)
+        threads = [threading.Thread(target=client.health) for _ in range(30)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert server.wait_for(lambda double: double.connections <= 16), "16 idle connections at most"
+        client.close()
+        assert server.wait_for(lambda double: double.connections == 0)
+
+
+# -- bounds and fairness ------------------------------------------------------------------------------------
+
+
+def test_no_more_connections_than_allowed_and_first_come_first_served() -> None:
+    with ServerDouble(Script(sse_answer(["x"]), hold=True)) as server:
+        client = StreamingClient(server.url, max_connections=2)
+        done: list[int] = []
+        threads = []
+
+        def ask(number: int) -> None:
+            client.chat(MESSAGES)
+            done.append(number)
+
+        for number in range(5):
+            threads.append(threading.Thread(target=ask, args=(number,)))
+            threads[-1].start()
+            if number < 2:
+                assert server.wait_for(lambda double, n=number: len(double.requests) == n + 1)  # type: ignore[misc]
+            else:
+                assert wait_until(lambda n=number: len(client._pool._waiters) == n - 1)  # type: ignore[misc]
+        assert len(server.requests) == 2
+        server.release(5)
+        for thread in threads:
+            thread.join(10)
+        assert server.most_connections <= 2
+        assert sorted(done) == [0, 1, 2, 3, 4]
+        client.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    for _ in range(1000):
+        if condition():
+            return True
+        threading.Event().wait(0.005)  # a poll of the pool's own state, which tells nobody of its changes
+    return False
+
+
+def test_tasks_wait_in_line_and_a_cancelled_one_leaves_it() -> None:
+    async def work(server: ServerDouble) -> None:
+        async with AsyncStreamingClient(server.url, max_connections=1) as client:
+            order: list[int] = []
+
+            async def ask(number: int) -> None:
+                await client.chat(MESSAGES)
+                order.append(number)
+
+            tasks = [asyncio.create_task(ask(number)) for number in range(5)]
+            await asyncio.to_thread(server.wait_for, lambda double: len(double.requests) == 1)
+            tasks[2].cancel()
+            server.release(5)
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert order == [0, 1, 3, 4]
+            assert isinstance(results[2], asyncio.CancelledError)
+            assert server.most_connections == 1
+
+    with ServerDouble(Script(sse_answer(["x"]), hold=True)) as server:
+        asyncio.run(work(server))
+
+
+@each_driver
+def test_waiting_in_line_has_an_end(driver: Driver) -> None:
+    pool = ConnectionPool(parse_address("http://127.0.0.1:1"), None, PoolLimits(connections=1))
+    pool.acquire(0.0)
+    with pytest.raises(ConnectTimeoutError, match="max_connections"):
+        pool.acquire(0.0)
+
+
+# -- forks, loops, threads and tasks --------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_a_fork_starts_anew() -> None:
+    with ServerDouble(Script(HEALTHY, repeat=True)) as server, StreamingClient(server.url) as client:
+        assert client.check_server_health()
+        client._pool._lock.acquire()  # as if another thread held it in the moment of the fork
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if client.check_server_health() else 1)
+        client._pool._lock.release()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert client.check_server_health(), "the parent's connection still works"
+        assert server.accepted == 2
+
+
+def test_a_client_may_be_used_in_one_loop_after_another(engine: Engine) -> None:
+    client = AsyncStreamingClient(engine.url)
+    for _ in range(3):
+        assert asyncio.run(client.check_server_health())
+        assert asyncio.run(client.chat(MESSAGES, max_tokens=2)).finish_reason == "length"
+
+
+def test_what_nobody_closed_is_closed_with_the_loop() -> None:
+    async def work(url: str) -> None:
+        await AsyncStreamingClient(url).chat(MESSAGES)
+
+    before = descriptors()
+    with ServerDouble(Script(sse_answer(["x"]), repeat=True)) as server:
+        asyncio.run(work(server.url))
+        assert server.wait_for(lambda double: double.connections == 0)
+    assert descriptors() <= before
+
+
+def check(question: str, text: str, left_early: bool) -> None:
+    answer = ANSWERS[question]
+    assert answer.startswith(text) if left_early else text == answer
+
+
+def test_64_threads_share_a_client_and_leave_when_they_like(engine: Engine, slots_free: Callable[[], float]) -> None:
+    before = descriptors()
+    with StreamingClient(engine.url, temperature=0) as client:
+        failures: list[BaseException] = []
+
+        def ask(number: int) -> None:
+            chance = random.Random(number)
+            try:
+                for _ in range(3):
+                    question = chance.choice(QUESTIONS)
+                    limit = chance.choice([1, 5, 20, 10_000])
+                    pieces = []
+                    for text in client.stream_chat([{"role": "user", "content": question}]):
+                        pieces.append(text)
+                        if len(pieces) == limit:
+                            break
+                    check(question, "".join(pieces), len(pieces) == limit)
+            except BaseException as error:  # noqa: BLE001  # shown by the main thread
+                failures.append(error)
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(64)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        slots_free()
+    assert wait_until(lambda: descriptors() <= before)
+
+
+def test_1000_tasks_share_a_client_and_leave_when_they_like(engine: Engine, slots_free: Callable[[], float]) -> None:
+    async def work() -> None:
+        async with AsyncStreamingClient(engine.url, temperature=0, timeouts=Timeouts(connect=60)) as client:
+
+            async def ask(number: int) -> None:
+                chance = random.Random(number)
+                question = chance.choice(QUESTIONS)
+                limit = chance.choice([1, 1, 1, 5, 5, 20, 10_000])
+                pieces = []
+                async for text in client.stream_chat([{"role": "user", "content": question}]):
+                    pieces.append(text)
+                    if len(pieces) == limit:
+                        break
+                check(question, "".join(pieces), len(pieces) == limit)
+
+            await asyncio.gather(*(ask(number) for number in range(1000)))
+
+    before = descriptors()
+    asyncio.run(work())
+    slots_free()
+    assert wait_until(lambda: descriptors() <= before)
