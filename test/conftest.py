@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,16 @@ import pytest
 from llamastream.client import StreamingClient
 from llamastream.engine import Engine, EngineOptions, launch
 from llamastream.engine.probe import find_binary
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests see neither the settings file nor the LLAMASTREAM_* variables of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        for name in [name for name in os.environ if name.startswith("LLAMASTREAM_")]:
+            patch.delenv(name)
+        yield
 
 
 def engine_kinds() -> list[Literal["embedded", "executable"]]:

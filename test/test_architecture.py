@@ -20,13 +20,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": {"errors", "types"},
     "protocol": {"errors", "types"},
     "policy": {"errors", "types"},
-    "client": {"errors", "types", "settings", "protocol", "policy"},
+    "events": {"types"},
+    "observe": {"errors", "types", "events"},
+    "client": {"errors", "types", "events", "settings", "protocol", "policy"},
     "engine": {"errors", "types", "settings", "protocol", "policy"},
     "testing": {"errors", "types"},
     "compose": {"errors", "types", "settings", "client", "engine"},
     "cli": {"_version", "errors", "types", "settings", "protocol", "client", "engine", "compose"},
     "__main__": {"cli"},
-    "__init__": {"_version", "client", "engine", "errors", "settings", "types"},
+    "__init__": {"_version", "client", "engine", "errors", "observe", "settings", "types"},
 }
 
 MODULES = sorted(SOURCE.rglob("*.py"))

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from llamastream.client import AsyncStreamingClient, StreamingClient
 from llamastream.engine import EngineOptions
 from llamastream.errors import SettingError
-from llamastream.settings import ClientSettings, declared, describe_type, load, read_toml
+from llamastream.settings import ClientSettings, declared, describe_type, from_object, load, read_toml
 
 
 def test_order_of_precedence_and_sources() -> None:
@@ -75,3 +76,80 @@ def test_settings_files_that_cannot_be_read(tmp_path: Path, text: str | None, sa
         path.write_text(text)
     with pytest.raises(SettingError, match=says):
         read_toml(path)
+
+
+# -- the settings file ----------------------------------------------------------------------------------------
+
+
+def test_the_users_file_is_read_between_environment_and_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "llamastream" / "config.toml"
+    path.parent.mkdir()
+    path.write_text('[client]\nmodel = "m"\ntemperature = 0.5\n[serve]\nport = 9000\n')
+    environ = {"XDG_CONFIG_HOME": str(tmp_path), "LLAMASTREAM_TEMPERATURE": "0"}
+    settings, sources = load(ClientSettings, environ=environ)
+    assert (settings.model, settings.temperature) == ("m", 0.0)
+    assert sources["model"] == f"{path} [client]"
+    assert load(EngineOptions, environ=environ)[0].port == 9000
+    named = load(ClientSettings, environ={"LLAMASTREAM_CONFIG": str(path)})[0]
+    assert named.temperature == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[cleint]\n", "table [cleint], which is none of ours; allowed: [client], [serve]"),
+        ("client = 5\n", "must be a table: [client]"),
+        ("[client]\nbase_ulr = 'x'\n", "'base_ulr' in"),
+        ("[client]\ntemperature = 'hot'\n", "temperature = 'hot' from"),
+    ],
+)
+def test_mistakes_in_the_users_file_are_named(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    with pytest.raises(SettingError) as caught:
+        load(ClientSettings, environ={"LLAMASTREAM_CONFIG": str(path)})
+    assert says in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_named_file_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(SettingError, match="cannot be read"):
+        load(ClientSettings, environ={"LLAMASTREAM_CONFIG": "/no/such.toml"})
+
+
+# -- settings objects of projects -------------------------------------------------------------------------------
+
+
+class Project:
+    llm_base_url = "http://gpu-box:8080/v1"
+    llm_model = "m"
+    llm_temperature = 0
+    llm_max_tokens = 5
+
+
+class Secret:
+    def get_secret_value(self) -> str:
+        return "sesame"
+
+
+def test_clients_come_from_any_settings_object() -> None:
+    for kind in (StreamingClient, AsyncStreamingClient):
+        client = kind.from_settings(Project())
+        settings = client._core.settings
+        assert client.base_url == "http://gpu-box:8080"
+        assert (settings.model, settings.temperature, settings.max_tokens) == ("m", 0.0, 5)
+        assert kind.from_settings(Project(), model="other")._core.settings.model == "other"
+
+
+def test_mappings_partial_objects_and_secrets() -> None:
+    assert from_object({"llm_base_url": "http://x", "llm_api_key": Secret(), "llm_model": None}) == {
+        "base_url": "http://x",
+        "api_key": "sesame",
+    }
+    with pytest.raises(SettingError, match="set at least llm_base_url"):
+        from_object(object())
+
+
+def test_a_wrong_value_of_an_object_is_named() -> None:
+    with pytest.raises(SettingError, match="temperature = 'hot' from the argument is not allowed"):
+        StreamingClient.from_settings({"llm_temperature": "hot"})

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from llamastream.client import AsyncStream, AsyncStreamingClient, Stream, StreamingClient
     from llamastream.engine import Engine, EngineOptions, launch
     from llamastream.errors import LlamaStreamError
+    from llamastream.observe import LoggingListener
     from llamastream.settings import ClientSettings
-    from llamastream.types import Result, Stats, Timeouts, ToolCall, Usage
+    from llamastream.types import Result, RetryPolicy, Stats, Timeouts, ToolCall, Usage
 
 _HOME = {
     "AsyncStream": "client",
@@ -31,7 +32,9 @@ _HOME = {
     "launch": "engine",
     "LlamaStreamError": "errors",
     "ClientSettings": "settings",
+    "LoggingListener": "observe",
     "Result": "types",
+    "RetryPolicy": "types",
     "Stats": "types",
     "Timeouts": "types",
     "ToolCall": "types",
@@ -45,7 +48,9 @@ __all__ = [
     "Engine",
     "EngineOptions",
     "LlamaStreamError",
+    "LoggingListener",
     "Result",
+    "RetryPolicy",
     "Stats",
     "Stream",
     "StreamingClient",

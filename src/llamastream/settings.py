@@ -5,7 +5,9 @@ help text, the bounds are the checks. A field's flag is `--its-name`, its TOML k
 (`SECTION`), its variable `LLAMASTREAM_ITS_NAME`, or `LLAMASTREAM_SERVE_ITS_NAME` in the group `serve`.
 `Meta(extra={...})` may say `flags` (all spellings, the long one first) and `secret` (never shown).
 
-Order of precedence: command line, environment, file, defaults.
+Order of precedence: command line (or arguments), environment, file, defaults. The file is TOML with one table for each
+group (`[client]`, `[serve]`): the one that LLAMASTREAM_CONFIG names, else `llamastream/config.toml` in the user's
+configuration directory. None is read from the working directory, which may be a stranger's.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ from llamastream.errors import SettingError
 from llamastream.types import Fallback, RetryPolicy, Timeouts
 
 ENV_PREFIX = "LLAMASTREAM_"
+CONFIG_VARIABLE = "LLAMASTREAM_CONFIG"
 DEFAULT_BASE_URL = "http://localhost:8080"
+
+SECTIONS = frozenset({"client", "serve"})
+"""Tables that a settings file may have."""
 
 S = TypeVar("S", bound=Struct)
 Seconds = Annotated[float, Meta(gt=0, le=1e7)]
@@ -161,14 +167,15 @@ def load(
         given: values from the command line or a call; None stands for "not given".
         given_source: what to call their source in messages; None: the flag of each.
         environ: the environment (`os.environ` if None).
-        table: the group's table of a TOML file. `table_source` names the file in messages.
+        table: the group's table of a TOML file; None: that of the user's settings file. `table_source` names it.
 
     Raises:
         SettingError: a value is not allowed, or the table has a key that is no setting.
     """
     environ = os.environ if environ is None else environ
     given = given or {}
-    table = table or {}
+    if table is None:
+        table, table_source = user_table(group, environ)
     fields = declared(group)
     unknown = set(table) - {field.name for field in fields}
     if unknown:
@@ -203,6 +210,38 @@ def _convert(field: SettingField, raw: Any, source: str) -> Any:
         ) from None
 
 
+def config_path(environ: Mapping[str, str] | None = None) -> Path:
+    """The settings file that is read if it exists."""
+    environ = os.environ if environ is None else environ
+    if named := environ.get(CONFIG_VARIABLE, ""):
+        return Path(named).expanduser()
+    home = environ.get("XDG_CONFIG_HOME", "")
+    return (Path(home) if home else Path.home() / ".config") / "llamastream" / "config.toml"
+
+
+def user_table(group: type[Struct], environ: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """A group's table of the user's settings file, and what to call it; empty if there is no file.
+
+    Raises:
+        SettingError: the file cannot be read, is not TOML, or LLAMASTREAM_CONFIG names one that is not there.
+    """
+    path = config_path(environ)
+    if not path.exists() and not environ.get(CONFIG_VARIABLE):
+        return {}, "default"
+    tables = read_toml(path)
+    unknown = set(tables) - SECTIONS
+    if unknown:
+        raise SettingError(
+            f"{path} has the table [{min(unknown)}], which is none of ours; allowed: "
+            + ", ".join(f"[{name}]" for name in sorted(SECTIONS))
+        )
+    section: str = getattr(group, "SECTION", "client")
+    table = tables.get(section, {})
+    if not isinstance(table, dict):
+        raise SettingError(f"{section} in {path} must be a table: [{section}]")
+    return table, f"{path} [{section}]"
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """A settings file as a dict of tables.
 
@@ -215,6 +254,38 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise SettingError(f"the settings file {str(path)!r} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingError(f"the settings file {str(path)!r} is not TOML: {error}") from None
+
+
+_FROM_OBJECT = {
+    "llm_base_url": "base_url",
+    "llm_api_key": "api_key",
+    "llm_model": "model",
+    "llm_temperature": "temperature",
+    "llm_max_tokens": "max_tokens",
+}
+
+
+def from_object(source: Any) -> dict[str, Any]:
+    """Client arguments from any object (or mapping) with `llm_base_url`, `llm_model`, `llm_temperature`,
+    `llm_max_tokens`, `llm_api_key`; what it lacks, or has as None, is left out.
+
+    Secrets of pydantic (`SecretStr`) are understood by their `get_secret_value`.
+
+    Raises:
+        SettingError: it has none of them.
+    """
+    found = {}
+    for name, argument in _FROM_OBJECT.items():
+        value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+        reveal = getattr(value, "get_secret_value", None)
+        value = reveal() if callable(reveal) else value
+        if value is not None:
+            found[argument] = str(value) if argument in ("base_url", "api_key") else value
+    if not found:
+        raise SettingError(
+            f"{type(source).__name__} has none of the settings {', '.join(_FROM_OBJECT)}; set at least llm_base_url"
+        )
+    return found
 
 
 def describe_type(annotation: Any) -> str:

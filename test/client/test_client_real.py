@@ -92,6 +92,16 @@ def test_the_prompt_cache_shows_in_the_figures(engine: Engine, driver: Driver) -
 
 
 @each_driver
+def test_prewarming_fills_the_prompt_cache(engine: Engine, driver: Driver) -> None:
+    system = {"role": "system", "content": f"These are the rules of {driver.name}. " + "Be kind. " * 40}
+    first = driver.call(engine.url, "prewarm", [system])
+    assert first.prompt_tokens > 100
+    assert (first.cached_tokens or 0) < first.prompt_tokens // 2
+    result = driver.result(engine.url, [system, *ask(SHORT)], max_tokens=1)
+    assert (result.stats.cached_tokens or 0) > 0.9 * first.prompt_tokens
+
+
+@each_driver
 def test_several_choices_and_logprobs(engine: Engine, driver: Driver) -> None:
     result = driver.result(engine.url, ask(SHORT), temperature=0, max_tokens=5, n=2, logprobs=True)
     assert [choice.index for choice in result.choices] == [0, 1]

@@ -9,6 +9,7 @@ import typer
 from llamastream._version import __version__
 from llamastream.cli.chat import chat
 from llamastream.cli.check import check
+from llamastream.cli.config import config
 from llamastream.cli.serve import serve
 
 app = typer.Typer(
@@ -39,3 +40,4 @@ def _root(
 app.command()(chat)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command()(check)
+app.command()(config)

@@ -26,8 +26,8 @@ from llamastream.errors import (
     TransportError,
 )
 from llamastream.events import Listener
-from llamastream.settings import ClientSettings
-from llamastream.types import Fallback, Health, Result, RetryPolicy, Timeouts
+from llamastream.settings import ClientSettings, from_object
+from llamastream.types import Fallback, Health, Result, RetryPolicy, Stats, Timeouts
 
 T = TypeVar("T")
 
@@ -90,6 +90,16 @@ class AsyncStreamingClient:
             listeners=listeners,
         )
         self._pool = AsyncConnectionPool(self._core.address, self._core.tls, self._core.limits)
+
+    @classmethod
+    def from_settings(cls, source: Any, **arguments: Any) -> Self:
+        """A client from a project's settings: any object (or mapping) with `llm_base_url`, `llm_model`,
+        `llm_temperature`, `llm_max_tokens`, `llm_api_key`; `arguments` are the constructor's and win.
+
+        Raises:
+            SettingError: the object has none of these, or one has a value that is not allowed.
+        """
+        return cls(**{**from_object(source), **arguments})
 
     @property
     def base_url(self) -> str:
@@ -165,6 +175,21 @@ class AsyncStreamingClient:
         return await self.stream_completion(
             prompt, model=model, temperature=temperature, max_tokens=max_tokens, timeouts=timeouts, **body
         ).result()
+
+    async def prewarm(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        model: str | None = None,
+        timeouts: Timeouts | None = None,
+        **body: Any,
+    ) -> Stats:
+        """Have the server read a prompt (a long system prompt, say) ahead of time, so that it is in the prompt cache.
+
+        One token is generated and thrown away. `cached_tokens` of the figures says what was cached already. Raises as
+        `chat`.
+        """
+        return (await self.chat(messages, model=model, max_tokens=1, timeouts=timeouts, **body)).stats
 
     # -- endpoints that answer at once ------------------------------------------------------------------
 

@@ -1,0 +1,73 @@
+"""`llamastream config`: values, sources, the schema, and no secrets."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamastream.cli.config import GROUPS, settings_schema
+from llamastream.settings import declared
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    file = tmp_path / "llamastream" / "config.toml"
+    file.parent.mkdir()
+    file.write_text('[client]\nmodel = "from-file"\napi_key = "sesame"\n')
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LLAMASTREAM_")}
+    return {**kept, "XDG_CONFIG_HOME": str(tmp_path), "LLAMASTREAM_TEMPERATURE": "0.25", "NO_COLOR": "1"}
+
+
+def config(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "llamastream", "config", *arguments]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=30)
+
+
+def test_each_value_with_its_source(environ: dict[str, str]) -> None:
+    shown = json.loads(config(environ, "--json").stdout)
+    assert {name: set(rows) for name, rows in shown.items()} == {
+        name: {field.name for field in declared(group)} for name, group in GROUPS.items()
+    }
+    client = shown["client"]
+    assert (client["temperature"]["value"], client["temperature"]["source"]) == (
+        0.25,
+        "the environment (LLAMASTREAM_TEMPERATURE)",
+    )
+    assert client["model"]["source"].endswith("config.toml [client]")
+    assert client["base_url"]["source"] == "default"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"], ["--schema"]])
+def test_secrets_are_not_shown(environ: dict[str, str], arguments: list[str]) -> None:
+    done = config(environ, *arguments)
+    assert done.returncode == 0
+    assert "sesame" not in done.stdout + done.stderr
+
+
+def test_the_table_for_people(environ: dict[str, str]) -> None:
+    lines = config(environ).stdout.splitlines()
+    assert "[client]" in lines[0]
+    assert any(line.split()[:2] == ["temperature", "0.25"] for line in lines)
+    assert any("(set, hidden)" in line for line in lines)
+    assert config(environ, "--path").stdout.strip().endswith("llamastream/config.toml")
+
+
+def test_a_wrong_value_is_named(environ: dict[str, str]) -> None:
+    done = config({**environ, "LLAMASTREAM_MAX_TOKENS": "many"})
+    assert done.returncode == 1
+    assert "max_tokens = 'many' from the environment (LLAMASTREAM_MAX_TOKENS) is not allowed" in done.stderr
+
+
+def test_the_schema_describes_every_setting() -> None:
+    schema: dict[str, Any] = settings_schema()
+    for name, group in GROUPS.items():
+        reference = schema["properties"][name]["$ref"].rpartition("/")[2]
+        properties = schema["$defs"][reference]["properties"]
+        assert set(properties) == {field.name for field in declared(group)}
+        assert all(prop["description"] for prop in properties.values())
