@@ -205,6 +205,13 @@ def test_a_cancelled_stream_does_not_sit_out_its_delay() -> None:
         asyncio.run(asyncio.wait_for(work(), 10))
 
 
+@each_driver
+def test_the_clocks_of_a_second_attempt_are_those_of_the_first(driver: Driver) -> None:
+    stalled = Script(chunked([], end=False), stall=True)
+    with ServerDouble(UNAVAILABLE, stalled) as server, pytest.raises(PrefillTimeoutError):
+        driver.texts(server.url, MESSAGES, {"retry": QUICK}, timeouts=Timeouts(first_byte=60, prefill=0.2))
+
+
 # -- the non-streaming fallback -------------------------------------------------------------------------------
 
 
@@ -259,8 +266,10 @@ def test_the_fallback_works_on_the_real_server(driver: Driver, engine: Any) -> N
 
 @each_driver
 def test_a_json_body_that_is_no_answer(driver: Driver) -> None:
-    with ServerDouble(failing("200 OK", b'{"hello":"world"}')) as server, pytest.raises(LlamaStreamError):
-        driver.result(server.url, MESSAGES, {"retry": RetryPolicy(max_retries=0)})
+    with ServerDouble(failing("200 OK", b'{"hello":"world"}')) as server:
+        with pytest.raises(UnexpectedResponseError, match='instead of an answer: \'{"hello":"world"}\''):
+            driver.result(server.url, MESSAGES)
+        assert len(server.requests) == 1
 
 
 # -- hints and listeners --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from llamastream.client import endpoints
 from llamastream.client.aconnection import AsyncConnection
 from llamastream.client.apool import AsyncConnectionPool
 from llamastream.client.aunary import call_once
-from llamastream.client.core import ClientCore
+from llamastream.client.core import ClientCore, describe_stream
 from llamastream.client.session import StreamSession, connection_lost
 from llamastream.client.stream import CONSUMED
 from llamastream.client.unary import LOOK_TIMEOUT
@@ -216,6 +216,10 @@ class _AsyncRunner:
 
     # -- leaving ----------------------------------------------------------------------------------------
 
+    def describe(self) -> str:
+        """Endpoint and state, for people."""
+        return describe_stream(self._core, self._request, self.session)
+
     def cancel(self) -> None:
         """From any thread."""
         self._cancelled = True
@@ -316,6 +320,9 @@ class AsyncStream:
         """How the stream ended, or None while it runs."""
         session = self._runner.session
         return session.finish_reason if session is not None else None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._runner.describe()}>"
 
     def _take(self) -> None:
         if self._taken:

@@ -146,6 +146,12 @@ class ClientCore:
         return build_request(method, self.address.target(path), self.address.host_header, headers, body)
 
 
+def describe_stream(core: ClientCore, request: GenerationRequest, session: StreamSession | None) -> str:
+    """A stream's endpoint and state in a few words."""
+    state = "not sent yet" if session is None else session.finish_reason or "running"
+    return f"{core.url}{request.path} {state}"
+
+
 def _check_timeouts(timeouts: Any) -> None:
     if timeouts is not None and not isinstance(timeouts, Timeouts):
         raise InvalidRequestError(

@@ -150,7 +150,7 @@ class StreamSession:
         chunks = exchange.assembler.content_chunks
         if chunks != self._content_chunks:
             self._content(chunks, now)
-        elif exchange.accepted and self._meter.header_at is None:
+        elif exchange.accepted and self._clocks.phase is Phase.FIRST_BYTE:
             self._meter.header_at = now
             self._clocks.enter(Phase.PREFILL, now)
             self._plan_look(now)

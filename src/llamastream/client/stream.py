@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from llamastream.client import endpoints
 from llamastream.client.connection import Connection
-from llamastream.client.core import ClientCore
+from llamastream.client.core import ClientCore, describe_stream
 from llamastream.client.pool import ConnectionPool
 from llamastream.client.session import StreamSession, connection_lost
 from llamastream.client.unary import LOOK_TIMEOUT, call_once
@@ -139,6 +139,10 @@ class _Runner:
         if connection is not None:
             self._pool.release(connection, reader)
 
+    def describe(self) -> str:
+        """Endpoint and state, for people."""
+        return describe_stream(self._core, self._request, self.session)
+
     def cancel(self) -> None:
         """From any thread."""
         self._cancelled.set()
@@ -230,6 +234,9 @@ class Stream:
         """How the stream ended, or None while it runs."""
         session = self._runner.session
         return session.finish_reason if session is not None else None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._runner.describe()}>"
 
     def _take(self) -> None:
         if self._taken:

@@ -165,6 +165,8 @@ class GenerationExchange:
                 self._fail(unexpected_response(reader.status, reader.headers, body, self.url))
         elif self.assembler.finished(self._expected_choices):
             self.done = True
+        elif self.whole:
+            self._fail(unexpected_response(reader.status, reader.headers, bytes(self._body), self.url, "an answer"))
         else:
             self._fail(
                 StreamTruncatedError(f"{self.url} ended the stream without a finish reason: the answer is not complete")
