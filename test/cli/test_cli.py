@@ -103,7 +103,7 @@ def test_chat_with_an_unreachable_url_says_what_to_do(environ: dict[str, str]) -
 @pytest.mark.parametrize(
     ("arguments", "stdin", "code", "says"),
     [
-        (["chat"], None, 2, "Missing argument"),
+        (["chat"], "", 1, "standard input is empty"),
         (["chat", "-"], "", 1, "standard input is empty"),
         (["chat", "--url", "localhost:8080", "hi"], None, 1, "did you mean http://localhost:8080"),
         (["chat", "--temperature", "nan", "hi"], None, 1, "temperature = nan from --temperature is not allowed"),

@@ -1,7 +1,8 @@
-"""`llamastream chat`: one question, the answer streamed to the terminal."""
+"""`llamastream chat`: one question, the answer streamed to the terminal; or a conversation."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -23,28 +24,47 @@ MAX_STDIN_BYTES = 64 * 1024 * 1024
 
 @with_settings(ClientSettings, "client")
 def chat(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The question; - reads it from standard input.")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PROMPT]",
+            help="The question; - reads it from standard input. Without it a conversation begins.",
+            show_default=False,
+        ),
+    ] = None,
     *,
     system: Annotated[str | None, typer.Option("--system", "-s", help="A system prompt.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event to stdout.")] = False,
     demo: Annotated[bool, typer.Option("--demo", help="Start the demo engine, even if a server runs.")] = False,
     svg: Annotated[Path | None, typer.Option("--svg", help="Save a picture of the terminal to this file.")] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="In a conversation: plain text, no rendered Markdown.")
+    ] = False,
+    history: Annotated[
+        bool, typer.Option("--history/--no-history", help="In a conversation: remember what was typed.")
+    ] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The answer alone: no notes, no summary.")] = False,
     client: ClientSettings,
     client_sources: dict[str, str],
 ) -> None:
-    """Stream the answer to one question.
+    """Stream the answer to one question or, without PROMPT, hold a conversation.
 
     Without a server at the default address, the built-in demo engine answers. The answer goes to stdout, all else to
     stderr. Ctrl-C stops the answer and frees the slot on the server.
     """
-    question = _read_question(prompt)
+    explicit = client_sources["base_url"] != "default"
+    if prompt is None and sys.stdin.isatty():
+        if json or svg is not None or not sys.stdout.isatty():
+            what = "--json" if json else "--svg" if svg is not None else "without a terminal to answer to, it"
+            raise InvalidRequestError(f'{what} needs a question, as in: llamastream chat "Who are you?"')
+        _converse(client, system, demo=demo, explicit=explicit, plain=plain, history=history, quiet=quiet)
+        return
+    question = _read_question("-" if prompt is None else prompt)
     screen = Screen(quiet=quiet or json, record=svg is not None)
     screen.command(f"llamastream chat {shlex.quote(question)}")
     messages = [{"role": "user", "content": question}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    explicit = client_sources["base_url"] != "default"
     with (
         server_for(client, demo=demo, explicit_url=explicit, notify=screen.note) as settings,
         StreamingClient(settings=settings).stream_chat(messages) as stream,
@@ -65,6 +85,27 @@ def chat(
             raise
     if svg is not None:
         screen.save_picture(svg)
+
+
+def _converse(
+    client: ClientSettings, system: str | None, *, demo: bool, explicit: bool, plain: bool, history: bool, quiet: bool
+) -> None:
+    # Only here: one question has no use for all of this, and should not wait for it.
+    from rich.console import Console
+
+    from llamastream.cli.commands import candidates
+    from llamastream.cli.lineinput import History, LineReader, history_path
+    from llamastream.cli.repl import Repl
+
+    console = Console(highlight=False)
+    simple = console.is_dumb_terminal or bool(os.environ.get("NO_COLOR"))
+    reader = LineReader(History(history_path(os.environ) if history else None), candidates, styled=not simple)
+    screen = Screen(quiet=quiet)
+    with (
+        server_for(client, demo=demo, explicit_url=explicit, notify=screen.note) as settings,
+        StreamingClient(settings=settings) as running,
+    ):
+        Repl(running, console, reader, system=system, plain=plain or simple, quiet=quiet).run()
 
 
 def _read_question(prompt: str) -> str:

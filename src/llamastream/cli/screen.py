@@ -14,6 +14,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from llamastream.cli.printable import one_line, printable
 from llamastream.types import Stats
 
 
@@ -22,6 +23,8 @@ class Screen:
 
     def __init__(self, stdout: TextIO | None = None, *, quiet: bool = False, record: bool = False) -> None:
         self._stdout = stdout or sys.stdout
+        # A program gets the model's bytes as they are; a terminal must not obey them.
+        self._to_person = self._stdout.isatty()
         self._notes = Console(stderr=True, highlight=False)
         self._quiet = quiet
         self._at_line_start = True
@@ -35,6 +38,7 @@ class Screen:
 
     def note(self, text: str) -> None:
         """One line beside the answer, on stderr."""
+        text = printable(text)
         if not self._quiet:
             self._fresh_line()
             self._notes.print(Text(text, style="dim"))
@@ -43,17 +47,18 @@ class Screen:
 
     def answer(self, text: str) -> None:
         """A piece of the answer, at once."""
+        harmless = printable(text)
         with _reader_may_leave():
-            self._stdout.write(text)
+            self._stdout.write(harmless if self._to_person else text)
             self._stdout.flush()
         self._at_line_start = text.endswith("\n")
         if self._picture is not None:
-            self._shown.append(text)
+            self._shown.append(harmless)
 
     def reasoning(self, text: str) -> None:
         """A piece of the reasoning: dimmed, on stderr, and only where a person looks."""
         if not self._quiet and self._notes.is_terminal:
-            self._notes.print(Text(text, style="dim italic"), end="", soft_wrap=True)
+            self._notes.print(Text(printable(text), style="dim italic"), end="", soft_wrap=True)
 
     def end_answer(self) -> None:
         if not self._at_line_start:
@@ -75,7 +80,7 @@ class Screen:
         path.write_text(svg, encoding="utf-8")
 
     def _fresh_line(self) -> None:
-        if not self._at_line_start and self._stdout.isatty():
+        if not self._at_line_start and self._to_person:
             self._stdout.write("\n")
             self._stdout.flush()
             self._at_line_start = True
@@ -94,6 +99,27 @@ def summary_line(stats: Stats, finish_reason: str | None) -> str:
         parts.append(f"{stats.cached_tokens:,} of {stats.prompt_tokens:,} prompt tokens cached")
     parts.append(finish_reason or "unfinished")
     return " · ".join(parts)
+
+
+def stats_rows(stats: Stats, finish_reason: str | None) -> Iterator[tuple[str, str]]:
+    """What is known of an answer, with names to read."""
+    for field, value in msgspec.structs.asdict(stats).items():
+        if value is None or field in ("failed_attempts", "streamed", "buffered"):
+            continue
+        name = field.replace("_", " ").replace(" p50", ", median").replace(" p95", ", 95 %").replace(" max", ", most")
+        if "tokens_per_second" in field:
+            yield name, f"{value:,.0f}"
+        elif isinstance(value, float):
+            yield name, milliseconds(value)
+        else:
+            yield name, f"{value:,}"
+    for attempt in stats.failed_attempts:
+        yield "failed attempt", one_line(attempt.message)
+    if not stats.streamed:
+        yield "streamed", "no: the answer came as one piece"
+    elif stats.buffered:
+        yield "buffered", "yes: something on the way held the answer back"
+    yield "ended by", finish_reason or "an error"
 
 
 def print_json(value: object) -> None:

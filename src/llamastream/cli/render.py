@@ -1,0 +1,243 @@
+"""How an answer gets onto the terminal while it comes: as plain text, or as Markdown."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from time import monotonic
+from typing import Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.segment import Segment, Segments
+from rich.text import Text
+
+from llamastream.cli import markdown
+from llamastream.cli.printable import printable
+
+FRAME = 1 / 12
+"""Seconds from one picture to the next, at least: more than the eye needs, and little work."""
+_REST = 4
+"""So many times as long as a picture took is waited before the next one, so that drawing takes a fifth of a core at
+most, however long a block gets."""
+_MARGIN = 4
+"""Lines of the screen that stay free of the part that is redrawn, whatever the terminal's own idea of its height."""
+
+
+class View(Protocol):
+    """Shows one answer. What it is given may hold anything; it makes it harmless."""
+
+    def text(self, piece: str) -> None: ...
+
+    def reasoning(self, piece: str) -> None: ...
+
+    def note(self, line: str) -> None: ...
+
+    def end(self) -> None:
+        """Everything shown, and the cursor at the beginning of a line. To be called in any case, once or more."""
+        ...
+
+
+class PlainView:
+    """Text as it comes; the reasoning, dimmed, in paragraphs of its own."""
+
+    def __init__(self, console: Console, *, show_reasoning: bool = True) -> None:
+        self._console = console
+        self._show_reasoning = show_reasoning
+        self._at_line_start = True
+        self._last = ""
+
+    def text(self, piece: str) -> None:
+        self._write(piece, "text", "")
+
+    def reasoning(self, piece: str) -> None:
+        if self._show_reasoning:
+            self._write(piece, "reasoning", "dim italic")
+
+    def note(self, line: str) -> None:
+        self.end()
+        self._console.print(Text(printable(line), style="dim"))
+
+    def end(self) -> None:
+        if not self._at_line_start:
+            self._console.line()
+            self._at_line_start = True
+
+    def _write(self, piece: str, kind: str, style: str) -> None:
+        if self._last not in ("", kind):
+            self.end()
+            self._console.line()
+            piece = piece.lstrip("\n")
+        piece = printable(piece)
+        if not piece:
+            return
+        self._last = kind
+        if style:
+            self._console.print(Text(piece, style=style), end="", soft_wrap=True)
+        else:
+            # Not through print, which would put blanks in the place of tabs.
+            self._console.file.write(piece)
+            self._console.file.flush()
+        self._at_line_start = piece.endswith("\n")
+
+
+class MarkdownView:
+    """Markdown, drawn while it comes: what is finished is printed once and for good, and only the end is redrawn.
+
+    A thread of its own draws, so that reading the stream never waits for it, and the last words before a pause show.
+    """
+
+    def __init__(self, console: Console, *, show_reasoning: bool = True) -> None:
+        self._console = console
+        self._plain = PlainView(console, show_reasoning=show_reasoning)
+        self._show_reasoning = show_reasoning
+        self._painter: _Painter | None = None
+        self._anything = False
+
+    def text(self, piece: str) -> None:
+        if self._painter is None:
+            if not self._anything:
+                piece = piece.lstrip("\n")  # models like to begin with empty lines
+            if not piece:
+                return
+            self._plain.end()
+            if self._anything:
+                self._console.line()
+            self._painter = _Painter(self._console)
+        self._anything = True
+        self._painter.add(printable(piece))
+
+    def reasoning(self, piece: str) -> None:
+        if self._show_reasoning and piece:
+            if self._painter is not None:
+                self.end()
+                self._console.line()
+            self._anything = True
+            self._plain.reasoning(piece)
+
+    def note(self, line: str) -> None:
+        self.end()
+        self._plain.note(line)
+
+    def end(self) -> None:
+        painter, self._painter = self._painter, None
+        if painter is not None:
+            painter.finish()
+        self._plain.end()
+
+
+class _Painter:
+    """Draws one stretch of Markdown, from its first character to `finish`."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._lock = threading.Lock()
+        self._new: list[str] = []
+        self._changed = threading.Event()
+        self._ending = threading.Event()
+        self._block = _Block(console)
+        self._live = Live(
+            Text(), console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
+        self._live.start()
+        self._thread = threading.Thread(target=self._run, name="markdown", daemon=True)
+        self._thread.start()
+
+    def add(self, text: str) -> None:
+        with self._lock:
+            self._new.append(text)
+        self._changed.set()
+
+    def finish(self) -> None:
+        """Draw what is left, for good. A second Ctrl-C does not get in between: the caller sees to that."""
+        self._ending.set()
+        self._changed.set()
+        self._thread.join()
+        try:
+            lines = self._block.feed("".join(self._new), last=True)
+            self._live.update(Text())
+            self._print(lines)
+        finally:
+            self._live.stop()
+
+    def _run(self) -> None:
+        while True:
+            self._changed.wait()
+            if self._ending.is_set():
+                return
+            self._changed.clear()
+            with self._lock:
+                new, self._new = "".join(self._new), []
+            began = monotonic()
+            lines = self._block.feed(new)
+            tail = self._block.tail
+            # In one write: the new end is set before the finished lines are printed above it.
+            self._live.update(_Lines(tail))
+            self._print(lines) if lines else self._live.refresh()
+            self._ending.wait(max(FRAME, _REST * (monotonic() - began)))
+
+    def _print(self, lines: Sequence[list[Segment]]) -> None:
+        if lines:
+            self._console.print(_Lines(lines), soft_wrap=True)
+
+
+class _Block:
+    """The unfinished end of a text, and how much of it has been printed for good.
+
+    Lines leave the redrawn part at its top when it gets too high for the screen. If what follows changes a line that
+    has left already (a table whose columns grow), no further ones leave, and the block is printed whole when it is
+    finished: some of it twice, then, but none of it lost.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._text = ""
+        self._printed: list[str] = []
+        self._changed = False
+        self._first = True
+        self.tail: list[list[Segment]] = []
+
+    def feed(self, new: str, *, last: bool = False) -> list[list[Segment]]:
+        """The lines to be printed now; `tail` is what stands below them until the next call."""
+        self._text += new
+        lines: list[list[Segment]] = []
+        while end := len(self._text) if last else markdown.finished(self._text):
+            lines += self._rest(self._render(self._text[:end]))
+            self._text, self._printed, self._changed = self._text[end:], [], False
+            self._first = self._first and not lines
+            if last:
+                break
+        self.tail = self._render(self._text) if self._text.strip() else []
+        room = max(3, self._console.height - _MARGIN)
+        self._check(self.tail)
+        if not self._changed and len(self.tail) - len(self._printed) > room:
+            leaving = self.tail[len(self._printed) : -room]
+            self._printed += [markdown.text_of(line) for line in leaving]
+            lines += leaving
+        self.tail = self.tail[-room:] if self._changed else self.tail[len(self._printed) :]
+        return lines
+
+    def _render(self, text: str) -> list[list[Segment]]:
+        lines = markdown.render(self._console, text)
+        while lines and not markdown.text_of(lines[-1]).strip():
+            lines.pop()
+        # Blocks stand apart; the first one stands right below the question.
+        return lines if self._first or not lines else [[], *lines]
+
+    def _check(self, lines: list[list[Segment]]) -> None:
+        texts = [markdown.text_of(line) for line in lines[: len(self._printed)]]
+        self._changed = self._changed or texts != self._printed
+
+    def _rest(self, lines: list[list[Segment]]) -> list[list[Segment]]:
+        self._check(lines)
+        return lines if self._changed else lines[len(self._printed) :]
+
+
+class _Lines(Segments):
+    """Lines that were rendered before, each with its end: rich puts none behind segments."""
+
+    def __init__(self, lines: Sequence[list[Segment]]) -> None:
+        parts: list[Segment] = []
+        for line in lines:
+            parts += [*line, Segment.line()]
+        super().__init__(parts)
