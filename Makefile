@@ -5,8 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOCK := requirements/dev.txt
+BENCH := .venv-bench
+BENCH_LOCK := benchmarks/requirements.txt
 
-.PHONY: help setup demo chat serve check test test-all docs lint types format picture llama-server lock wheel clean
+.PHONY: help setup demo chat serve check test test-all docs lint types format picture llama-server lock wheel clean \
+  bench bench-client
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -38,6 +41,20 @@ test: $(READY) ## Run the tests against a real llama-server
 
 test-all: test ## The same, with all that needs environments of its own (nothing yet)
 
+bench: bench-client ## All benchmarks
+
+bench-client: $(BENCH)/.ready ## What streaming costs, beside other clients: make bench-client ARGS=--quick
+	@$(BENCH)/bin/python benchmarks/client.py $(ARGS)
+
+# Other clients need pins of their own, so the benchmarks have their own environment.
+$(BENCH)/.ready: pyproject.toml $(BENCH_LOCK) scripts/find_python.sh
+	@python=$$(scripts/find_python.sh) && \
+	echo "setting up $(BENCH) with $$($$python --version)" >&2 && \
+	$$python -m venv --clear $(BENCH) && \
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(BENCH_LOCK) && \
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . && \
+	touch $@
+
 docs: $(READY) ## Write the reference page of the settings anew
 	@$(BIN)/python docs/generate_settings.py
 
@@ -56,12 +73,15 @@ picture: $(READY) ## Make the README's picture of the terminal anew
 llama-server: ## Build a llama-server executable to test on (ten minutes)
 	@scripts/build_llama_server.sh
 
-lock: ## Write requirements/dev.txt anew (needs uv)
+lock: ## Write the locked requirements anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --all-extras pyproject.toml --quiet -o $(LOCK) --upgrade
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --extra fast pyproject.toml benchmarks/requirements.in --quiet \
+	  -o $(BENCH_LOCK) --upgrade
 
 wheel: $(READY) ## Build the wheel into dist/
 	@$(BIN)/python -m hatchling build
 
 clean: ## Remove the environment and caches
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,91 @@
+"""`make bench-client` in its shortest form: everyone reads all that was sent, and the figures have their shape."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CHUNKS = 200
+CHARACTERS = 739
+"""Of 200 pieces of the origin's text: counted by hand, so that the test does not ask the code that it checks."""
+
+FLOORS = ["raw", "raw-asyncio"]
+READERS = ["llamastream", "llamastream-asyncio", "stdlib"]
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks/client.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    output = tmp_path_factory.mktemp("bench") / "client.json"
+    sizes = {"rounds": 1, "paced-chunks": CHUNKS, "burst-chunks": CHUNKS, "memory-chunks": 2000, "connections": 20}
+    options = [f"--{name}={value}" for name, value in sizes.items()]
+    done = bench(*options, "--import-rounds=1", f"--clients={','.join(FLOORS + READERS)}", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    assert "| **llamastream, sync** |" in done.stdout
+    found: dict[str, Any] = json.loads(output.read_text())
+    return found
+
+
+@pytest.mark.parametrize("mode", ["paced", "burst"])
+@pytest.mark.parametrize("client", READERS)
+def test_every_client_finds_every_chunk_and_every_character(figures: dict[str, Any], mode: str, client: str) -> None:
+    found = figures[mode]["clients"][client]
+    assert found["chunks"] == [CHUNKS]
+    assert found["characters"] == [CHARACTERS]
+    assert found["cpu_us"]["min"] <= found["cpu_us"]["median"] <= found["cpu_us"]["max"]
+    assert set(found["ratio_to_raw"]) == {"median", "min", "max"}
+
+
+@pytest.mark.parametrize("client", FLOORS)
+def test_paced_means_one_event_per_read(figures: dict[str, Any], client: str) -> None:
+    # The header (with which the first piece may come) and the end of the stream are reads of their own.
+    (reads,) = figures["paced"]["clients"][client]["reads"]
+    assert reads in (CHUNKS + 1, CHUNKS + 2)
+
+
+def test_memory_is_measured_over_the_whole_stream_and_every_connection(figures: dict[str, Any]) -> None:
+    memory = figures["memory"]
+    assert {name: figure["chunks"] for name, figure in memory.items()} == {
+        "stream": 2000,
+        "stream-asyncio": 2000,
+        "connections": 60,
+        "connections-asyncio": 60,
+    }
+    for figure in memory.values():
+        assert [at for at, _ in figure["samples"]][-1] == figure["count"]
+        assert all(rss > 0 for _, rss in figure["samples"])
+
+
+def test_imports_are_measured(figures: dict[str, Any]) -> None:
+    assert {"import llamastream", "from llamastream import StreamingClient"} <= set(figures["imports"])
+
+
+def test_each_target_has_a_limit_and_a_verdict(figures: dict[str, Any]) -> None:
+    for target in figures["targets"]:
+        assert target["reached"] is (None if target["value"] is None else target["value"] <= target["limit"])
+    measured = {target["target"] for target in figures["targets"] if target["reached"] is not None}
+    assert "paced, sync against the floor" in measured
+
+
+def test_the_published_figures_and_the_page_belong_together() -> None:
+    published = json.loads((ROOT / "docs/benchmarks/client.json").read_text())
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    sync = published["paced"]["clients"]["llamastream"]["cpu_us"]["median"]
+    assert f"| **llamastream, sync** | {sync:.1f} (" in page
+    assert published["machine"].keys() == {"cpu", "cores", "system", "python"}
+
+
+def test_an_unknown_client_is_refused() -> None:
+    done = bench("--clients=curl")
+    assert done.returncode == 2
+    assert "no such clients: curl" in done.stderr
