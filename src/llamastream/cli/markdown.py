@@ -41,6 +41,19 @@ class _CodeBlock(markdown.CodeBlock):
         )  # fmt: skip
 
 
+class _ListItem(markdown.ListItem):
+    """Numbers as they were written, and always with room for two digits: the tenth item must not move the others."""
+
+    def render_number(self, console: Console, options: ConsoleOptions, number: int, last_number: int) -> RenderResult:
+        width = max(2, len(str(last_number))) + 2
+        style = console.get_style("markdown.item.number", default="none")
+        lines = console.render_lines(self.elements, options.update(width=options.max_width - width), style=self.style)
+        for index, line in enumerate(lines):
+            yield Segment(f"{number}. ".rjust(width) if index == 0 else " " * width, style)
+            yield from line
+            yield Segment.line()
+
+
 class _TableElement(markdown.TableElement):
     """Cells that are too long go on in the next line instead of being cut."""
 
@@ -65,6 +78,7 @@ class Markdown(markdown.Markdown):
         "heading_open": _Heading,
         "fence": _CodeBlock,
         "code_block": _CodeBlock,
+        "list_item_open": _ListItem,
         "table_open": _TableElement,
     }
 
@@ -87,18 +101,29 @@ def _keep_line_breaks(tokens: list[Token]) -> None:
 def finished(text: str) -> int:
     """How many characters at the beginning of an unfinished text are blocks that what follows cannot change.
 
-    The last block is never finished: a paragraph may become a heading or a table, a list may go on. Nor is a line
-    without its end.
+    The last block is never finished: a paragraph may become a heading or a table, a list may go on. A line without its
+    end counts only below an empty line, and not below a list, which may go on in it (a `2` that becomes `2. two`).
     """
-    complete = text[: text.rfind("\n") + 1]
-    starts = [token.map[0] for token in _PARSER.parse(complete) if token.level == 0 and token.map is not None]
-    if not starts or starts[-1] == 0:
+    complete = text.rfind("\n") + 1
+    blocks = _blocks(text)
+    if len(blocks) > 1:
+        lines = text.split("\n")
+        start = blocks[-1][1]
+        if start == len(lines) - 1 and (lines[start - 1].strip() or blocks[-2][0].endswith("list_open")):
+            blocks = _blocks(text[:complete])
+    if not blocks:
         return 0
     # Counted as markdown-it counts them: it knows no other ends of lines.
     position = 0
-    for _ in range(starts[-1]):
-        position = complete.index("\n", position) + 1
+    for _ in range(blocks[-1][1]):
+        position = text.index("\n", position) + 1
     return position
+
+
+def _blocks(text: str) -> list[tuple[str, int]]:
+    """The blocks of a text: kind and first line."""
+    tokens = [token for token in _PARSER.parse(text) if token.level == 0 and token.map is not None]
+    return [(token.type, token.map[0]) for token in tokens if token.map is not None]
 
 
 def render(console: Console, text: str) -> list[list[Segment]]:

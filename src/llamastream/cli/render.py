@@ -202,9 +202,14 @@ class _Block:
         self._text += new
         lines: list[list[Segment]] = []
         while end := len(self._text) if last else markdown.finished(self._text):
-            lines += self._rest(self._render(self._text[:end]))
-            self._text, self._printed, self._changed = self._text[end:], [], False
-            self._first = self._first and not lines
+            block = self._render(self._text[:end])
+            self._check(block)
+            shown = 0 if self._changed else len(self._printed)
+            lines += block[shown:]
+            # What has left of the next blocks already (paragraphs are one long line each) stays noted.
+            self._printed = [] if self._changed else self._printed[len(block) :]
+            self._text, self._changed = self._text[end:], False
+            self._first = self._first and not block
             if last:
                 break
         self.tail = self._render(self._text) if self._text.strip() else []
@@ -225,12 +230,9 @@ class _Block:
         return lines if self._first or not lines else [[], *lines]
 
     def _check(self, lines: list[list[Segment]]) -> None:
-        texts = [markdown.text_of(line) for line in lines[: len(self._printed)]]
-        self._changed = self._changed or texts != self._printed
-
-    def _rest(self, lines: list[list[Segment]]) -> list[list[Segment]]:
-        self._check(lines)
-        return lines if self._changed else lines[len(self._printed) :]
+        """Notice whether what has left already is still what it was."""
+        texts = (markdown.text_of(line) for line in lines)
+        self._changed = self._changed or any(new != old for new, old in zip(texts, self._printed, strict=False))
 
 
 class _Lines(Segments):

@@ -123,6 +123,7 @@ class Repl:
             self._error(problem.message.split("\n")[0])
             lost = isinstance(problem, TransportError)
             self._note(f"{'the server is not there; ' if lost else ''}/retry asks again")
+        self._console.line()
 
     def _view(self) -> View:
         kind = PlainView if self._plain else MarkdownView
