@@ -28,6 +28,12 @@ from llamastream.testing import Script, ServerDouble, chunked, http_answer, sse_
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMAND = [sys.executable, "-m", "llamastream", "chat"]
+_ENDLESS = (
+    "import functools; from llamastream.client import StreamingClient as C; from llamastream.cli.main import main;"
+    "C.stream_chat = functools.partialmethod(C.stream_chat, ignore_eos=True); main()"
+)
+ENDLESS = [sys.executable, "-c", _ENDLESS, "chat"]
+"""The same command, with answers that only end when the context is full."""
 ANSWERS = {question.question: question.answer for question in demo_questions()}
 LEAVE = "Ctrl-D leaves"
 
@@ -35,11 +41,13 @@ LEAVE = "Ctrl-D leaves"
 class Chat:
     """`llamastream chat` in a terminal of its own; `seen` is everything that came since the last `expect`."""
 
-    def __init__(self, *arguments: str, environ: dict[str, str], size: tuple[int, int] = (40, 200)) -> None:
+    def __init__(
+        self, *arguments: str, environ: dict[str, str], size: tuple[int, int] = (40, 200), command: list[str] = COMMAND
+    ) -> None:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
         self.process = subprocess.Popen(
-            [*COMMAND, *arguments], env=environ, stdin=slave, stdout=slave, stderr=slave, cwd=ROOT,
+            [*command, *arguments], env=environ, stdin=slave, stdout=slave, stderr=slave, cwd=ROOT,
             start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
         os.close(slave)
@@ -194,12 +202,10 @@ def test_saving_and_loading(chat: Chat, tmp_path: Path) -> None:
 def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(
     engine: Engine, environ: dict[str, str], slots_free: Callable[[], float], tmp_path: Path
 ) -> None:
-    # A model at a high temperature never finds its end in time for this test to be over too early.
-    with Chat("--url", engine.url, "--temperature", "100", environ=environ) as chat:
+    with Chat("--url", engine.url, environ=environ, command=ENDLESS) as chat:
         chat.ask("Count from one to fifty in words.")
-        chat.expect(" ")
-        chat.expect(" ")
-        chat.type("\x03\x03")  # the second one must do no harm
+        chat.expect("one")
+        chat.type("typed too early\x03\x03")  # the second one must do no harm
         chat.expect("stopped")
         assert slots_free() < 1.0
         chat.ask(f"/save {tmp_path / 'talk.json'}")
@@ -207,6 +213,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(
         message = json.loads((tmp_path / "talk.json").read_text())["messages"][-1]
         assert message["state"] == "interrupted"
         assert message["content"]
+        assert b"^C" not in chat.raw
         chat.expect("> ")
         chat.type("half a line")
         chat.expect("half a line")
@@ -253,6 +260,20 @@ def test_a_lost_server_is_one_line_and_the_conversation_goes_on(environ: dict[st
         chat.expect("the server is not there; /retry asks again")
         chat.expect("> ")
         chat.type("\x04")
+        assert chat.end() == 0
+
+
+def test_what_is_typed_during_an_answer_waits_for_the_prompt(environ: dict[str, str]) -> None:
+    with (
+        ServerDouble(Script(http_answer("404 Not Found", b"{}")), Script(sse_answer(["late"]), hold=True)) as server,
+        Chat("--url", server.url, environ=environ) as chat,
+    ):
+        chat.ask("hi")
+        assert server.wait_for(lambda double: len(double.requests) == 2)
+        chat.type("/reasoning\n/quit\n")
+        server.release(1)
+        assert "/" not in chat.expect("late")
+        chat.expect("reasoning is shown")
         assert chat.end() == 0
 
 

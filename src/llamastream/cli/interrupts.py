@@ -1,8 +1,11 @@
-"""Ctrl-C during a conversation."""
+"""The keyboard while nobody reads a line: Ctrl-C is heard where it should be, and keys do not show."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -39,3 +42,23 @@ class Interrupts:
             yield
         finally:
             self._allowed = False
+
+
+@contextmanager
+def without_echo() -> Iterator[None]:
+    """Within this, the terminal does not show what is typed: it would stand in the middle of an answer, and an Enter
+    would move the lines that are being redrawn. What was typed waits for the next prompt."""
+    descriptor = sys.stdin.fileno()
+    try:
+        before = termios.tcgetattr(descriptor)
+        changed = termios.tcgetattr(descriptor)
+        changed[3] &= ~termios.ECHO
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, changed)
+    except termios.error:  # no terminal (any more)
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

@@ -14,7 +14,7 @@ from llamastream._version import __version__
 from llamastream.cli import conversation as saved
 from llamastream.cli.commands import Command, Mistake, help_lines, parse
 from llamastream.cli.conversation import Conversation
-from llamastream.cli.interrupts import Interrupts
+from llamastream.cli.interrupts import Interrupts, without_echo
 from llamastream.cli.lineinput import LineReader
 from llamastream.cli.printable import one_line, printable
 from llamastream.cli.render import MarkdownView, PlainView, View
@@ -102,19 +102,21 @@ class Repl:
         stream: Stream | None = None
         state: saved.State = "complete"
         result = Result()
-        try:
-            with interrupts.allowed():
-                stream = self._client.stream_chat(messages)
-                _show(stream, view)
-            result = stream.result()
-        except KeyboardInterrupt:
-            state = "interrupted"
-            if stream is not None:
-                stream.close()
+        with without_echo():
+            try:
+                with interrupts.allowed():
+                    stream = self._client.stream_chat(messages)
+                    _show(stream, view)
                 result = stream.result()
-        except LlamaStreamError as error:
-            state, problem, result = "broken", error, error.partial or result
-        view.end()
+            except KeyboardInterrupt:
+                state = "interrupted"
+                if stream is not None:
+                    stream.close()
+                    result = stream.result()
+            except LlamaStreamError as error:
+                state, problem, result = "broken", error, error.partial or result
+            finally:
+                view.end()
         self._conversation.answered(result, state)
         if not self._quiet and (problem is None or result.stats.chunks):
             reason = {"interrupted": "stopped", "broken": "broken off"}.get(state, result.finish_reason)
