@@ -7,6 +7,8 @@ table cells that do not fit. Whoever reads a model's answer wants to see all of 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -104,33 +106,53 @@ def finished(text: str) -> int:
     The last block is never finished: a paragraph may become a heading or a table, a list may go on. A line without its
     end counts only below an empty line, and not below a list, which may go on in it (a `2` that becomes `2. two`).
     """
-    complete = text.rfind("\n") + 1
     blocks = _blocks(text)
     if len(blocks) > 1:
-        lines = text.split("\n")
-        start = blocks[-1][1]
-        if start == len(lines) - 1 and (lines[start - 1].strip() or blocks[-2][0].endswith("list_open")):
-            blocks = _blocks(text[:complete])
-    if not blocks:
-        return 0
-    # Counted as markdown-it counts them: it knows no other ends of lines.
-    position = 0
-    for _ in range(blocks[-1][1]):
-        position = text.index("\n", position) + 1
-    return position
+        before = text[: blocks[-1].start]
+        separate = before.endswith("\n\n") and not blocks[-2].kind.endswith("list_open")
+        if not separate and "\n" not in text[blocks[-1].start :]:
+            blocks = _blocks(text[: text.rfind("\n") + 1])
+    return blocks[-1].start if blocks else 0
 
 
-def _blocks(text: str) -> list[tuple[str, int]]:
-    """The blocks of a text: kind and first line."""
-    tokens = [token for token in _PARSER.parse(text) if token.level == 0 and token.map is not None]
-    return [(token.type, token.map[0]) for token in tokens if token.map is not None]
+class _Block(NamedTuple):
+    kind: str
+    start: int
+
+
+def _blocks(text: str) -> list[_Block]:
+    """The blocks of a text: their kinds, and where they start."""
+    tokens = [token for token in _PARSER.parse(text) if token.level == 0 and token.nesting >= 0]
+    lines, starts = 0, 0
+    found = []
+    for token in tokens:
+        if token.map is not None:
+            # Counted as markdown-it counts them: it knows no other ends of lines.
+            for _ in range(token.map[0] - lines):
+                starts = text.index("\n", starts) + 1
+            lines = token.map[0]
+            found.append(_Block(token.type, starts))
+    return found
 
 
 def render(console: Console, text: str) -> list[list[Segment]]:
-    """The lines that a piece of Markdown takes on this terminal."""
+    """The lines that a piece of Markdown takes on this terminal: block by block, an empty line between them.
+
+    Blocks look the same whether they are rendered alone or together; rich by itself puts one to three lines there.
+    """
     options = console.options.update(width=min(console.width, WIDEST), height=None)
-    lines = console.render_lines(Markdown(text), options, pad=False)
-    return [list(_without_padding(line)) for line in lines]
+    starts = [block.start for block in _blocks(text)]
+    lines: list[list[Segment]] = []
+    for start, end in pairwise([*starts, len(text)]):
+        rendered = console.render_lines(Markdown(text[start:end]), options, pad=False)
+        block = _without_empty_ends([list(_without_padding(line)) for line in rendered])
+        lines += [[], *block] if lines and block else block
+    return lines
+
+
+def _without_empty_ends(lines: list[list[Segment]]) -> list[list[Segment]]:
+    full = [number for number, line in enumerate(lines) if text_of(line).strip()]
+    return lines[full[0] : full[-1] + 1] if full else []
 
 
 def _without_padding(line: list[Segment]) -> Iterator[Segment]:

@@ -224,8 +224,6 @@ class _Block:
 
     def _render(self, text: str) -> list[list[Segment]]:
         lines = markdown.render(self._console, text)
-        while lines and not markdown.text_of(lines[-1]).strip():
-            lines.pop()
         # Blocks stand apart; the first one stands right below the question.
         return lines if self._first or not lines else [[], *lines]
 

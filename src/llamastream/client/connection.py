@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import struct
 from math import inf
 from time import monotonic
 
@@ -29,6 +30,8 @@ class Connection:
         self._aborted = False
         self._broken = False
         self._armed = inf  # the timeout that the socket has now
+        self._steady = 0.0  # the timeout of `receive_within`, where that was used last
+        self._secure = tls is not None and address.scheme == "https"
 
     def connect(self, deadline: float) -> None:
         """Connect, TLS included.
@@ -105,9 +108,35 @@ class Connection:
             # No close_notify: a cut. The framing of HTTP tells whether something is missing.
             return b""
 
+    def receive_within(self, seconds: float) -> bytes:
+        """As `receive`, for the same number of seconds each time: one system call instead of a poll and a read.
+
+        Raises:
+            OSError: the connection broke; TimeoutError: nothing came within the time.
+        """
+        sock = self._socket
+        assert sock is not None
+        if self._steady != seconds:
+            # The kernel's own timeout on a blocking socket. TLS has no use for it: Python waits for records itself.
+            sock.settimeout(seconds if self._secure else None)
+            if not self._secure:
+                whole = int(seconds)
+                timeval = struct.pack("ll", whole, int((seconds - whole) * 1e6))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+            self._steady = seconds
+        try:
+            return sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            raise TimeoutError from None
+        except ssl.SSLEOFError:
+            return b""
+
     def _arm(self, deadline: float) -> None:
         """Set the socket's timeout, a system call, only if it would be off by more than a hundredth."""
         assert self._socket is not None
+        if self._steady:
+            self._steady = 0.0
+            self._armed = -1.0
         if deadline == inf:
             if self._armed != inf:
                 self._socket.settimeout(None)
@@ -136,6 +165,7 @@ class Connection:
         try:
             self._socket.settimeout(0)
             self._armed = 0.0
+            self._steady = 0.0
             while data := self._socket.recv(RECEIVE_BYTES):
                 reader.feed(data)
                 if reader.trailing or reader.failure is not None:

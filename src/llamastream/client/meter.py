@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from math import frexp
 
 from llamastream.types import Stats, Timings, Usage
@@ -9,11 +10,25 @@ from llamastream.types import Stats, Timings, Usage
 # 2**5 buckets to an octave: a value is known within 1/32, about 3 %.
 _STEPS = 32
 
+# So many times are kept before they become counts: 32 KiB.
+_FOLD = 4096
+
 
 class LatencyMeter:
     """When content came. Times are those of one monotonic clock, in seconds, given by the caller."""
 
-    __slots__ = ("_buckets", "_first", "_gaps", "_last", "_max", "_started", "chunks", "connect_time", "header_at")
+    __slots__ = (
+        "_buckets",
+        "_first",
+        "_gaps",
+        "_last",
+        "_max",
+        "_started",
+        "_times",
+        "chunks",
+        "connect_time",
+        "header_at",
+    )
 
     def __init__(self, started: float) -> None:
         self.chunks = 0
@@ -24,6 +39,7 @@ class LatencyMeter:
         self._last = started
         self._max = 0.0
         self._gaps = 0
+        self._times = array("d")
         self._buckets: dict[int, int] = {}
 
     def content(self, count: int, now: float) -> None:
@@ -32,22 +48,37 @@ class LatencyMeter:
         if self._first is None:
             self._first = self._last = now
             count -= 1
-            if not count:
-                return
-        gap = now - self._last
-        self._last = now
-        if gap > self._max:
-            self._max = gap
-        self._gaps += count
+        # The times are only noted here; what they mean is worked out when somebody asks, or when there are many.
+        for _ in range(count):
+            self._times.append(now)
+        if len(self._times) >= _FOLD:
+            self._fold()
+
+    def one(self, now: float) -> None:
+        """One chunk of content, not the first, arrived: `content(1, now)`, in a hurry."""
+        self.chunks += 1
+        times = self._times
+        times.append(now)
+        if len(times) >= _FOLD:
+            self._fold()
+
+    def _fold(self) -> None:
         buckets = self._buckets
-        key = _bucket(gap)
-        buckets[key] = buckets.get(key, 0) + 1
-        if count > 1:  # the others of the same read came without a gap
-            key = _bucket(0.0)
-            buckets[key] = buckets.get(key, 0) + count - 1
+        last = self._last
+        for now in self._times:
+            gap = now - last
+            last = now
+            if gap > self._max:
+                self._max = gap
+            key = _bucket(gap)
+            buckets[key] = buckets.get(key, 0) + 1
+        self._gaps += len(self._times)
+        self._last = last
+        del self._times[:]
 
     def quantile(self, q: float) -> float | None:
         """The gap (seconds) that a share `q` of all gaps does not exceed, within 3 %."""
+        self._fold()
         if not self._gaps:
             return None
         rank = q * self._gaps
@@ -60,6 +91,7 @@ class LatencyMeter:
 
     def stats(self, now: float, usage: Usage | None, timings: Timings | None, body_bytes: int) -> Stats:
         """All figures, with the token counts that the server sent (or else the chunks counted as tokens)."""
+        self._fold()
         completion = prompt = cached = None
         if usage is not None:
             completion, prompt, cached = usage.completion_tokens, usage.prompt_tokens, usage.cached_tokens

@@ -88,6 +88,7 @@ class StreamSession:
         self._attempts = 0
         self._failed: list[FailedAttempt] = []
         self._start_emitted = False
+        self._last_was_content = False
         self._content_chunks = 0
         self._clocks = Clocks(options.timeouts, now)
         self._slots: list[dict[str, Any]] | None = None
@@ -140,6 +141,28 @@ class StreamSession:
         self._meter.connect_time = None if self._reused_connection else now - self._attempt_began
         self._clocks.enter(Phase.FIRST_BYTE, now)
 
+    @property
+    def steady_idle(self) -> float | None:
+        """Seconds that the next wait may take, if the last read was content and no clock but that of idle content runs.
+
+        None: wait until `deadline`. After a ping, say, what is left of the clock is less than the whole.
+        """
+        steady = self._exchange.steady and self._last_was_content and self._clocks.end == inf
+        return self._options.timeouts.content_idle if steady else None
+
+    def feed_text(self, data: bytes, now: float) -> str | None:
+        """The short way: if these bytes are one more piece of text and nothing else, take them and return it.
+
+        None: nothing was taken; give the same bytes to `feed`.
+        """
+        text = self._exchange.feed_text(data)
+        if text is not None:
+            self._now = now
+            self._content_chunks += 1
+            self._meter.one(now)
+            self._clocks.content(now)
+        return text
+
     def feed(self, data: bytes, now: float) -> list[StreamEvent]:
         """Bytes arrived; returns what they mean, in order. The last event of a good stream is `StreamEnd`."""
         if self.ended or self.next_attempt_at is not None:
@@ -148,7 +171,8 @@ class StreamSession:
         exchange = self._exchange
         events = exchange.feed(data)
         chunks = exchange.assembler.content_chunks
-        if chunks != self._content_chunks:
+        self._last_was_content = chunks != self._content_chunks
+        if self._last_was_content:
             self._content(chunks, now)
         elif exchange.accepted and self._clocks.phase is Phase.FIRST_BYTE:
             self._meter.header_at = now

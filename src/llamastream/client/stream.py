@@ -86,27 +86,12 @@ class _Runner:
             # A server may answer (413, 401) and close before it has read the whole body: look for that answer.
             pass
 
-    def run(self) -> Generator[StreamEvent, None, None]:
+    def events(self) -> Generator[StreamEvent, None, None]:
         """All events; raises what ended the stream, if it did not end well."""
         try:
             session = self.open()
             while not session.ended:
-                if session.next_attempt_at is not None:
-                    self._attempt(session, session.next_attempt_at)
-                    continue
-                assert self._connection is not None
-                try:
-                    data = self._connection.receive(session.deadline)
-                except TimeoutError:
-                    self._wait_is_over(session, max(monotonic(), session.deadline))
-                    continue
-                except OSError as error:
-                    self._failed(session, connection_lost(session.url, error))
-                    continue
-                if self._cancelled.is_set():
-                    session.cancel(monotonic())
-                    continue
-                events = session.feed(data, monotonic()) if data else session.feed_eof(monotonic())
+                events = self._step(session)
                 if events:
                     yield from events
                     session.reader_waited(monotonic())
@@ -114,6 +99,65 @@ class _Runner:
             self.close()
         if session.error is not None:
             raise session.error
+
+    def texts(self) -> Generator[str, None, None]:
+        """The text of the first choice; otherwise as `events`, and much the same, with a short way for plain text."""
+        try:
+            session = self.open()
+            while not session.ended:
+                idle = session.steady_idle
+                if idle is None or self._connection is None:
+                    events = self._step(session)
+                    if events:
+                        for event in events:
+                            if type(event) is TextDelta and event.index == 0:
+                                yield event.text
+                        session.reader_waited(monotonic())
+                    continue
+                # As long as each read is one more piece of text, this is all that happens.
+                receive, feed_text = self._connection.receive_within, session.feed_text
+                data = b""
+                try:
+                    while (text := feed_text(data := receive(idle), monotonic())) is not None:
+                        yield text
+                except OSError as error:
+                    self._read_failed(session, error)
+                    continue
+                events = self._take(session, data)
+                if events:
+                    for event in events:
+                        if type(event) is TextDelta and event.index == 0:
+                            yield event.text
+                    session.reader_waited(monotonic())
+        finally:
+            self.close()
+        if session.error is not None:
+            raise session.error
+
+    def _step(self, session: StreamSession) -> list[StreamEvent]:
+        """An attempt, or a read, and what it gave."""
+        if session.next_attempt_at is not None:
+            self._attempt(session, session.next_attempt_at)
+            return []
+        assert self._connection is not None
+        try:
+            data = self._connection.receive(session.deadline)
+        except OSError as error:
+            self._read_failed(session, error)
+            return []
+        return self._take(session, data)
+
+    def _take(self, session: StreamSession, data: bytes) -> list[StreamEvent]:
+        if self._cancelled.is_set():
+            session.cancel(monotonic())
+            return []
+        return session.feed(data, monotonic()) if data else session.feed_eof(monotonic())
+
+    def _read_failed(self, session: StreamSession, error: OSError) -> None:
+        if isinstance(error, TimeoutError):
+            self._wait_is_over(session, max(monotonic(), session.deadline))
+        else:
+            self._failed(session, connection_lost(session.url, error))
 
     def _wait_is_over(self, session: StreamSession, now: float) -> None:
         if not session.wants_slots(now):
@@ -175,7 +219,7 @@ class Stream:
         self, core: ClientCore, pool: ConnectionPool, request: GenerationRequest, timeouts: Timeouts | None
     ) -> None:
         self._runner = _Runner(core, pool, request, timeouts)
-        self._source = self._runner.run()
+        self._texts: Generator[str, None, None] | None = None
         self._taken = False
 
     def __iter__(self) -> Iterator[str]:
@@ -186,18 +230,18 @@ class Stream:
             LlamaStreamError: while iterating; `partial` has what was received.
         """
         self._take()
-        return self._texts()
+        # The generator itself, not kept here: a loop that is left lets go of it, and with it of the stream.
+        return self._runner.texts() if self._texts is None else self._texts
 
     def __next__(self) -> str:
-        for event in self._source:
-            if type(event) is TextDelta and event.index == 0:
-                return event.text
-        raise StopIteration
+        if self._texts is None:
+            self._texts = self._runner.texts()
+        return next(self._texts)
 
     def events(self) -> Iterator[StreamEvent]:
         """Everything that the server sends, typed; `StreamEnd` comes last. Raises as iterating does."""
         self._take()
-        return self._typed()
+        return self._runner.events()
 
     def result(self) -> Result:
         """Read what is left and return the whole answer; after an early end, what there is of it.
@@ -205,8 +249,10 @@ class Stream:
         Raises:
             LlamaStreamError: as iterating does.
         """
-        for _ in self._source:
-            pass
+        session = self._runner.session
+        if session is None or not session.ended:
+            for _ in self._runner.events():
+                pass
         session = self._runner.session
         if session is None:
             return Result(finish_reason="cancelled")  # closed before it began
@@ -221,7 +267,6 @@ class Stream:
     def close(self) -> None:
         """Leave the stream, from the thread that reads it; frees the slot on the server if it still works."""
         self._runner.close()
-        self._source.close()
 
     @property
     def stats(self) -> Stats:
@@ -242,20 +287,6 @@ class Stream:
         if self._taken:
             raise StreamConsumedError(CONSUMED)
         self._taken = True
-
-    def _texts(self) -> Iterator[str]:
-        try:
-            for event in self._source:
-                if type(event) is TextDelta and event.index == 0:
-                    yield event.text
-        finally:
-            self.close()
-
-    def _typed(self) -> Iterator[StreamEvent]:
-        try:
-            yield from self._source
-        finally:
-            self.close()
 
     def __enter__(self) -> Self:
         """Send the request now.

@@ -93,6 +93,33 @@ class Assembler:
             self.timings = Timings(**msgspec.structs.asdict(chunk.timings))
             out.append(self.timings)
 
+    def add_text(self, text: str) -> None:
+        """A piece of text of the only choice there is, in a stream that has had one before (see `sole_text`)."""
+        self._choices[0].text.write(text)
+        self.content_chunks += 1
+
+    def sole_text(self, chunk: WireChunk) -> str | None:
+        """The text of a chunk that carries nothing else, for the only choice of the answer; else None."""
+        choices = chunk.choices
+        if (
+            choices is None
+            or len(choices) != 1
+            or chunk.usage is not None
+            or chunk.timings is not None
+            or chunk.prompt_progress is not None
+            or list(self._choices) != [0]
+        ):
+            return None
+        choice = choices[0]
+        if choice.index != 0 or choice.finish_reason is not None or choice.logprobs or choice.message is not None:
+            return None
+        delta = choice.delta
+        if delta is None:
+            return choice.text
+        if delta.reasoning_content or delta.tool_calls or choice.text:
+            return None
+        return delta.content
+
     def _add_choice(self, choice: WireChoice, out: list[StreamEvent]) -> None:
         index = choice.index
         state = self._choices.get(index)

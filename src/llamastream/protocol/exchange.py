@@ -12,7 +12,8 @@ from llamastream.protocol.chunks import NO_ERROR, decode_chunk
 from llamastream.protocol.failures import MAX_ERROR_BODY, mid_stream_error, response_error, unexpected_response
 from llamastream.protocol.http1 import ResponseReader
 from llamastream.protocol.sse import DEFAULT_MAX_EVENT_BYTES, SseDecoder
-from llamastream.types import StreamEvent, StreamStart
+from llamastream.protocol.template import TextTemplate
+from llamastream.types import StreamEvent, StreamStart, TextDelta
 
 _DONE = b"[DONE]"
 
@@ -25,6 +26,7 @@ class GenerationExchange:
         assembler: the answer so far.
         done: the stream has ended, well or not; nothing more will come of it.
         error: why it did not end well, or None.
+        steady: the next bytes are likely one more piece of text; `feed_text` may take them.
         accepted: the response header is there. whole: the answer comes as one JSON body, not as a stream.
     """
 
@@ -44,6 +46,8 @@ class GenerationExchange:
         self._expected_choices = expected_choices
         self._reader = ResponseReader()
         self._decoder = SseDecoder(max_event_bytes)
+        self._template = TextTemplate()
+        self.steady = False
         self.whole = False
         self._accept_whole = accept_whole
         self._max_body = max_event_bytes
@@ -68,14 +72,31 @@ class GenerationExchange:
     def headers(self) -> dict[str, str]:
         return self._reader.headers
 
+    def feed_text(self, data: bytes) -> str | None:
+        """The short way: if these bytes are one more piece of text and nothing else, take them and return it.
+
+        None: nothing was taken; give the same bytes to `feed`.
+        """
+        if not self.steady:
+            return None
+        text = self._template.frame(data)
+        if text is not None:
+            self.assembler.add_text(text)
+            self._reader.body_bytes += len(data) - data.find(b"\r\n") - 4
+        return text
+
     def feed(self, data: bytes) -> list[StreamEvent]:
         """Take bytes from the connection; returns the events that they complete."""
         out: list[StreamEvent] = []
         if self.done:
             return out
+        self.steady = False
         reader = self._reader
         try:
-            for body in reader.feed(data):
+            bodies = reader.feed(data)
+            if len(bodies) > 1 and not self._rejected:
+                bodies = [b"".join(bodies)]
+            for body in bodies:
                 if not self.accepted:
                     self._begin(out)
                 if self._rejected:
@@ -93,6 +114,7 @@ class GenerationExchange:
                     raise reader.failure
                 if reader.header_complete and not self.accepted:
                     self._begin(out)
+                self.steady = self._template.known and reader.between_chunks and self._decoder.between_events
                 if reader.complete or (self._rejected and len(self._body) >= MAX_ERROR_BODY):
                     self._finish(out)
         except LlamaStreamError as error:
@@ -137,8 +159,14 @@ class GenerationExchange:
             self._rejected = True
 
     def _feed_body(self, body: bytes, out: list[StreamEvent]) -> None:
+        template, assembler = self._template, self.assembler
         for event in self._decoder.feed(body):
             data = event.data
+            text = template.text(data)
+            if text is not None:
+                assembler.add_text(text)
+                out.append(TextDelta(text))
+                continue
             if data == _DONE:
                 self._finish(out)
                 return
@@ -151,6 +179,9 @@ class GenerationExchange:
         if chunk.error is not NO_ERROR and bytes(chunk.error) != b"null":
             raise mid_stream_error(bytes(chunk.error), self.url)
         self.assembler.add(chunk, out)
+        text = self.assembler.sole_text(chunk)
+        if text:
+            self._template.learn(data, text)
 
     def _finish(self, out: list[StreamEvent]) -> None:
         """`[DONE]`, or the proper end of the body."""

@@ -63,6 +63,10 @@ class ResponseReader:
         self.body_bytes = 0
         self._head_request = head_request
         self._body: list[bytes] = []
+        self._body_end = 0
+        self._between_chunks = False
+        # Called for each piece of body: an append and nothing else, since it is called for every chunk of a stream.
+        self.on_body = self._body.append
         self._header_bytes = 0
         self._started = False
         self._first_bytes = b""
@@ -83,6 +87,7 @@ class ResponseReader:
         if self.complete or self.failure:
             self.trailing = self.trailing or bool(data)
             return []
+        self._between_chunks = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -94,10 +99,20 @@ class ResponseReader:
                 self.failure = ProtocolError(self._describe(error))
         if not self.header_complete and self._header_bytes > MAX_HEADER_BYTES:
             self.failure = EventTooLargeError(f"the response header is larger than {MAX_HEADER_BYTES} bytes")
-        body = self._body
-        if body:
-            self._body = []
+        if not self._body:
+            return []
+        body = self._body[: self._body_end] if self.complete else self._body.copy()
+        self._body.clear()
+        # Where the body's last bytes are two LF and the connection's are those and CRLF, the CRLF is no body: it ends a
+        # chunk, and nothing of the next has come (a size line holds no LF but its last).
+        self._between_chunks = data.endswith(b"\n\n\r\n") and bool(body) and body[-1].endswith(b"\n\n")
+        self.body_bytes += sum(map(len, body))
         return body
+
+    @property
+    def between_chunks(self) -> bool:
+        """Whether all bytes so far end with a whole chunk of the body, so that the next bytes begin a new one."""
+        return self._between_chunks and self.failure is None and not self.complete
 
     def feed_eof(self) -> bool:
         """The connection was closed by the server. True if that is a proper end of this response."""
@@ -156,12 +171,7 @@ class ResponseReader:
         self.keep_alive = self._parser.should_keep_alive()
         self.header_complete = True
 
-    def on_body(self, body: bytes) -> None:
-        if self.complete:
-            return
-        self.body_bytes += len(body)
-        self._body.append(body)
-
     def on_message_complete(self) -> None:
         if self.header_complete:
             self.complete = True
+            self._body_end = len(self._body)

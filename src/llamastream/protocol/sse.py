@@ -58,6 +58,11 @@ class SseDecoder:
         """Bytes held back because no blank line has come yet."""
         return len(self._buffer) + self._data_bytes
 
+    @property
+    def between_events(self) -> bool:
+        """Whether the next byte begins a new event, with nothing held back."""
+        return not (self._buffer or self._data or self._event or self._skip_lf or self._start)
+
     def feed(self, data: bytes) -> list[SseEvent]:
         """Take bytes; returns the events that they complete, in order.
 

@@ -1,0 +1,76 @@
+"""The short way for the one kind of event that a stream is made of: the next piece of text.
+
+From one chunk to the next llama-server changes nothing but the text (and once a second `created`). So the bytes around
+the text are learned from a chunk that was decoded in full; as long as the next one has the same bytes before and after
+its text, and in between nothing that JSON or SSE would read in another way (a quote, a backslash, a control character,
+wrong UTF-8), decoding it again would give the same chunk with that text. Whatever differs takes the long way.
+"""
+
+from __future__ import annotations
+
+_FRAME_END = b"\n\n\r\n"
+_EVENT_START = b"data: "
+
+
+class TextTemplate:
+    """The bytes around the text of the last chunk, or nothing yet."""
+
+    __slots__ = ("_after", "_after_length", "_before", "_before_length", "_frame_after", "_frame_before", "known")
+
+    def __init__(self) -> None:
+        self.known = False
+        self._before = b""
+        self._after = b""
+        self._before_length = 0
+        self._after_length = 0
+        self._frame_before = b""
+        self._frame_after = b""
+
+    def learn(self, data: bytes, text: str) -> None:
+        """`data` is the JSON of a chunk that holds `text` and nothing else of interest."""
+        self.known = False
+        raw = text.encode("utf-8", "surrogatepass")
+        start = data.find(b'"' + raw + b'"')
+        if not text or start < 0 or not _plain(text) or data.find(b'"' + raw + b'"', start + 1) >= 0:
+            return  # escaped, or not the only place where it stands
+        before, after = data[: start + 1], data[start + 1 + len(raw) :]
+        # The key decides: a text written with escapes could happen to stand, plainly, as the value of another one.
+        if not before.endswith((b'"content":"', b'"content": "', b'"text":"', b'"text": "')):
+            return
+        if b"\n" in before or b"\n" in after:
+            return
+        self._before, self._before_length = before, len(before)
+        self._after, self._after_length = after, len(after)
+        self._frame_before = _EVENT_START + before
+        self._frame_after = after + _FRAME_END
+        self.known = True
+
+    def text(self, data: bytes) -> str | None:
+        """The text of a chunk's JSON that differs from the learned one in nothing else; None: decode it in full."""
+        if not (self.known and data.startswith(self._before) and data.endswith(self._after)):
+            return None
+        try:
+            text = data[self._before_length : -self._after_length].decode()
+        except UnicodeDecodeError:
+            return None
+        return text if text and _plain(text) else None
+
+    def frame(self, data: bytes) -> str | None:
+        """The same for bytes that are one HTTP chunk with one event: `1f\\r\\ndata: {...}\\n\\n\\r\\n`."""
+        if not (self.known and data.endswith(self._frame_after)):
+            return None
+        line = data.find(b"\r\n", 0, 10)
+        if line <= 0 or not data.startswith(self._frame_before, line + 2):
+            return None
+        try:
+            if int(data[:line], 16) != len(data) - line - 4:
+                return None
+            text = data[line + 8 + self._before_length : -4 - self._after_length].decode()
+        except ValueError:  # not a size, or not UTF-8
+            return None
+        return text if text and _plain(text) else None
+
+
+def _plain(text: str) -> bool:
+    """Nothing in it that JSON escapes or SSE cuts at; line separators and the like are not printable either."""
+    return text.isprintable() and '"' not in text and "\\" not in text

@@ -1,0 +1,137 @@
+"""The short way and the long way through a stream give the same, whatever the bytes are."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llamastream.protocol.exchange import GenerationExchange
+from llamastream.protocol.template import TextTemplate
+from llamastream.testing import chunked, sse_events
+from llamastream.types import Stats, StreamEvent, TextDelta
+
+TEXTS = [
+    "Once",
+    " upon",
+    " a",
+    " time",
+    ",",
+    ' said "he"',
+    " ü🦙",
+    "\n",
+    "\\",
+    "\u2028",
+    " end",
+    ".",
+    " x",
+    "1",
+    "data: ",
+]
+
+
+def frames(texts: list[str]) -> list[bytes]:
+    head = chunked([], end=False)
+    pieces = sse_events(texts)
+    return [head, *(f"{len(p):x}".encode() + b"\r\n" + p + b"\r\n" for p in pieces), b"0\r\n\r\n"]
+
+
+def long_way(data: bytes) -> tuple[list[StreamEvent], str, int]:
+    exchange = GenerationExchange("u")
+    events = []
+    for i in range(len(data)):  # byte by byte nothing is ever a whole frame
+        events += exchange.feed(data[i : i + 1])
+    return events, exchange.assembler.result(Stats()).text, exchange.body_bytes
+
+
+def either_way(reads: list[bytes]) -> tuple[list[StreamEvent], str, int, int]:
+    exchange = GenerationExchange("u")
+    events: list[StreamEvent] = []
+    short = 0
+    for read in reads:
+        text = exchange.feed_text(read)
+        if text is not None:
+            events.append(TextDelta(text))
+            short += 1
+        else:
+            events += exchange.feed(read)
+    assert exchange.error is None
+    return events, exchange.assembler.result(Stats()).text, exchange.body_bytes, short
+
+
+def test_one_event_in_each_read_takes_the_short_way() -> None:
+    reads = frames(TEXTS)
+    *got, short = either_way(reads)
+    assert tuple(got) == long_way(b"".join(reads))
+    assert short >= 8, "all texts but the first, those with something to escape, and those after them"
+
+
+@given(st.lists(st.text(max_size=8), max_size=12), st.lists(st.integers(0, 4000), max_size=10))
+def test_any_texts_in_any_reads(texts: list[str], cuts: list[int]) -> None:
+    pieces = frames(texts)
+    data = b"".join(pieces)
+    for edges in ([0, *sorted(min(cut, len(data)) for cut in cuts), len(data)],):
+        *got, _ = either_way([data[a:b] for a, b in pairwise(edges)])
+        assert tuple(got) == long_way(data)
+    *got, _ = either_way(pieces)
+    assert tuple(got) == long_way(data)
+
+
+JSON = '{"choices":[{"index":0,"delta":{"content":"%s"}}],"id":"x","model":"demo"}'
+
+
+def learned(text: str = "abc") -> TextTemplate:
+    template = TextTemplate()
+    template.learn((JSON % text).encode(), text)
+    return template
+
+
+@pytest.mark.parametrize("text", ["x", "Grüße 🦙", "a b", "{}", "</s>"])
+def test_the_same_chunk_with_another_text(text: str) -> None:
+    assert learned().text((JSON % text).encode()) == text
+
+
+@pytest.mark.parametrize(
+    "text", ['a"}}],"x":[{"y":{"z":"', "a\\nb", "a\nb", "", "a\x00", "a\u2028", 'x","role":"user', "\\ud800"]
+)
+def test_what_could_mean_something_else_takes_the_long_way(text: str) -> None:
+    assert learned().text((JSON % text).encode()) is None
+
+
+def test_wrong_utf8_takes_the_long_way() -> None:
+    assert learned().text((JSON % "x").encode().replace(b'"x"}}]', b'"\xff"}}]')) is None
+
+
+@pytest.mark.parametrize("text", ["demo", "content", "x", "index", "", 'a"b'])
+def test_a_text_that_stands_elsewhere_too_is_not_learned_from(text: str) -> None:
+    template = TextTemplate()
+    template.learn((JSON % json.dumps(text)[1:-1]).encode(), text)
+    assert not template.known
+
+
+def test_a_text_that_only_happens_to_be_another_value_is_not_learned_from() -> None:
+    template = TextTemplate()
+    template.learn(b'{"choices":[{"delta":{"content":"\\u0041"}}],"id":"A"}', "A")
+    assert not template.known
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda frame: frame.replace(b"\r\n", b"1\r\n", 1), "a wrong size"),
+        (lambda frame: b"-" + frame, "a negative size"),
+        (lambda frame: frame[:-1], "cut"),
+        (lambda frame: frame + frame, "two of them"),
+        (lambda frame: frame.replace(b"data: ", b"date: "), "another field"),
+        (lambda frame: frame.replace(b'"id":"x"', b'"id":"y"'), "another id"),
+        (lambda frame: b"", "nothing"),
+    ],
+)
+def test_frames_that_are_not_exactly_one_more_text(change, says: str) -> None:  # type: ignore[no-untyped-def]
+    event = b"data: " + (JSON % "hello").encode() + b"\n\n"
+    frame = f"{len(event):x}\r\n".encode() + event + b"\r\n"
+    assert learned().frame(frame) == "hello"
+    assert learned().frame(change(frame)) is None, says
