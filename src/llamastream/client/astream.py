@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from math import inf
 from time import monotonic
 from types import TracebackType
@@ -39,7 +39,8 @@ class _AsyncRunner:
         self, core: ClientCore, pool: AsyncConnectionPool, request: GenerationRequest, timeouts: Timeouts | None
     ) -> None:
         self.session: StreamSession | None = None
-        self.queue: deque[StreamEvent] = deque()
+        self.queue: deque[StreamEvent | str] = deque()  # a str is a TextDelta of the first choice, in short
+        self.text_waiter: asyncio.Future[str] | None = None
         self._core = core
         self._pool = pool
         self._request = request
@@ -103,6 +104,20 @@ class _AsyncRunner:
 
     async def next_event(self) -> StreamEvent | None:
         """The next event, or None at the end; raises what ended the stream, if it did not end well."""
+        item = await self.next_item()
+        return TextDelta(item) if isinstance(item, str) else item
+
+    def wait_for_text(self) -> asyncio.Future[str] | None:
+        """What gets the next piece of text, where that is all that can be expected; None: ask `next_item`."""
+        session = self.session
+        if self.queue or self._paused or session is None or session.ended or session.steady_idle is None:
+            return None
+        assert self._loop is not None
+        self.text_waiter = self._loop.create_future()
+        return self.text_waiter
+
+    async def next_item(self) -> StreamEvent | str | None:
+        """As `next_event`, with plain text as `str`."""
         queue = self.queue
         while not queue:
             session = self.session
@@ -157,7 +172,19 @@ class _AsyncRunner:
         if session is None or session.ended:
             return
         queue = self.queue
-        queue.extend(session.feed(data, monotonic()))
+        text = session.feed_text(data, monotonic())
+        if text is not None:
+            waiter = self.text_waiter
+            if waiter is not None:
+                self.text_waiter = None
+                if waiter.cancelled():
+                    self.close()  # the task that waited was cancelled: its reader is gone
+                else:
+                    waiter.set_result(text)
+                return
+            queue.append(text)
+        else:
+            queue.extend(session.feed(data, monotonic()))
         if session.next_attempt_at is not None:
             self._stop_timer()
         elif session.ended:
@@ -210,9 +237,31 @@ class _AsyncRunner:
             self._arm_timer()
 
     def _wake(self) -> None:
+        if self.text_waiter is not None:
+            self._hand_on()
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+    def _hand_on(self) -> None:
+        """Something else than one more text happened while a reader waits for text."""
+        waiter, self.text_waiter = self.text_waiter, None
+        assert waiter is not None
+        if waiter.cancelled():
+            if self.session is not None and not self.session.ended:
+                self.close()
+            return
+        queue = self.queue
+        while queue:
+            item = queue.popleft()
+            if isinstance(item, TextDelta):
+                if item.index:
+                    continue
+                item = item.text
+            if isinstance(item, str):
+                waiter.set_result(item)
+                return
+        waiter.set_exception(_AskAgainError())
 
     # -- leaving ----------------------------------------------------------------------------------------
 
@@ -257,6 +306,10 @@ class _AsyncRunner:
                 self._paused = False
                 connection.resume()
             self._pool.release(connection, reader)
+
+
+class _AskAgainError(Exception):
+    """There is no text, but something to be done: an end, an error, another attempt."""
 
 
 class AsyncStream:
@@ -372,8 +425,10 @@ class _Reader:
 class _Texts(_Reader):
     __slots__ = ()
 
-    async def __anext__(self) -> str:
-        return await _next_text(self._runner)
+    def __anext__(self) -> Awaitable[str]:
+        # Mostly there is nothing yet and one more text to come: then a bare future is all that it takes.
+        waiter = self._runner.wait_for_text()
+        return _next_text(self._runner) if waiter is None else _text_or_more(waiter, self._runner)
 
 
 class _Events(_Reader):
@@ -386,12 +441,24 @@ class _Events(_Reader):
         return event
 
 
+async def _text_or_more(waiter: asyncio.Future[str], runner: _AsyncRunner) -> str:
+    try:
+        return await waiter
+    except _AskAgainError:
+        return await _next_text(runner)
+    except asyncio.CancelledError:
+        runner.close()
+        raise
+
+
 async def _next_text(runner: _AsyncRunner) -> str:
     queue = runner.queue
     while True:
-        event = queue.popleft() if queue else await runner.next_event()
-        if type(event) is TextDelta:
-            if event.index == 0:
-                return event.text
-        elif event is None:
+        item = queue.popleft() if queue else await runner.next_item()
+        if isinstance(item, str):
+            return item
+        if type(item) is TextDelta:
+            if item.index == 0:
+                return item.text
+        elif item is None:
             raise StopAsyncIteration
