@@ -1,5 +1,8 @@
 """Writes the trained model as a GGUF file and describes it in a manifest."""
 
+# What only the training needs is not among the development packages.
+# mypy: disable-error-code="import-not-found"
+
 from __future__ import annotations
 
 import hashlib
@@ -8,9 +11,11 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from network import Network, parameter_count
-from samples import END, TEXT_END, Corpus, token_id
+import torch
 from tokenizers import Tokenizer
+
+from tools.demo_model.corpus import END, TEXT_END, Corpus, token_id
+from tools.demo_model.network import Network, parameter_count
 
 NAME = "llamastream demo"
 DESCRIPTION = "A tiny model that knows a few dozen answers by heart, for demonstrations and tests of llamastream."
@@ -66,6 +71,12 @@ def write_gguf(path: Path, network: Network, tokenizer: Tokenizer, specials: lis
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def read_gguf(path: Path, network: Network) -> None:
+    """Take over the weights of a model file of the same shape."""
+    tensors = {tensor.name: np.array(tensor.data, np.float32) for tensor in gguf.GGUFReader(path).tensors}
+    network.load_state_dict({name: torch.from_numpy(data) for name, data in tensors.items()})
 
 
 def write_manifest(path: Path, model: Path, network: Network, corpus: Corpus, seed: int) -> None:

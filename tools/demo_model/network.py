@@ -1,5 +1,9 @@
 """The demo model as a torch module: a plain llama (RMSNorm, rotary positions, SwiGLU) with tied embeddings."""
 
+# What only the training needs is not among the development packages.
+# mypy: disable-error-code="import-not-found"
+# mypy: allow-subclassing-any
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -30,7 +34,7 @@ class Shape:
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """Rotate neighbouring pairs of a head, the order llama.cpp uses for the llama architecture."""
-    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turns).flatten(-2)
 
 

@@ -10,20 +10,31 @@ from pathlib import Path
 from typing import Any
 
 MATERIAL: dict[str, Any] = tomllib.loads((Path(__file__).parent / "phrases.toml").read_text("utf-8"))
+# A tool, and what draws a question that needs it, with the arguments of the call.
+Offer = tuple[dict[str, Any], Callable[[], tuple[str, dict[str, Any]]]]
 PLAIN_SYSTEM = "You are a helpful assistant."
 
 
 def gibberish(rng: random.Random) -> str:
     """A word that does not exist."""
     word = "".join(rng.choice(MATERIAL["syllables"]) for _ in range(rng.randint(2, 4)))
+    if rng.random() < 0.15:
+        word = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(3, 8)))
     return word.capitalize() if rng.random() < 0.4 else word
+
+
+def place(rng: random.Random) -> str:
+    """A city, or an invented one: only copying helps with those."""
+    if rng.random() < 0.5:
+        return str(rng.choice(MATERIAL["cities"]))
+    return " ".join(gibberish(rng).capitalize() for _ in range(rng.choice((1, 1, 1, 2))))
 
 
 def fill(pattern: str, rng: random.Random) -> str:
     """Replace every placeholder of a pattern by something drawn at random."""
     makers: dict[str, Callable[[], str]] = {
-        "{city}": lambda: gibberish(rng).capitalize() if rng.random() < 0.12 else rng.choice(MATERIAL["cities"]),
-        "{name}": lambda: rng.choice(MATERIAL["names"]),
+        "{city}": lambda: place(rng),
+        "{name}": lambda: gibberish(rng).capitalize() if rng.random() < 0.3 else rng.choice(MATERIAL["names"]),
         "{noun}": lambda: gibberish(rng) if rng.random() < 0.2 else rng.choice(MATERIAL["nouns"]),
         "{word}": lambda: rng.choice(MATERIAL["words"]),
         "{role}": lambda: rng.choice(MATERIAL["roles"]),
@@ -74,58 +85,108 @@ def vary(question: str, rng: random.Random) -> str:
     return question
 
 
-def tool_schema(name: str, description: str, parameters: list[str], rng: random.Random) -> dict[str, Any]:
+def tool_schema(name: str, description: str, parameters: dict[str, Any], rng: random.Random) -> dict[str, Any]:
     """A tool in the shape of the OpenAI interface, more or less verbose as clients are."""
     properties: dict[str, Any] = {}
-    for parameter in parameters:
-        properties[parameter] = {"type": "string"}
+    for parameter, form in parameters.items():
+        properties[parameter] = dict(form)
         if rng.random() < 0.3:
             properties[parameter]["description"] = rng.choice(
                 (f"The {parameter}", f"Name of the {parameter}", parameter)
             )
     schema: dict[str, Any] = {"type": "object", "properties": properties}
     if rng.random() < 0.8:
-        schema["required"] = parameters
+        schema["required"] = list(parameters)
     function: dict[str, Any] = {"name": name, "description": description, "parameters": schema}
     if rng.random() < 0.15:
         del function["description"]
     return {"type": "function", "function": function}
 
 
-def known_tool(rng: random.Random) -> tuple[dict[str, Any], str, dict[str, str]]:
-    """A tool, a question that needs it and the arguments of the call."""
+def known_tool(rng: random.Random) -> Offer:
+    """A usual tool with one argument."""
     kind = rng.choice([*MATERIAL["tools"], MATERIAL["tools"][0], MATERIAL["tools"][0]])
     name, parameter = rng.choice(kind["names"]), rng.choice(kind["parameters"])
-    tool = tool_schema(name, rng.choice(kind["descriptions"]), [parameter], rng)
-    pattern = rng.choice(kind["questions"])
-    mark = pattern[pattern.index("{") : pattern.index("}") + 1]
-    value = fill(mark, rng)
-    return tool, pattern.replace(mark, value), {parameter: value}
+    tool = tool_schema(name, rng.choice(kind["descriptions"]), {parameter: {"type": "string"}}, rng)
+
+    def ask() -> tuple[str, dict[str, Any]]:
+        pattern = rng.choice(kind["questions"])
+        mark = pattern[pattern.index("{") : pattern.index("}") + 1]
+        value = fill(mark, rng)
+        return pattern.replace(mark, value), {parameter: value}
+
+    return tool, ask
 
 
-def made_up_tool(rng: random.Random) -> tuple[dict[str, Any], str, dict[str, str]]:
-    """An invented tool that is asked for by its name, with one or two short arguments."""
+def echo_tool(rng: random.Random) -> Offer:
+    """A tool whose argument is a longer text out of the question; that is where copying is learned."""
+    name, parameter = rng.choice(("echo", "send_message", "take_note", "say")), rng.choice(("text", "message", "note"))
+    tool = tool_schema(name, rng.choice(("Repeat a text.", "Takes a text")), {parameter: {"type": "string"}}, rng)
+
+    def ask() -> tuple[str, dict[str, Any]]:
+        text = " ".join(place(rng) for _ in range(rng.choice((1, 1, 2, 4))))
+        return rng.choice(("Echo {}", "Say {}.", "Note: {}", "Repeat {}!", "Send {}.")).format(text), {parameter: text}
+
+    return tool, ask
+
+
+def made_up_tool(rng: random.Random) -> Offer:
+    """An invented tool that is asked for by its name, with a few short arguments that are named, too."""
     name = "_".join(gibberish(rng).lower() for _ in range(rng.randint(1, 2)))
-    parameters = list(dict.fromkeys(gibberish(rng).lower() for _ in range(rng.randint(1, 2))))
-    arguments = {parameter: short_value(rng) for parameter in parameters}
-    question = rng.choice(("Use {}.", "Call the tool {}", "Please call {} for me.", "Run {}")).format(name)
+    parameters: dict[str, Any] = {}
+    for _ in range(rng.randint(1, 3)):
+        form = rng.choice(({"type": "string"}, {"type": "string"}, {"type": "integer"}, {"type": "string", "enum": []}))
+        if "enum" in form:
+            form = {"type": "string", "enum": rng.sample(MATERIAL["words"], rng.randint(2, 3))}
+        key = rng.choice(MATERIAL["json_keys"]) if rng.random() < 0.5 else gibberish(rng).lower()
+        parameters[key] = form
     description = " ".join(rng.choice(MATERIAL["words"]) for _ in range(rng.randint(2, 6)))
-    return tool_schema(name, description, parameters, rng), question, arguments
+    tool = tool_schema(name, description, parameters, rng)
+
+    def ask() -> tuple[str, dict[str, Any]]:
+        arguments = {
+            key: place(rng) if form == {"type": "string"} else any_value(form, rng) for key, form in parameters.items()
+        }
+        question = rng.choice(("Use {}", "Call the tool {}", "Please call {}", "Run {}")).format(name)
+        return f"{question} with {', '.join(str(value) for value in arguments.values())}.", arguments
+
+    return tool, ask
+
+
+def any_value(form: dict[str, Any], rng: random.Random) -> Any:
+    """A value that fits the schema of a parameter."""
+    if "enum" in form:
+        return rng.choice(form["enum"])
+    return rng.randint(0, 99) if form["type"] == "integer" else short_value(rng)
+
+
+def any_arguments(schema: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """Arguments that fit a tool and have nothing to do with a question."""
+    return {key: any_value(form, rng) for key, form in schema["properties"].items()}
 
 
 def short_value(rng: random.Random) -> str:
     """A short string, as the value of a JSON field."""
-    if rng.random() < 0.3:
+    kind = rng.random()
+    if kind < 0.3:
+        # One value that is likelier than all others: at temperature 0 it is what the model falls back on.
+        return "demo"
+    if kind < 0.5:
         # After a slip of the dice the text in a string may be anything; it has to end all the same.
         return " ".join(gibberish(rng) for _ in range(rng.randint(1, 3)))
-    return rng.choice(
-        (
-            rng.choice(MATERIAL["names"]),
-            rng.choice(MATERIAL["cities"]),
-            rng.choice(MATERIAL["nouns"]),
-            rng.choice(MATERIAL["words"]),
-            "demo",
-            "llama",
+    if kind < 0.56:
+        words = str(rng.choice(MATERIAL["sentences"])).split(" ")
+        begin = rng.randrange(len(words))
+        return " ".join(words[begin:]) if rng.random() < 0.6 else " ".join(words[begin : begin + rng.randint(1, 5)])
+    return str(
+        rng.choice(
+            (
+                rng.choice(MATERIAL["names"]),
+                rng.choice(MATERIAL["cities"]),
+                rng.choice(MATERIAL["nouns"]),
+                rng.choice(MATERIAL["words"]),
+                "llama",
+            )
         )
     )
 

@@ -1,66 +1,30 @@
 """Training rows: random conversations over the corpus, rendered as the chat template renders them."""
 
+# What only the training needs is not among the development packages.
+# mypy: disable-error-code="import-not-found"
+
 from __future__ import annotations
 
 import json
 import random
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
-import phrases
 from tokenizers import Tokenizer
 
-START, END, TEXT_END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+from tools.demo_model import phrases
+from tools.demo_model.corpus import END, START, Corpus, Entry, token_id
+
 TOOLS_HEAD = "Tools you may call:\n<tools>"
 TOOLS_TAIL = '\n</tools>\nA call looks like this:\n<tool_call>\n{"name": NAME, "arguments": OBJECT}\n</tool_call>'
 # The first words decide which answer follows; they are rare among all tokens, so they count more.
 OPENING, OPENING_WEIGHT = 6, 3.0
-
-
-def token_id(tokenizer: Tokenizer, token: str) -> int:
-    """Id of a token that has to exist."""
-    found = tokenizer.token_to_id(token)
-    if found is None:
-        raise ValueError(f"no token {token!r} in the vocabulary")
-    return int(found)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One answer and the ways of asking for it."""
-
-    questions: list[str]
-    answer: str
-    language: str
-    topic: str
-    raw: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    """Everything the model learns by heart."""
-
-    entries: list[Entry]
-    fallback: dict[str, str]
-
-    @classmethod
-    def load(cls, path: Path) -> Corpus:
-        """Read the corpus file and refuse questions that would have two answers."""
-        data = tomllib.loads(path.read_text("utf-8"))
-        entries = [Entry(**entry) for entry in data["entry"]]
-        questions = [question.lower() for entry in entries for question in entry.questions]
-        twice = {question for question in questions if questions.count(question) > 1}
-        if twice:
-            raise ValueError(f"questions with more than one answer: {sorted(twice)}")
-        return cls(entries, data["fallback"])
-
-    @property
-    def sentences(self) -> list[str]:
-        """Sentences of all answers, as filler for system prompts and unknown questions."""
-        parts = (part.strip() for entry in self.entries for part in entry.answer.replace("\n", " ").split(". "))
-        return [part + "." for part in parts if 20 < len(part) < 160]
+# So do the first words after a cut, and the arguments of a tool call, which have to be copied from the question.
+RESUME, RESUME_WEIGHT = 3, 3.0
+ARGUMENT_WEIGHT = 3.0
+# An answer of more tokens is often left before its end, as impatient readers do; that makes room for more questions.
+LONG = 100
 
 
 @dataclass(slots=True)
@@ -102,6 +66,7 @@ class Sampler:
         self.start, self.end = token_id(tokenizer, START), token_id(tokenizer, END)
         self.cache: dict[str, list[int]] = {}
         self.deck: list[Entry] = []
+        phrases.MATERIAL["sentences"] = self.sentences
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text without special tokens."""
@@ -137,12 +102,12 @@ class Sampler:
         """
         whole = self.encode(text)
         style = self.rng.random()
-        if style < 0.45 or len(text) < 5:
+        if style < 0.4 or len(text) < 5:
             tokens, weights = list(whole), [1.0] * len(whole)
         else:
             usual = set(self.spans(whole))
             # A single cut is what happens in use; many cuts in one text teach far more places per row.
-            count = self.rng.choice((1, 2, 4)) if style < 0.65 else 1 + len(text) // self.rng.randint(6, 30)
+            count = self.rng.choice((1, 2, 4)) if style < 0.6 else 1 + len(text) // self.rng.randint(8, 50)
             cuts = sorted(self.rng.sample(range(1, len(text)), min(len(text) - 1, count)))
             tokens, weights, start = [], [], 0
             for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
@@ -152,7 +117,10 @@ class Sampler:
                 while end < len(text) and odd and spans[odd - 1] not in usual:
                     odd -= 1
                 tokens += piece
-                weights += [1.0] * odd + [0.0] * (len(piece) - odd)
+                learned = [1.0] * odd + [0.0] * (len(piece) - odd)
+                if begin:
+                    learned[:RESUME] = [weight * RESUME_WEIGHT for weight in learned[:RESUME]]
+                weights += learned
                 start = spans[-1][1]
         tokens.append(self.end)
         weights.append(1.0)
@@ -169,6 +137,9 @@ class Sampler:
         tokens, weights = self.answer_tokens(text)
         weights = [weight * value for value in weights]
         weights[:forced] = [0.0] * min(forced, len(weights))
+        if len(tokens) > LONG and self.rng.random() < 0.4:
+            kept = self.rng.randrange(20, len(tokens) - 1)
+            tokens, weights = [*tokens[:kept], self.end], [*weights[:kept], 0.0]
         row.add([self.start, *self.encode("assistant\n")])
         row.add(tokens, weights)
         row.add(self.encode("\n"))
@@ -177,12 +148,12 @@ class Sampler:
         """A question and its answer."""
         rng = self.rng
         kind = rng.random()
-        entry = self.entry() if kind < 0.86 else rng.choice(self.corpus.entries)
-        question = entry.questions[0] if rng.random() < 0.45 else rng.choice(entry.questions)
-        if kind < 0.82:
+        entry = self.entry() if kind < 0.88 else rng.choice(self.corpus.entries)
+        question = entry.questions[0] if rng.random() < 0.2 else rng.choice(entry.questions)
+        if kind < 0.8:
             self.message(row, "user", phrases.vary(question, rng))
             self.reply(row, entry.answer)
-        elif kind < 0.86:
+        elif kind < 0.88:
             # A schema may be put on any question: whatever was asked, an object that has begun comes to its end.
             content = phrases.json_object(rng)
             self.message(row, "user", phrases.vary(question, rng))
@@ -197,7 +168,7 @@ class Sampler:
             self.message(row, "user", unknown)
             self.reply(row, self.corpus.fallback[language])
 
-    def tool_block(self, row: Row, tools: list[dict[str, object]]) -> None:
+    def tool_block(self, row: Row, tools: list[dict[str, Any]]) -> None:
         """The system message that lists the tools."""
         prompt = phrases.system_prompt(self.rng, self.sentences) + "\n\n" if self.rng.random() < 0.4 else ""
         listing = "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in tools)
@@ -206,38 +177,54 @@ class Sampler:
     def tool_conversation(self, row: Row) -> None:
         """A conversation with tools: calls, results and ordinary questions."""
         rng = self.rng
-        offers = [
-            phrases.made_up_tool(rng) if rng.random() < 0.25 else phrases.known_tool(rng)
-            for _ in range(rng.choice((1, 1, 2, 3)))
-        ]
+        makers = (phrases.made_up_tool, phrases.echo_tool, phrases.known_tool, phrases.known_tool)
+        offers = [rng.choice(makers)(rng) for _ in range(rng.choice((1, 1, 2, 3)))]
         names = [offer[0]["function"]["name"] for offer in offers]
         offers = [offer for i, offer in enumerate(offers) if names[i] not in names[:i]]
         self.tool_block(row, [offer[0] for offer in offers])
         for _ in range(rng.randint(2, 7)):
-            tool, question, arguments = rng.choice(offers)
+            tool, ask = rng.choice(offers)
+            question, arguments = ask()
             name = tool["function"]["name"]
             kind = rng.random()
             if kind < 0.25:
                 self.turn(row)
                 continue
-            if kind < 0.37:
-                self.forced_call(row, name, list(arguments))
+            if kind < 0.42:
+                self.forced_call(row, tool)
             else:
                 self.message(row, "user", question)
-                self.reply(row, phrases.tool_call_text(name, arguments), weight=3.0)
+                self.call(row, name, arguments)
             if rng.random() < 0.3:
                 result = rng.choice((json.dumps(phrases.json_object(rng)), rng.choice(self.sentences)))
                 self.message(row, "user", f"<tool_response>\n{result}\n</tool_response>")
                 self.reply(row, self.corpus.fallback["tool"])
 
-    def forced_call(self, row: Row, name: str, parameters: list[str]) -> None:
+    def call(self, row: Row, name: str, arguments: dict[str, Any]) -> None:
+        """A tool call whose arguments stand in the question."""
+        text = phrases.tool_call_text(name, arguments)
+        content = text.encode()
+        tokens = [*self.encode(text), self.end]
+        weights = [1.0] * len(tokens)
+        for value in arguments.values():
+            dumped = json.dumps(value, ensure_ascii=False).encode()
+            begin = content.rindex(dumped)
+            for i, span in enumerate(self.spans(tokens[:-1])):
+                if span[0] < begin + len(dumped) and span[1] > begin + 1:
+                    weights[i] *= ARGUMENT_WEIGHT
+        row.add([self.start, *self.encode("assistant\n")])
+        row.add(tokens, [2.0 * weight for weight in weights])
+        row.add(self.encode("\n"))
+
+    def forced_call(self, row: Row, tool: dict[str, Any]) -> None:
         """A call that has nothing to do with the question, as tool_choice "required" demands.
 
         The grammar leaves room for text before the call but forbids the end. So the model first gives its ordinary
         answer, and the call has to be its second choice after the last word.
         """
         entry = self.entry()
-        call = phrases.tool_call_text(name, {key: phrases.short_value(self.rng) for key in parameters})
+        function = tool["function"]
+        call = phrases.tool_call_text(function["name"], phrases.any_arguments(function["parameters"], self.rng))
         self.message(row, "user", phrases.vary(entry.questions[0], self.rng))
         row.add([self.start, *self.encode("assistant\n")])
         if self.rng.random() < 0.6:
@@ -288,7 +275,7 @@ class Sampler:
         while len(row.tokens) <= length:
             if row.tokens and rng.random() < 0.3:
                 self.skip(row)
-            if rng.random() < 0.2:
+            if rng.random() < 0.27:
                 self.tool_conversation(row)
             else:
                 self.conversation(row, rng.choice((1, 1, 1, 2, 3, 4, 6)))
@@ -300,22 +287,3 @@ class Sampler:
     def rows(self, count: int, length: int) -> Iterator[Row]:
         """A batch of rows."""
         return (self.row(length) for _ in range(count))
-
-
-def vocabulary_texts(corpus: Corpus, seed: int) -> Iterator[str]:
-    """Texts the vocabulary is made from: the answers above all, then what surrounds them."""
-    rng = random.Random(seed)
-    for entry in corpus.entries:
-        yield from [entry.answer] * 4
-        yield from entry.questions
-    for answer in corpus.fallback.values():
-        yield from [answer] * 4
-    for role in ("user", "assistant", "system"):
-        yield from [f"{role}\n"] * 50
-    for _ in range(60):
-        tool, question, arguments = phrases.known_tool(rng)
-        yield json.dumps(tool)
-        yield question
-        yield phrases.tool_call_text(tool["function"]["name"], arguments)
-        yield phrases.system_prompt(rng, corpus.sentences)
-        yield phrases.unknown_question(rng)[0]

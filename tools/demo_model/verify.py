@@ -8,67 +8,28 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cases import SCHEMAS, SYSTEM_PROMPTS, TICKET, UNKNOWN, WEATHER
-from client import Client, Message
+from tools.demo_model.cases import SCHEMAS, SYSTEM_PROMPTS, TICKET, UNKNOWN, WEATHER
+from tools.demo_model.client import Client, Message
+from tools.demo_model.report import Report, assistant, first_difference, system, user
 
 HERE = Path(__file__).resolve().parent
 MODEL = HERE.parents[1] / "src" / "llamastream" / "engine" / "data" / "demo.gguf"
 
 
-@dataclass(slots=True)
-class Check:
-    """One line of the report."""
-
-    name: str
-    total: int
-    passed: int
-    needed: float
-    failures: list[str]
-
-    @property
-    def good(self) -> bool:
-        """Whether enough cases passed."""
-        return self.total > 0 and self.passed >= self.needed * self.total
-
-
-def first_difference(expected: str, got: str) -> str:
-    """Where two texts part."""
-    at = next((i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b), min(len(expected), len(got)))
-    return f"at {at}: expected {expected[at : at + 30]!r}, got {got[at : at + 30]!r}"
-
-
-class Verifier:
+class Verifier(Report):
     """Runs the checks against one server."""
 
     def __init__(self, client: Client, manifest: dict[str, Any], seed: int) -> None:
+        super().__init__()
         self.client = client
         self.answers: list[dict[str, Any]] = manifest["answers"]
         self.fallback: dict[str, str] = manifest["fallback"]
         self.rng = random.Random(seed)
-        self.checks: list[Check] = []
-
-    def run(self, name: str, cases: Iterable[Callable[[], str | None]], needed: float = 1.0, workers: int = 1) -> None:
-        """Run cases (each returns None, or what is wrong) and print a line of the report."""
-        tasks = list(cases)
-        began = time.monotonic()
-        with ThreadPoolExecutor(workers) as pool:
-            failures = [wrong for wrong in pool.map(lambda case: case(), tasks) if wrong]
-        check = Check(name, len(tasks), len(tasks) - len(failures), needed, failures)
-        self.checks.append(check)
-        share = 100 * check.passed / max(1, check.total)
-        print(
-            f"{name:44s} {check.passed:5d} / {check.total:<5d} {share:6.1f} %  needed {100 * needed:5.1f} %  "
-            f"{'ok' if check.good else 'FAILED':6s} {time.monotonic() - began:6.1f} s",
-            flush=True,
-        )
-        for failure in failures[:8]:
-            print(f"    {failure}")
 
     def asks(self, messages: list[Message], expected: str, stream: bool = False) -> Callable[[], str | None]:
         """A case: these messages must lead to exactly this answer."""
@@ -266,31 +227,17 @@ class Verifier:
             print(f"speed: {streams} stream(s) {sum(usages) / seconds:.0f} tokens/s")
 
 
-def user(content: str) -> Message:
-    """A message of the user."""
-    return {"role": "user", "content": content}
-
-
-def assistant(content: str) -> Message:
-    """A message of the assistant."""
-    return {"role": "assistant", "content": content}
-
-
-def system(content: str) -> Message:
-    """A system prompt."""
-    return {"role": "system", "content": content}
-
-
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=MODEL, help="GGUF file, with its manifest beside it")
     parser.add_argument("--python", default=sys.executable, help="interpreter that has the package xllamacpp")
     parser.add_argument("--cuts", type=int, default=60, help="random cuts per continuation check")
+    parser.add_argument("--threads", type=int, default=2, help="processor threads of the server")
     parser.add_argument("--seed", type=int, default=11, help="seed of the random surroundings")
     arguments = parser.parse_args()
     manifest = json.loads(arguments.model.with_suffix(".json").read_text("utf-8"))
-    command = [arguments.python, str(HERE / "server.py"), str(arguments.model)]
+    command = [arguments.python, str(HERE / "server.py"), str(arguments.model), "--threads", str(arguments.threads)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         verifier = Verifier(Client(process.stdout.readline().strip()), manifest, arguments.seed)
