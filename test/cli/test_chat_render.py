@@ -49,9 +49,9 @@ class Terminal:
         number, kind = sequence[2:-1], sequence[-1]
         if kind == "A":
             self.row = max(self.row - int(number), len(self.lines) - self.height, 0)
-        elif kind == "K":
-            assert number == "2"
-            self.lines[self.row] = ""
+        elif kind == "J":
+            assert (number, self.column) == ("", 0)
+            self.lines[self.row :] = [""]
         else:
             assert kind in "mhl", f"{sequence!r} reached the terminal"
 

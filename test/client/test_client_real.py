@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 from collections.abc import Callable
@@ -195,6 +196,32 @@ def test_a_stream_that_is_left_frees_its_slot_within_a_second(
         assert seconds < 1.0
 
 
+def test_a_stream_that_only_the_loop_holds(engine: Engine, slots_free: Callable[[], float]) -> None:
+    texts = []
+    with StreamingClient(engine.url, temperature=0) as client:
+        for text in client.stream_chat(ask(SHORT)):
+            texts.append(text)  # noqa: PERF402  # the loop itself is what is tested
+        assert "".join(texts) == SHORT.answer
+        for event in client.stream_chat(ask(SHORT)).events():
+            assert isinstance(event, StreamStart)
+            break
+        for _ in client.stream_chat(LONG_RUN, ignore_eos=True):
+            break
+        assert slots_free() < 1.0
+
+    async def work() -> None:
+        atexts = []
+        async with AsyncStreamingClient(engine.url, temperature=0) as client:
+            async for text in client.stream_chat(ask(SHORT)):
+                atexts.append(text)  # noqa: PERF401  # as above
+            assert "".join(atexts) == SHORT.answer
+            async for _ in client.stream_chat(LONG_RUN, ignore_eos=True):
+                break
+            assert await asyncio.to_thread(slots_free) < 1.0
+
+    asyncio.run(work())
+
+
 def test_a_cancelled_stream_keeps_what_it_had(client: StreamingClient) -> None:
     stream = client.stream_chat(LONG_RUN, temperature=0)
     got = [next(stream) for _ in range(5)]
@@ -242,8 +269,6 @@ async def _iterate_twice(url: str) -> None:
 
 
 def test_a_second_async_iteration_is_a_clear_error(engine: Engine) -> None:
-    import asyncio
-
     asyncio.run(_iterate_twice(engine.url))
 
 

@@ -8,7 +8,6 @@ from time import monotonic
 from typing import Protocol
 
 from rich.console import Console
-from rich.live import Live
 from rich.segment import Segment, Segments
 from rich.text import Text
 
@@ -22,6 +21,11 @@ _REST = 4
 most, however long a block gets."""
 _MARGIN = 4
 """Lines of the screen that stay free of the part that is redrawn, whatever the terminal's own idea of its height."""
+
+# Terminals that know this show nothing until the end, the others do not mind. Meanwhile the cursor would only flit.
+_BEGIN = "\x1b[?2026h\x1b[?25l"
+_SHOW_CURSOR = "\x1b[?25h"
+_END = "\x1b[?2026l"
 
 
 class View(Protocol):
@@ -136,10 +140,7 @@ class _Painter:
         self._changed = threading.Event()
         self._ending = threading.Event()
         self._block = _Block(console)
-        self._live = Live(
-            Text(), console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
-        )
-        self._live.start()
+        self._height = 0
         self._thread = threading.Thread(target=self._run, name="markdown", daemon=True)
         self._thread.start()
 
@@ -149,16 +150,11 @@ class _Painter:
         self._changed.set()
 
     def finish(self) -> None:
-        """Draw what is left, for good. A second Ctrl-C does not get in between: the caller sees to that."""
+        """Draw what is left, for good."""
         self._ending.set()
         self._changed.set()
         self._thread.join()
-        try:
-            lines = self._block.feed("".join(self._new), last=True)
-            self._live.update(Text())
-            self._print(lines)
-        finally:
-            self._live.stop()
+        self._draw(self._block.feed("".join(self._new), last=True), [])
 
     def _run(self) -> None:
         while True:
@@ -170,15 +166,20 @@ class _Painter:
                 new, self._new = "".join(self._new), []
             began = monotonic()
             lines = self._block.feed(new)
-            tail = self._block.tail
-            # In one write: the new end is set before the finished lines are printed above it.
-            self._live.update(_Lines(tail))
-            self._print(lines) if lines else self._live.refresh()
+            self._draw(lines, self._block.tail)
             self._ending.wait(max(FRAME, _REST * (monotonic() - began)))
 
-    def _print(self, lines: Sequence[list[Segment]]) -> None:
-        if lines:
-            self._console.print(_Lines(lines), soft_wrap=True)
+    def _draw(self, lines: Sequence[list[Segment]], tail: Sequence[list[Segment]]) -> None:
+        """Put `lines` and `tail` in the place of the last tail: in one write, so that nothing in between is seen.
+
+        rich's Live would need two, and show the old end once more below the new lines.
+        """
+        with self._console.capture() as capture:
+            self._console.print(_Lines([*lines, *tail]), end="", soft_wrap=True)
+        up = f"\r\x1b[{self._height}A" if self._height else ""
+        self._console.file.write(f"{_BEGIN}{up}\x1b[J{capture.get()}{'' if tail else _SHOW_CURSOR}{_END}")
+        self._console.file.flush()
+        self._height = len(tail)
 
 
 class _Block:

@@ -306,5 +306,7 @@ class Stream:
         self.close()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self._runner.close()
+        # Once it is iterated, the iterator decides: `for text in client.stream_chat(...)` keeps nothing else.
+        if not getattr(self, "_taken", True):
+            with contextlib.suppress(Exception):
+                self._runner.close()
