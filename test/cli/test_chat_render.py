@@ -186,6 +186,14 @@ def test_every_word_of_any_text_is_shown(parts: list[str], seed: int) -> None:
             assert word in shown, text
 
 
+def test_what_cannot_be_rendered_is_shown_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(text: str) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(markdown, "Markdown", fail)
+    assert draw("**one**\n\ntwo") == "**one**\n\ntwo"
+
+
 def test_reasoning_is_dimmed_apart_and_can_be_hidden() -> None:
     for shown in (True, False):
         file = io.StringIO()

@@ -17,6 +17,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.syntax import Syntax
 from rich.table import Table
+from rich.text import Text
 
 _LOSSY_RULES = ["html_block", "html_inline", "reference", "image", "autolink"]
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).disable(_LOSSY_RULES)
@@ -144,10 +145,17 @@ def render(console: Console, text: str) -> list[list[Segment]]:
     starts = [block.start for block in _blocks(text)]
     lines: list[list[Segment]] = []
     for start, end in pairwise([*starts, len(text)]):
-        rendered = console.render_lines(Markdown(text[start:end]), options, pad=False)
+        rendered = _rendered(console, options, text[start:end])
         block = _without_empty_ends([list(_without_padding(line)) for line in rendered])
         lines += [[], *block] if lines and block else block
     return lines
+
+
+def _rendered(console: Console, options: ConsoleOptions, block: str) -> list[list[Segment]]:
+    try:
+        return console.render_lines(Markdown(block), options, pad=False)
+    except Exception:  # noqa: BLE001  # a model can write what no author of a renderer has thought of: show it plain
+        return console.render_lines(Text(block), options, pad=False)
 
 
 def _without_empty_ends(lines: list[list[Segment]]) -> list[list[Segment]]:

@@ -2,14 +2,17 @@
 
 From one chunk to the next llama-server changes nothing but the text (and once a second `created`). So the bytes around
 the text are learned from a chunk that was decoded in full; as long as the next one has the same bytes before and after
-its text, and in between nothing that JSON or SSE would read in another way (a quote, a backslash, a control character,
-wrong UTF-8), decoding it again would give the same chunk with that text. Whatever differs takes the long way.
+its text, and what stands in between is one JSON string and nothing more, decoding it in full would give the same chunk
+with that text. Whatever differs takes the long way.
 """
 
 from __future__ import annotations
 
+import msgspec
+
 _FRAME_END = b"\n\n\r\n"
 _EVENT_START = b"data: "
+_decode_string = msgspec.json.Decoder(str).decode
 
 
 class TextTemplate:
@@ -28,7 +31,8 @@ class TextTemplate:
 
     def learn(self, data: bytes, text: str) -> None:
         """`data` is the JSON of a chunk that holds `text` and nothing else of interest."""
-        self.known = False
+        if self.known and data.startswith(self._before) and data.endswith(self._after):
+            return
         raw = text.encode("utf-8", "surrogatepass")
         start = data.find(b'"' + raw + b'"')
         if not text or start < 0 or not _plain(text) or data.find(b'"' + raw + b'"', start + 1) >= 0:
@@ -47,13 +51,9 @@ class TextTemplate:
 
     def text(self, data: bytes) -> str | None:
         """The text of a chunk's JSON that differs from the learned one in nothing else; None: decode it in full."""
-        if not (self.known and data.startswith(self._before) and data.endswith(self._after)):
-            return None
-        try:
-            text = data[self._before_length : -self._after_length].decode()
-        except UnicodeDecodeError:
-            return None
-        return text if text and _plain(text) else None
+        if self.known and data.startswith(self._before) and data.endswith(self._after):
+            return _string(data[self._before_length : -self._after_length])
+        return None
 
     def frame(self, data: bytes) -> str | None:
         """The same for bytes that are one HTTP chunk with one event: `1f\\r\\ndata: {...}\\n\\n\\r\\n`."""
@@ -65,10 +65,21 @@ class TextTemplate:
         try:
             if int(data[:line], 16) != len(data) - line - 4:
                 return None
-            text = data[line + 8 + self._before_length : -4 - self._after_length].decode()
-        except ValueError:  # not a size, or not UTF-8
+        except ValueError:
             return None
-        return text if text and _plain(text) else None
+        return _string(data[line + 8 + self._before_length : -4 - self._after_length])
+
+
+def _string(raw: bytes) -> str | None:
+    """The text that stands between the quotes of a JSON string, if it is one and not empty."""
+    try:
+        text = raw.decode()
+        if _plain(text):
+            return text or None
+        # An escape, or an unusual character: let JSON judge. A line end would be no string, but an event's end.
+        return None if b"\n" in raw or b"\r" in raw else _decode_string(b'"%b"' % raw)
+    except (UnicodeDecodeError, msgspec.DecodeError):
+        return None
 
 
 def _plain(text: str) -> bool:
