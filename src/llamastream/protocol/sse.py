@@ -69,26 +69,27 @@ class SseDecoder:
         Raises:
             EventTooLargeError: an event is larger than `max_event_bytes`.
         """
-        # The shape that llama-server sends, whole events of one data line each, needs no line-by-line work.
-        if (
-            not self._buffer
-            and not self._data
-            and not self._event
-            and not self._skip_lf
-            and not self._start
-            and data.startswith(b"data: ")
-            and data.endswith(b"\n\n")
-            and b"\r" not in data
-        ):
-            bodies = data[6:-2].split(b"\n\ndata: ")
-            if data.count(b"\n") == 2 * len(bodies):
-                if len(data) > self._max:
-                    for body in bodies:
-                        if len(body) > self._max:
-                            self._too_large(len(body))
-                last_id = self.last_event_id
-                return [SseEvent(body, "message", last_id) for body in bodies]
-        return self._feed_lines(data)
+        # The shape that llama-server sends, events of one data line each, needs no line-by-line work. What is held back
+        # goes in front, unless it is much, since then a long event in small pieces would be copied again and again.
+        buffer = self._buffer
+        if self._data or self._event or self._skip_lf or self._start or len(buffer) > len(data):
+            return self._feed_lines(data)
+        whole = bytes(buffer) + data if buffer else data
+        end = whole.rfind(b"\n\n") + 2
+        if end < 2 or not whole.startswith(b"data: ") or b"\r" in whole:
+            return self._feed_lines(data)
+        bodies = whole[6 : end - 2].split(b"\n\ndata: ")
+        if whole.count(b"\n", 0, end) != 2 * len(bodies):
+            return self._feed_lines(data)
+        if len(whole) > self._max:
+            for body in (*bodies, whole[end:]):
+                if len(body) > self._max:
+                    self._too_large(len(body))
+        # The rest holds no blank line, hence no event: its lines may wait.
+        self._buffer = bytearray(whole[end:])
+        self._scanned = 0
+        last_id = self.last_event_id
+        return [SseEvent(body, "message", last_id) for body in bodies]
 
     def _feed_lines(self, data: bytes) -> list[SseEvent]:
         buffer = self._buffer
