@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from llamastream.cli.options import secret_flag
 from llamastream.engine import EngineOptions
 from llamastream.settings import ClientSettings, SettingField, declared, describe_type
 
@@ -64,7 +65,7 @@ def cells(field: SettingField) -> Iterator[str]:
 
 
 def spellings(field: SettingField) -> list[str]:
-    flags = list(field.flags)
+    flags = [secret_flag(field)] if field.secret else list(field.flags)
     if isinstance(field.default, bool):
         flags.append(f"--no-{flags[0].removeprefix('--')}")
     return flags

@@ -55,7 +55,7 @@ def server_for(
             yield settings
             return
         notify(
-            f"no llama-server at {settings.base_url}: starting the demo engine for this answer "
+            f"no llama-server at {settings.base_url}: starting the demo engine "
             "(`llamastream serve` runs one that stays)"
         )
     with launch(EngineOptions()) as engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pty
@@ -12,8 +13,9 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from llamastream.client import StreamingClient
 from llamastream.engine import Engine
 from llamastream.engine.demo import demo_questions
 from llamastream.errors import LlamaStreamError
+from llamastream.testing import Script, ServerDouble, chunked, sse_events
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMAND = [sys.executable, "-m", "llamastream"]
@@ -113,6 +116,10 @@ def test_chat_with_an_unreachable_url_says_what_to_do(environ: dict[str, str]) -
         (["serve", "--model", "/no/such.gguf"], None, 1, "/no/such.gguf"),
         (["serve", "--model", str(Path(__file__))], None, 1, "GGUF"),
         (["serve", "--port", "0", "--no-such-flag"], None, 1, "--no-such-flag"),
+        (["serve", "model.gguf"], None, 1, "--model model.gguf"),
+        (["serve", "--api-key", "x"], None, 1, "--api-key-file"),
+        (["chat", "--demo", "--svg", "/no/such/dir/a.svg", "hi"], None, 1, "/no/such/dir"),
+        (["chat", "--demo", "--url", "http://x", "hi"], None, 1, "either --demo or --url"),
         (["nonsense"], None, 2, "No such command 'nonsense'"),
     ],
 )
@@ -134,44 +141,76 @@ def test_a_reader_that_leaves_the_pipe_is_no_error(engine: Engine, environ: dict
     assert "BrokenPipe" not in done.stderr
 
 
-def test_ctrl_c_stops_the_answer_and_frees_the_slot(
-    engine: Engine, environ: dict[str, str], slots_free: Callable[[], float]
-) -> None:
-    command = [*COMMAND, "chat", "--url", engine.url, "--json", "Count from one to fifty in words."]
-    # A model at a high temperature never finds its end in time for this test to be over too early.
-    command += ["--temperature", "100"]
-    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if b'"type":"text"' in line:
-            break
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=10)
-    assert process.returncode == 130
-    assert b"Traceback" not in stderr
-    assert slots_free() < 1.0
+def test_a_full_disk_is_one_clear_message(engine: Engine, environ: dict[str, str]) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    command = [*COMMAND, "chat", "--url", engine.url, STORY.question]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, env=environ, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, cwd=ROOT
+        )
+    assert done.returncode == 1
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_in_a_terminal_with_the_demo_engine_leaves_no_process(environ: dict[str, str]) -> None:
+def test_a_terminal_without_unicode_gets_what_it_can_show(engine: Engine, environ: dict[str, str]) -> None:
+    narrow = {**environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    done = run(narrow, "chat", "--url", engine.url, "--temperature", "0", "Schreib etwas mit Umlauten.")
+    assert done.returncode == 0
+    assert done.stdout.isascii()
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_stops_the_answer_and_leaves_the_server(environ: dict[str, str]) -> None:
+    # A real model may find the end of its answer before the signal comes; this one goes on until the client leaves.
+    with ServerDouble(
+        Script(chunked(sse_events(["Once ", "upon "], finish_reason=None)[:-1], end=False), stall=True)
+    ) as server:
+        command = [*COMMAND, "chat", "--url", server.url, "Tell me a story."]
+        process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+        assert process.stdout is not None
+        assert process.stdout.read(10) == b"Once upon "
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=10)
+        assert (process.returncode, stdout) == (130, b"\n")
+        assert b"cancelled" in stderr
+        assert b"Traceback" not in stderr
+        assert server.wait_for(lambda double: double.connections == 0), "which frees the slot of a llama-server"
+
+
+def test_ctrl_c_in_a_terminal_leaves_no_process(environ: dict[str, str]) -> None:
     """The whole foreground group gets the signal, as from a keyboard; the engine must be stopped by us, not by it."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [*COMMAND, "chat", "--demo", "--temperature", "100", "Tell me a long story."],
+        [*COMMAND, "serve", "--port", "0", "--kind", "embedded"],
         env=environ, stdin=slave, stdout=slave, stderr=slave, cwd=ROOT, start_new_session=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     os.close(slave)
-    screen = read_until(master, b"demo model on", 30)
-    read_until(master, b" ", 10)
+    screen = read_until(master, b"Ctrl-C stops", 30)
+    assert re.search(rb"llamastream chat --url http://127\.0\.0\.1:\d+", screen), "the advice leads to this server"
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
     os.write(master, b"\x03")
-    screen += read_until(master, b"cancelled", 10)
-    assert process.wait(15) == 130
+    screen += read_until(master, b"stopping", 10)
+    assert process.wait(15) == 0
     os.close(master)
     assert b"Traceback" not in screen
     _, alive = psutil.wait_procs(children, timeout=5)
     assert alive == []
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+def test_the_engine_starts_with_standard_streams_closed(environ: dict[str, str], closed: tuple[int, ...]) -> None:
+    code = (
+        f"import os; [os.close(n) for n in {closed}]\n"
+        "from llamastream import EngineOptions, launch\n"
+        "with launch(EngineOptions(kind='embedded', start_timeout=20)) as engine:\n"
+        "    os._exit(7 if engine.alive else 8)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 7, done.stderr
 
 
 def read_until(descriptor: int, text: bytes, seconds: float) -> bytes:

@@ -42,6 +42,7 @@ def test_spellings(url: str, canonical: str, target: str, host: str) -> None:
         ("http://x\r\nHost: evil", "control"),
         ("unix://relative.sock", "absolute"),
         ("http://[::1", "cannot be read"),
+        ("http://x/v1/chat/completions", "names an endpoint"),
     ],
 )
 def test_wrong_ones_say_what_is_allowed(url: str, says: str) -> None:

@@ -211,7 +211,7 @@ def test_an_end_without_finish_reason_is_never_success(done: bool) -> None:
         ('"something broke"', None, "something broke"),
     ],
 )
-@pytest.mark.parametrize("line", ['data: {{"error": {0}}}', "error: {0}"])
+@pytest.mark.parametrize("line", ['data: {{"error": {0}}}', "error: {0}", "event: error\ndata: {0}"])
 def test_an_error_in_mid_stream_comes_after_the_text_before_it(
     raw: str, status: int | None, says: str, line: str
 ) -> None:
@@ -239,7 +239,7 @@ def test_an_event_over_the_limit_ends_the_stream() -> None:
 
 def test_more_choices_or_tool_calls_than_anybody_asks_for_end_the_stream() -> None:
     exchange, _ = run(stream(*(event(choices=[delta(i, content="x")]) for i in range(200))))
-    assert "more than 128 choices" in str(exchange.error)
+    assert "index 128; possible are 0 to 127" in str(exchange.error)
     calls = [{"index": i, "function": {"name": "f"}} for i in range(2000)]
     exchange, _ = run(stream(event(choices=[delta(tool_calls=calls)])))
     assert "more than 1024 tool calls" in str(exchange.error)

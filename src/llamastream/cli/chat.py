@@ -53,7 +53,11 @@ def chat(
     stderr. Ctrl-C stops the answer and frees the slot on the server.
     """
     explicit = client_sources["base_url"] != "default"
-    if prompt is None and sys.stdin.isatty():
+    if demo and client_sources["base_url"] == "--url":
+        raise InvalidRequestError("give either --demo or --url: the one starts a server, the other names one")
+    if svg is not None and not svg.absolute().parent.is_dir():
+        raise InvalidRequestError(f"--svg {svg}: the directory {svg.absolute().parent} does not exist")
+    if prompt is None and sys.stdin is not None and sys.stdin.isatty():
         if json or svg is not None or not sys.stdout.isatty():
             what = "--json" if json else "--svg" if svg is not None else "without a terminal to answer to, it"
             raise InvalidRequestError(f'{what} needs a question, as in: llamastream chat "Who are you?"')
@@ -113,6 +117,8 @@ def _read_question(prompt: str) -> str:
         if not prompt.strip():
             raise InvalidRequestError("the question is empty; give some text, or - to read standard input")
         return prompt
+    if sys.stdin is None:
+        raise InvalidRequestError("standard input is closed; give the question as an argument")
     data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
     if len(data) > MAX_STDIN_BYTES:
         raise InvalidRequestError(f"standard input is larger than {MAX_STDIN_BYTES >> 20} MiB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 
@@ -10,14 +11,25 @@ def main() -> None:
     """Run the command line. Imports come late, so that Ctrl-C in the first moments is as quiet as later on."""
     try:
         from llamastream.errors import LlamaStreamError
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    try:
-        from llamastream.cli.app import app
 
-        app()
-    except LlamaStreamError as error:
-        print(f"llamastream: {error}", file=sys.stderr)
-        sys.exit(1)
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):  # None where it is closed
+                    stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show all gets the rest
+            from llamastream.cli.app import app
+
+            app()
+        except LlamaStreamError as error:
+            from llamastream.cli.printable import printable
+
+            print(f"llamastream: {printable(str(error))}", file=sys.stderr)  # it may quote a server
+            sys.exit(1)
+        except OSError as error:
+            # Such as a full disk behind stdout; click has dealt with a reader that left.
+            print(
+                f"llamastream: {error.strerror or error}{f': {error.filename}' if error.filename else ''}",
+                file=sys.stderr,
+            )
+            sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

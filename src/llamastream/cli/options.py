@@ -7,7 +7,7 @@ import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 from msgspec import Struct
@@ -65,12 +65,26 @@ def _parameter(field: SettingField, changed: Mapping[str, Any]) -> inspect.Param
     if kind is bool:
         flags[0] += f"/--no-{flags[0][2:]}"
     known = [] if default is None else [f"default: {str(default).lower() if kind is bool else default}"]
+    choices = literal_choices(field.type)
     option = typer.Option(
-        *flags, help=f"{description} [{'; '.join([*known, f'env: {field.env}'])}]", show_default=False
+        *flags,
+        autocompletion=(lambda incomplete: [c for c in choices if c.startswith(incomplete)]) if choices else None,
+        help=f"{description} [{'; '.join([*known, f'env: {field.env}'])}]",
+        show_default=False,
     )
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
+
+
+def literal_choices(annotation: Any) -> list[str]:
+    """What a setting with choices may be; [] for one without."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    if origin is Annotated:
+        return literal_choices(get_args(annotation)[0])
+    return []
 
 
 def secret_flag(field: SettingField) -> str:

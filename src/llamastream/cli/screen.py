@@ -138,11 +138,17 @@ def _reader_may_leave() -> Iterator[None]:
     """Once the reader of stdout has left, what is still buffered must not make Python complain when it ends."""
     try:
         yield
-    except BrokenPipeError:
+    except OSError:  # BrokenPipeError, or no space left behind a redirection
+        silence_stdout()
+        raise
+
+
+def silence_stdout() -> None:
+    """What is still buffered for a stdout that takes nothing must not make Python complain when it ends."""
+    with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-        raise
 
 
 def milliseconds(seconds: float) -> str:

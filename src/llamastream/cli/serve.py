@@ -18,7 +18,7 @@ from rich.text import Text
 from llamastream.cli.options import with_settings
 from llamastream.cli.screen import print_json
 from llamastream.engine import Engine, EngineOptions, launch
-from llamastream.errors import EngineCrashedError
+from llamastream.errors import EngineCrashedError, SettingError
 from llamastream.types import LogRecord
 
 DEFAULT_PORT = 8080
@@ -37,6 +37,7 @@ def serve(
 
     Without --model or -hf it serves the built-in demo model. Flags that are not listed here go to llama-server.
     """
+    _check_arguments(context.args)
     changes: dict[str, Any] = {"extra_args": (*engine.extra_args, *context.args)}
     if engine.socket is None and engine_sources["port"] == "default":
         changes["port"] = DEFAULT_PORT
@@ -58,6 +59,22 @@ def serve(
     if json:
         with contextlib.suppress(BrokenPipeError):
             print_json({"event": "stopped"})
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    """What is no option of ours goes to llama-server, unless it is plainly a mistake.
+
+    Raises:
+        SettingError: it is.
+    """
+    if arguments and not arguments[0].startswith("-"):
+        raise SettingError(f"serve takes options only, not {arguments[0]!r}; for a model file: --model {arguments[0]}")
+    for argument in arguments:
+        if argument.partition("=")[0] == "--api-key":
+            raise SettingError(
+                "there is no --api-key, since every user of the machine can read command lines; "
+                "use --api-key-file FILE, or the variable LLAMASTREAM_SERVE_API_KEY"
+            )
 
 
 class _StopSignals:
@@ -128,7 +145,8 @@ def _announce(engine: Engine, json: bool, console: Console) -> None:
     console.print(
         Text(
             f"{engine.kind} engine {facts.build}, pid {engine.pid}: {facts.slots} slots × {facts.n_ctx:,} tokens, "
-            f'{engine.options.threads} threads. Try: llamastream chat "Who are you?". Ctrl-C stops.',
+            f"{engine.options.threads} thread{'' if engine.options.threads == 1 else 's'}. "
+            f"Try: {_try_line(engine)}. Ctrl-C stops.",
             style="dim",
         )
     )

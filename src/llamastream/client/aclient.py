@@ -256,7 +256,7 @@ class AsyncStreamingClient:
             await asyncio.sleep(READY_POLL)
 
     async def _call(self, call: Call[T], timeout: float = UNARY_TIMEOUT) -> T:
-        return await call_pooled(self._core, self._pool, call, timeout)
+        return await call_pooled(self._core, self._pool, call, self._core.unary_timeout(timeout))
 
     # -- end --------------------------------------------------------------------------------------------
 

@@ -253,7 +253,7 @@ class StreamingClient:
             sleep(READY_POLL)
 
     def _call(self, call: Call[T], timeout: float = UNARY_TIMEOUT) -> T:
-        return call_pooled(self._core, self._pool, call, timeout)
+        return call_pooled(self._core, self._pool, call, self._core.unary_timeout(timeout))
 
     # -- end --------------------------------------------------------------------------------------------
 

@@ -130,6 +130,10 @@ class ClientCore:
         options = SessionOptions(timeouts or self.timeouts, self.settings.max_event_bytes, self.settings.fallback)
         return StreamSession(self.url, request, options, self.state, self._random, now)
 
+    def unary_timeout(self, seconds: float) -> float:
+        """How long an endpoint that answers at once may take: `seconds`, or less where the client's clocks say so."""
+        return min(seconds, self.timeouts.first_byte or seconds, self.timeouts.total or seconds)
+
     def generation_bytes(self, request: GenerationRequest) -> bytes:
         """A streaming request, ready to send."""
         body = request.encoded()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import selectors
 import subprocess
@@ -56,6 +57,15 @@ def clean_environment(source: Mapping[str, str], *, config_home: str, hf: bool =
     return kept
 
 
+def _pipe() -> tuple[int, int]:
+    """A pipe whose ends are neither 0, 1 nor 2, even where these are closed: the guard's own streams go there."""
+    ends = []
+    for end in os.pipe():
+        ends.append(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3))
+        os.close(end)
+    return ends[0], ends[1]
+
+
 class ServerProcess:
     """A server behind its guard. Thread-safe; the constructor returns when the server's process exists.
 
@@ -89,8 +99,8 @@ class ServerProcess:
         self._stopping = False
         self._cleanup = list(cleanup)
         self._owner = os.getpid()
-        control_read, self._control = os.pipe()
-        self._status, status_write = os.pipe()
+        control_read, self._control = _pipe()
+        self._status, status_write = _pipe()
         try:
             self._guard = subprocess.Popen(
                 [

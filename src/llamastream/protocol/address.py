@@ -89,6 +89,8 @@ def parse_address(url: str) -> Address:
         raise SettingError(f"base_url {url!r} has port 0; allowed: 1 to 65535")
     if not (parts.path.isascii() and parts.hostname.isprintable()):
         raise SettingError(f"base_url {url!r} has characters that must be percent-encoded; {_ALLOWED}")
+    if parts.path.rstrip("/").endswith(("/chat/completions", "/completions", "/completion", "/health", "/models")):
+        raise SettingError(f"base_url {url!r} names an endpoint; give the address before it, with or without /v1")
     default_port = 443 if scheme == "https" else 80
     return Address(
         scheme="https" if scheme == "https" else "http",

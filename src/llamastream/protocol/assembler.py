@@ -124,8 +124,10 @@ class Assembler:
         index = choice.index
         state = self._choices.get(index)
         if state is None:
-            if len(self._choices) >= MAX_CHOICES:
-                raise ProtocolError(f"the server sent more than {MAX_CHOICES} choices in one answer")
+            if not 0 <= index < MAX_CHOICES:
+                raise ProtocolError(
+                    f"the server sent a choice with the index {index}; possible are 0 to {MAX_CHOICES - 1}"
+                )
             state = self._choices[index] = _ChoiceState()
         delta = choice.delta or choice.message
         has_content = False

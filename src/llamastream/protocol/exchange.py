@@ -170,6 +170,8 @@ class GenerationExchange:
             if data == _DONE:
                 self._finish(out)
                 return
+            if event.event == "error":
+                raise mid_stream_error(data, self.url)
             self._add(data, out)
         if self._decoder.error_lines:
             raise mid_stream_error(self._decoder.error_lines[0], self.url)
@@ -205,6 +207,8 @@ class GenerationExchange:
 
     def _fail(self, error: LlamaStreamError) -> None:
         self.done = True
+        if self.url not in error.message:
+            error = type(error)(f"{self.url}: {error.message}", status=error.status)
         if error.status is None and self._reader.status >= 400:
             error.status = self._reader.status
         self.error = error

@@ -83,7 +83,7 @@ def response_error(status: int, headers: Mapping[str, str], body: bytes, url: st
 
 def mid_stream_error(raw: bytes, url: str) -> MidStreamError:
     """The error for an `{"error": ...}` event (or an `error:` line) inside a stream; `raw` is the error's JSON."""
-    details = _details(b'{"error":' + raw + b"}") or {"message": raw[:500].decode("utf-8", "replace")}
+    details = _details(raw) or {"message": raw[:500].decode("utf-8", "replace")}
     message, type_ = _message_and_type(details, {}, raw)
     error = MidStreamError(f"{url} reported an error in mid-stream: {message}", status=_integer(details, "code"))
     error.type = type_

@@ -1,0 +1,309 @@
+"""The runner of a stream in asyncio: connects, sends, receives, waits, tries again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from math import inf
+from time import monotonic
+from typing import Any
+
+from llamastream.client import endpoints
+from llamastream.client.aconnection import AsyncConnection
+from llamastream.client.apool import AsyncConnectionPool
+from llamastream.client.aunary import call_once
+from llamastream.client.core import ClientCore, describe_stream
+from llamastream.client.session import StreamSession, connection_lost
+from llamastream.client.unary import LOOK_TIMEOUT
+from llamastream.errors import LlamaStreamError
+from llamastream.protocol.http1 import ResponseReader
+from llamastream.protocol.requests import GenerationRequest
+from llamastream.types import StreamEvent, TextDelta, Timeouts
+
+_HIGH_WATER = 1024
+"""So many events wait for the reader before the connection is paused."""
+
+
+class AskAgainError(Exception):
+    """There is no text, but something to be done: an end, an error, another attempt."""
+
+
+class AsyncRunner:
+    """Connects, sends, receives, and queues events for the reader.
+
+    Apart from `AsyncStream`, and referred to by transport and timer, so that a stream which is dropped without `close`
+    is noticed: nothing but its reader refers to the stream itself.
+    """
+
+    def __init__(
+        self, core: ClientCore, pool: AsyncConnectionPool, request: GenerationRequest, timeouts: Timeouts | None
+    ) -> None:
+        self.session: StreamSession | None = None
+        self.queue: deque[StreamEvent | str] = deque()  # a str is a TextDelta of the first choice, in short
+        self.text_waiter: asyncio.Future[str] | None = None
+        self._core = core
+        self._pool = pool
+        self._request = request
+        self._timeouts = timeouts
+        self._connection: AsyncConnection | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_deadline = inf
+        self._paused = False
+        self._cancelled = False
+        core.generation_bytes(request)  # what JSON cannot express is refused now, not at the first iteration
+
+    async def open(self) -> StreamSession:
+        """Connect and send; what goes wrong is kept in the session, where the reader meets it."""
+        if self.session is None:
+            self._loop = asyncio.get_running_loop()
+            self.session = self._core.session(self._request, self._timeouts, monotonic())
+        while not self.session.ended and self.session.next_attempt_at is not None:
+            try:
+                await self._attempt(self.session, self.session.next_attempt_at)
+            except BaseException:
+                self.close()
+                raise
+        return self.session
+
+    async def _attempt(self, session: StreamSession, begin_at: float) -> None:
+        if (delay := begin_at - monotonic()) > 0 and not self._cancelled:
+            self._let_go(None)  # others may go first while this one waits
+            await self._wait(delay)
+            return  # whoever woke us: the session says what is to be done
+        if self._cancelled:
+            session.cancel(monotonic())
+            return
+        try:
+            if self._connection is not None:
+                connection, reused = self._pool.replace(self._connection), False
+            else:
+                connection, reused = await self._pool.acquire(session.queue_deadline)
+        except LlamaStreamError as error:
+            session.fail(error, monotonic())
+            return
+        self._connection = connection
+        session.begin(monotonic(), reused_connection=reused)
+        if self._cancelled:
+            session.cancel(monotonic())
+            return
+        try:
+            if reused:
+                connection.keep(self)
+            else:
+                limit = None if session.deadline == inf else max(0.001, session.deadline - monotonic())
+                await connection.connect(self, self._core.address, self._core.tls, limit)
+        except LlamaStreamError as error:
+            session.fail(error, monotonic())
+            return
+        if not session.ended and self._connection is connection:
+            session.connected(monotonic())
+            connection.send(self._core.generation_bytes(session.request))
+            self._arm_timer()
+
+    async def next_event(self) -> StreamEvent | None:
+        """The next event, or None at the end; raises what ended the stream, if it did not end well."""
+        item = await self.next_item()
+        return TextDelta(item) if isinstance(item, str) else item
+
+    def wait_for_text(self) -> asyncio.Future[str] | None:
+        """What gets the next piece of text, where that is all that can be expected; None: ask `next_item`."""
+        session = self.session
+        if self.queue or self._paused or session is None or session.ended or session.steady_idle is None:
+            return None
+        assert self._loop is not None
+        self.text_waiter = self._loop.create_future()
+        return self.text_waiter
+
+    async def next_item(self) -> StreamEvent | str | None:
+        """As `next_event`, with plain text as `str`."""
+        queue = self.queue
+        while not queue:
+            session = self.session
+            if session is None or session.next_attempt_at is not None:
+                session = await self.open()
+                continue
+            if session.ended:
+                self._release()
+                if session.error is not None:
+                    raise session.error
+                return None
+            if self._paused and self._connection is not None:
+                self._paused = False
+                session.reader_waited(monotonic())
+                self._connection.resume()
+            try:
+                if session.wants_slots(monotonic()):
+                    await self._look_at_slots(session)
+                else:
+                    await self._wait(None)
+            except asyncio.CancelledError:
+                self.close()
+                raise
+        return queue.popleft()
+
+    async def _wait(self, seconds: float | None) -> None:
+        """Wait until something happens, `seconds` at most."""
+        assert self._loop is not None
+        waiter = self._waiter = self._loop.create_future()
+        timer = None if seconds is None else self._loop.call_later(seconds, self._wake)
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+    async def _look_at_slots(self, session: StreamSession) -> None:
+        slots: list[dict[str, Any]] | None
+        try:
+            slots = await call_once(self._core, endpoints.slots(), LOOK_TIMEOUT)
+        except LlamaStreamError:
+            slots = None
+        session.slots_seen(slots, monotonic())
+        if not session.ended and session.next_attempt_at is None:
+            self._arm_timer()
+
+    # -- callbacks of the connection and the timer --------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        session = self.session
+        if session is None or session.ended:
+            return
+        queue = self.queue
+        text = session.feed_text(data, monotonic())
+        if text is not None:
+            waiter = self.text_waiter
+            if waiter is not None:
+                self.text_waiter = None
+                if waiter.cancelled():
+                    self.close()  # the task that waited was cancelled: its reader is gone
+                else:
+                    waiter.set_result(text)
+                return
+            queue.append(text)
+        else:
+            queue.extend(session.feed(data, monotonic()))
+        if session.next_attempt_at is not None:
+            self._stop_timer()
+        elif session.ended:
+            self._release()
+        elif len(queue) > _HIGH_WATER and not self._paused and self._connection is not None:
+            self._paused = True
+            self._connection.pause()
+        elif session.deadline < self._timer_deadline:
+            self._arm_timer()
+        self._wake()
+
+    def closed(self, error: OSError | None) -> None:
+        session = self.session
+        if session is None or session.ended:
+            return
+        if error is None:
+            self.queue.extend(session.feed_eof(monotonic()))
+        else:
+            session.fail(connection_lost(session.url, error), monotonic())
+        if session.next_attempt_at is not None:
+            self._stop_timer()
+        else:
+            self._release()
+        self._wake()
+
+    def _arm_timer(self) -> None:
+        # One timer for the whole stream: when it fires it looks at the clocks, and sleeps on if they have moved on.
+        # Only a deadline that moved forward in time, as when one clock hands over to a shorter one, sets it anew.
+        assert self._loop is not None
+        assert self.session is not None
+        self._stop_timer()
+        self._timer_deadline = self.session.deadline
+        if self._timer_deadline != inf:
+            self._timer = self._loop.call_later(max(0.0, self._timer_deadline - monotonic()), self._look_at_clocks)
+
+    def _look_at_clocks(self) -> None:
+        session = self.session
+        if session is None or session.ended:
+            return
+        now = monotonic()
+        if self._paused:
+            session.reader_waited(now)  # while we keep the server waiting, its silence is ours
+        if session.wants_slots(now):
+            self._wake()  # the reader asks; if it is elsewhere, it does so when it comes back
+        elif session.timed_out(now):
+            if session.ended:
+                self._release()
+            self._wake()
+        else:
+            self._arm_timer()
+
+    def _wake(self) -> None:
+        if self.text_waiter is not None:
+            self._hand_on()
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _hand_on(self) -> None:
+        """Something else than one more text happened while a reader waits for text."""
+        waiter, self.text_waiter = self.text_waiter, None
+        assert waiter is not None
+        if waiter.cancelled():
+            if self.session is not None and not self.session.ended:
+                self.close()
+            return
+        queue = self.queue
+        while queue:
+            item = queue.popleft()
+            if isinstance(item, TextDelta):
+                if item.index:
+                    continue
+                item = item.text
+            if isinstance(item, str):
+                waiter.set_result(item)
+                return
+        waiter.set_exception(AskAgainError())
+
+    # -- leaving ----------------------------------------------------------------------------------------
+
+    def describe(self) -> str:
+        """Endpoint and state, for people."""
+        return describe_stream(self._core, self._request, self.session)
+
+    def cancel(self) -> None:
+        """From any thread."""
+        self._cancelled = True
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(self.close)
+
+    def close(self) -> None:
+        """In the event loop's thread."""
+        self._cancelled = True
+        self.queue.clear()
+        if self.session is not None:
+            self.session.cancel(monotonic())
+        self._release()
+        self._wake()
+
+    def _release(self) -> None:
+        """Let go of the connection and the timer; the queue stays for the reader."""
+        self._stop_timer()
+        session = self.session
+        ended_well = session is not None and session.ended and session.error is None and not session.cancelled
+        self._let_go(session.exchange.reader if ended_well and session is not None else None)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _let_go(self, reader: ResponseReader | None) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if self._paused:
+                self._paused = False
+                connection.resume()
+            self._pool.release(connection, reader)

@@ -1,0 +1,198 @@
+"""The runner of a blocking stream: connects, sends, reads, waits, tries again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from time import monotonic
+from typing import Any
+
+from llamastream.client import endpoints
+from llamastream.client.connection import Connection
+from llamastream.client.core import ClientCore, describe_stream
+from llamastream.client.pool import ConnectionPool
+from llamastream.client.session import StreamSession, connection_lost
+from llamastream.client.unary import LOOK_TIMEOUT, call_once
+from llamastream.errors import LlamaStreamError
+from llamastream.protocol.http1 import ResponseReader
+from llamastream.protocol.requests import GenerationRequest
+from llamastream.types import StreamEvent, TextDelta, Timeouts
+
+
+class Runner:
+    """Connects, sends, reads: everything of a stream that its reader does not see.
+
+    Apart from `Stream` so that a stream which is dropped without `close` is freed at once: the generator below refers
+    to the runner, not to the stream, hence there is no cycle that only the garbage collector would find.
+    """
+
+    def __init__(self, core: ClientCore, pool: ConnectionPool, request: GenerationRequest, timeouts: Timeouts | None):
+        self.session: StreamSession | None = None
+        self._core = core
+        self._pool = pool
+        self._request = request
+        self._timeouts = timeouts
+        self._connection: Connection | None = None
+        self._lock = threading.Lock()
+        self._cancelled = threading.Event()
+        core.generation_bytes(request)  # what JSON cannot express is refused now, not at the first iteration
+
+    def open(self) -> StreamSession:
+        """Connect and send; what goes wrong is kept in the session, where the reader meets it."""
+        if self.session is None:
+            self.session = self._core.session(self._request, self._timeouts, monotonic())
+        while not self.session.ended and self.session.next_attempt_at is not None:
+            self._attempt(self.session, self.session.next_attempt_at)
+        return self.session
+
+    def _attempt(self, session: StreamSession, begin_at: float) -> None:
+        delay = begin_at - monotonic()
+        if delay > 0:
+            self._let_go(None)  # others may go first while this one waits
+        if (delay > 0 and self._cancelled.wait(delay)) or self._cancelled.is_set():
+            session.cancel(monotonic())
+            return
+        try:
+            if self._connection is not None:
+                connection, reused = self._pool.replace(self._connection), False
+            else:
+                connection, reused = self._pool.acquire(session.queue_deadline)
+        except LlamaStreamError as error:
+            session.fail(error, monotonic())
+            return
+        with self._lock:
+            self._connection = connection
+        session.begin(monotonic(), reused_connection=reused)
+        if self._cancelled.is_set():
+            session.cancel(monotonic())
+            return
+        try:
+            if not reused:
+                connection.connect(session.deadline)
+            session.connected(monotonic())
+            connection.send(self._core.generation_bytes(session.request), session.deadline)
+        except LlamaStreamError as error:
+            self._failed(session, error)
+        except TimeoutError:
+            session.timed_out(session.deadline)
+        except OSError:
+            # A server may answer (413, 401) and close before it has read the whole body: look for that answer.
+            pass
+
+    def events(self) -> Generator[StreamEvent, None, None]:
+        """All events; raises what ended the stream, if it did not end well."""
+        try:
+            session = self.open()
+            while not session.ended:
+                events = self._step(session)
+                if events:
+                    yield from events
+                    session.reader_waited(monotonic())
+        finally:
+            self.close()
+        if session.error is not None:
+            raise session.error
+
+    def texts(self) -> Generator[str, None, None]:
+        """The text of the first choice; otherwise as `events`, and much the same, with a short way for plain text."""
+        try:
+            session = self.open()
+            while not session.ended:
+                idle = session.steady_idle
+                if idle is None or self._connection is None:
+                    events = self._step(session)
+                    if events:
+                        for event in events:
+                            if type(event) is TextDelta and event.index == 0:
+                                yield event.text
+                        session.reader_waited(monotonic())
+                    continue
+                # As long as each read is one more piece of text, this is all that happens.
+                receive, feed_text = self._connection.receive_within, session.feed_text
+                data = b""
+                try:
+                    while (text := feed_text(data := receive(idle), monotonic())) is not None:
+                        yield text
+                except OSError as error:
+                    self._read_failed(session, error)
+                    continue
+                events = self._take(session, data)
+                if events:
+                    for event in events:
+                        if type(event) is TextDelta and event.index == 0:
+                            yield event.text
+                    session.reader_waited(monotonic())
+        finally:
+            self.close()
+        if session.error is not None:
+            raise session.error
+
+    def _step(self, session: StreamSession) -> list[StreamEvent]:
+        """An attempt, or a read, and what it gave."""
+        if session.next_attempt_at is not None:
+            self._attempt(session, session.next_attempt_at)
+            return []
+        assert self._connection is not None
+        try:
+            data = self._connection.receive(session.deadline)
+        except OSError as error:
+            self._read_failed(session, error)
+            return []
+        return self._take(session, data)
+
+    def _take(self, session: StreamSession, data: bytes) -> list[StreamEvent]:
+        if self._cancelled.is_set():
+            session.cancel(monotonic())
+            return []
+        return session.feed(data, monotonic()) if data else session.feed_eof(monotonic())
+
+    def _read_failed(self, session: StreamSession, error: OSError) -> None:
+        if isinstance(error, TimeoutError):
+            self._wait_is_over(session, max(monotonic(), session.deadline))
+        else:
+            self._failed(session, connection_lost(session.url, error))
+
+    def _wait_is_over(self, session: StreamSession, now: float) -> None:
+        if not session.wants_slots(now):
+            session.timed_out(now)
+            return
+        slots: list[dict[str, Any]] | None
+        try:
+            slots = call_once(self._core, endpoints.slots(), LOOK_TIMEOUT)
+        except LlamaStreamError:
+            slots = None
+        session.slots_seen(slots, max(now, monotonic()))
+
+    def _failed(self, session: StreamSession, error: LlamaStreamError) -> None:
+        if self._cancelled.is_set():
+            session.cancel(monotonic())
+        else:
+            session.fail(error, monotonic())
+
+    def _let_go(self, reader: ResponseReader | None) -> None:
+        """Give the connection back; `reader` of a response that ended well, so that it may be used again."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            self._pool.release(connection, reader)
+
+    def describe(self) -> str:
+        """Endpoint and state, for people."""
+        return describe_stream(self._core, self._request, self.session)
+
+    def cancel(self) -> None:
+        """From any thread."""
+        self._cancelled.set()
+        with self._lock:
+            if self._connection is not None:
+                self._connection.abort()
+
+    def close(self) -> None:
+        """In the thread that reads."""
+        session = self.session
+        self._cancelled.set()
+        if session is None:
+            return
+        session.cancel(monotonic())  # no effect on a stream that has ended
+        ended_well = session.error is None and not session.cancelled
+        self._let_go(session.exchange.reader if ended_well else None)
