@@ -86,7 +86,10 @@ class Runner:
             while not session.ended:
                 events = self._step(session)
                 if events:
-                    yield from events
+                    for event in events:
+                        if self._cancelled.is_set():
+                            break  # left in the middle of what one read brought
+                        yield event
                     session.reader_waited(monotonic())
         finally:
             self.close()
@@ -102,9 +105,7 @@ class Runner:
                 if idle is None or self._connection is None:
                     events = self._step(session)
                     if events:
-                        for event in events:
-                            if type(event) is TextDelta and event.index == 0:
-                                yield event.text
+                        yield from self._texts_of(events)
                         session.reader_waited(monotonic())
                     continue
                 # As long as each read is one more piece of text, this is all that happens.
@@ -118,14 +119,19 @@ class Runner:
                     continue
                 events = self._take(session, data)
                 if events:
-                    for event in events:
-                        if type(event) is TextDelta and event.index == 0:
-                            yield event.text
+                    yield from self._texts_of(events)
                     session.reader_waited(monotonic())
         finally:
             self.close()
         if session.error is not None:
             raise session.error
+
+    def _texts_of(self, events: list[StreamEvent]) -> Generator[str, None, None]:
+        for event in events:
+            if self._cancelled.is_set():
+                return  # left in the middle of what one read brought
+            if type(event) is TextDelta and event.index == 0:
+                yield event.text
 
     def _step(self, session: StreamSession) -> list[StreamEvent]:
         """An attempt, or a read, and what it gave."""
