@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import re
 import socket
 import ssl
@@ -279,6 +280,20 @@ def test_a_silent_server_runs_out_the_clock_that_runs(
         assert caught.value.partial is not None
         assert caught.value.partial.text == text
         assert server.wait_for(lambda double: double.connections == 0), "the connection is closed"
+
+
+@each_driver
+@pytest.mark.parametrize("seconds", [math.inf, 1e12, 1e-9])
+def test_clocks_of_any_length(driver: Driver, seconds: float) -> None:
+    with ServerDouble(Script(sse_answer(TEXTS), piece=40)) as server:
+        timeouts = Timeouts(
+            connect=9 if seconds < 1 else seconds, first_byte=seconds, prefill=seconds, content_idle=seconds
+        )
+        if seconds < 1:
+            with pytest.raises(FirstByteTimeoutError):
+                driver.texts(server.url, MESSAGES, timeouts=timeouts)
+        else:
+            assert driver.texts(server.url, MESSAGES, timeouts=timeouts) == TEXTS
 
 
 class Pinging:

@@ -83,9 +83,15 @@ def test_any_texts_in_any_reads(texts: list[str], cuts: list[int]) -> None:
 JSON = '{"choices":[{"index":0,"delta":{"content":"%s"}}],"id":"x","model":"demo"}'
 
 
+def read(data: bytes) -> str | None:
+    choices = json.loads(data)["choices"]
+    content: str | None = choices[0]["delta"]["content"]
+    return content
+
+
 def learned(text: str = "abc") -> TextTemplate:
     template = TextTemplate()
-    template.learn((JSON % text).encode(), text)
+    template.learn((JSON % text).encode(), text, read)
     return template
 
 
@@ -111,13 +117,13 @@ def test_wrong_utf8_takes_the_long_way() -> None:
 @pytest.mark.parametrize("text", ["demo", "content", "x", "index", "", 'a"b'])
 def test_a_text_that_stands_elsewhere_too_is_not_learned_from(text: str) -> None:
     template = TextTemplate()
-    template.learn((JSON % json.dumps(text)[1:-1]).encode(), text)
+    template.learn((JSON % json.dumps(text)[1:-1]).encode(), text, read)
     assert not template.known
 
 
 def test_a_text_that_only_happens_to_be_another_value_is_not_learned_from() -> None:
     template = TextTemplate()
-    template.learn(b'{"choices":[{"delta":{"content":"\\u0041"}}],"id":"A"}', "A")
+    template.learn(b'{"choices":[{"delta":{"content":"\\u0041"}}],"id":"A"}', "A", read)
     assert not template.known
 
 

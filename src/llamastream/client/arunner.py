@@ -13,6 +13,7 @@ from llamastream.client import endpoints
 from llamastream.client.aconnection import AsyncConnection
 from llamastream.client.apool import AsyncConnectionPool
 from llamastream.client.aunary import call_once
+from llamastream.client.connection import LONGEST_WAIT
 from llamastream.client.core import ClientCore, describe_stream
 from llamastream.client.session import StreamSession, connection_lost
 from llamastream.client.unary import LOOK_TIMEOUT
@@ -93,7 +94,9 @@ class AsyncRunner:
             if reused:
                 connection.keep(self)
             else:
-                limit = None if session.deadline == inf else max(0.001, session.deadline - monotonic())
+                limit = (
+                    None if session.deadline == inf else min(LONGEST_WAIT, max(0.001, session.deadline - monotonic()))
+                )
                 await connection.connect(self, self._core.address, self._core.tls, limit)
         except LlamaStreamError as error:
             session.fail(error, monotonic())
@@ -219,7 +222,8 @@ class AsyncRunner:
         self._stop_timer()
         self._timer_deadline = self.session.deadline
         if self._timer_deadline != inf:
-            self._timer = self._loop.call_later(max(0.0, self._timer_deadline - monotonic()), self._look_at_clocks)
+            wait = min(LONGEST_WAIT, max(0.0, self._timer_deadline - monotonic()))
+            self._timer = self._loop.call_later(wait, self._look_at_clocks)
 
     def _look_at_clocks(self) -> None:
         session = self.session

@@ -15,6 +15,8 @@ from llamastream.protocol.address import Address
 from llamastream.protocol.http1 import ResponseReader
 
 RECEIVE_BYTES = 64 * 1024
+LONGEST_WAIT = 30 * 86400.0
+"""Seconds of one wait at most: what sockets and timers can take has bounds. Who waits longer waits again."""
 
 
 class Connection:
@@ -120,8 +122,9 @@ class Connection:
             # The kernel's own timeout on a blocking socket. TLS has no use for it: Python waits for records itself.
             sock.settimeout(seconds if self._secure else None)
             if not self._secure:
-                whole = int(seconds)
-                timeval = struct.pack("ll", whole, int((seconds - whole) * 1e6))
+                # At least a microsecond, since the kernel takes zero for no limit.
+                whole, rest = divmod(max(1, int(seconds * 1e6)), 1_000_000)
+                timeval = struct.pack("ll", whole, rest)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
             self._steady = seconds
         try:
@@ -142,7 +145,7 @@ class Connection:
                 self._socket.settimeout(None)
                 self._armed = inf
             return
-        left = deadline - monotonic()
+        left = min(deadline - monotonic(), LONGEST_WAIT)
         if left <= 0:
             raise TimeoutError
         if not left <= self._armed <= left * 1.01:

@@ -35,6 +35,7 @@ class Runner:
         self._connection: Connection | None = None
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
+        self._left = False  # the same, for a look at each piece of text
         core.generation_bytes(request)  # what JSON cannot express is refused now, not at the first iteration
 
     def open(self) -> StreamSession:
@@ -114,6 +115,8 @@ class Runner:
                 try:
                     while (text := feed_text(data := receive(idle), monotonic())) is not None:
                         yield text
+                        if self._left:
+                            break
                 except OSError as error:
                     self._read_failed(session, error)
                     continue
@@ -154,7 +157,9 @@ class Runner:
 
     def _read_failed(self, session: StreamSession, error: OSError) -> None:
         if isinstance(error, TimeoutError):
-            self._wait_is_over(session, max(monotonic(), session.deadline))
+            now = monotonic()
+            # A timer may be a moment early; a wait that was cut at its longest is far from the deadline.
+            self._wait_is_over(session, max(now, session.deadline) if session.deadline - now < 0.01 else now)
         else:
             self._failed(session, connection_lost(session.url, error))
 
@@ -188,6 +193,7 @@ class Runner:
 
     def cancel(self) -> None:
         """From any thread."""
+        self._left = True
         self._cancelled.set()
         with self._lock:
             if self._connection is not None:

@@ -41,6 +41,10 @@ MAX_RECORDED = 64
 """Failed attempts that are kept in the figures; a model that loads for minutes must not make them grow."""
 
 
+LONGEST_STEADY = 86400.0
+"""Seconds: a content-idle clock that runs longer is watched by deadlines."""
+
+
 class SessionOptions(Struct, frozen=True):
     """What a stream takes from its client and its call."""
 
@@ -148,7 +152,8 @@ class StreamSession:
         None: wait until `deadline`. After a ping, say, what is left of the clock is less than the whole.
         """
         steady = self._exchange.steady and self._last_was_content and self._clocks.end == inf
-        return self._options.timeouts.content_idle if steady else None
+        idle = self._options.timeouts.content_idle
+        return idle if steady and idle is not None and idle < LONGEST_STEADY else None
 
     def feed_text(self, data: bytes, now: float) -> str | None:
         """The short way: if these bytes are one more piece of text and nothing else, take them and return it.

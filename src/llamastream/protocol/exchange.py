@@ -6,7 +6,13 @@ text which arrived in the same read as a failure still reaches the caller before
 
 from __future__ import annotations
 
-from llamastream.errors import ConnectionLostError, EventTooLargeError, LlamaStreamError, StreamTruncatedError
+from llamastream.errors import (
+    ConnectionLostError,
+    EventTooLargeError,
+    LlamaStreamError,
+    ProtocolError,
+    StreamTruncatedError,
+)
 from llamastream.protocol.assembler import Assembler
 from llamastream.protocol.chunks import NO_ERROR, decode_chunk
 from llamastream.protocol.failures import MAX_ERROR_BODY, mid_stream_error, response_error, unexpected_response
@@ -94,9 +100,13 @@ class GenerationExchange:
         reader = self._reader
         try:
             bodies = reader.feed(data)
-            if len(bodies) > 1 and not self._rejected:
-                bodies = [b"".join(bodies)]
+            decoder, template, assembler = self._decoder, self._template, self.assembler
             for body in bodies:
+                # llama-server sends each event in an HTTP chunk of its own.
+                if decoder.between_events and (text := template.event(body)) is not None:
+                    assembler.add_text(text)
+                    out.append(TextDelta(text))
+                    continue
                 if not self.accepted:
                     self._begin(out)
                 if self._rejected:
@@ -183,7 +193,13 @@ class GenerationExchange:
         self.assembler.add(chunk, out)
         text = self.assembler.sole_text(chunk)
         if text:
-            self._template.learn(data, text)
+            self._template.learn(data, text, self._read_text)
+
+    def _read_text(self, data: bytes) -> str | None:
+        try:
+            return self.assembler.sole_text(decode_chunk(data))
+        except ProtocolError:
+            return None
 
     def _finish(self, out: list[StreamEvent]) -> None:
         """`[DONE]`, or the proper end of the body."""

@@ -8,17 +8,30 @@ with that text. Whatever differs takes the long way.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 _FRAME_END = b"\n\n\r\n"
 _EVENT_START = b"data: "
+_PROBE = b"another text"
 _decode_string = msgspec.json.Decoder(str).decode
 
 
 class TextTemplate:
     """The bytes around the text of the last chunk, or nothing yet."""
 
-    __slots__ = ("_after", "_after_length", "_before", "_before_length", "_frame_after", "_frame_before", "known")
+    __slots__ = (
+        "_after",
+        "_after_length",
+        "_before",
+        "_before_length",
+        "_event_after",
+        "_event_before",
+        "_frame_after",
+        "_frame_before",
+        "known",
+    )
 
     def __init__(self) -> None:
         self.known = False
@@ -26,11 +39,12 @@ class TextTemplate:
         self._after = b""
         self._before_length = 0
         self._after_length = 0
-        self._frame_before = b""
+        self._frame_before = self._event_before = b""
+        self._event_after = b""
         self._frame_after = b""
 
-    def learn(self, data: bytes, text: str) -> None:
-        """`data` is the JSON of a chunk that holds `text` and nothing else of interest."""
+    def learn(self, data: bytes, text: str, read: Callable[[bytes], str | None]) -> None:
+        """`data` is the JSON of a chunk that holds `text` and nothing else of interest; `read` decodes one in full."""
         if self.known and data.startswith(self._before) and data.endswith(self._after):
             return
         raw = text.encode("utf-8", "surrogatepass")
@@ -38,22 +52,29 @@ class TextTemplate:
         if not text or start < 0 or not _plain(text) or data.find(b'"' + raw + b'"', start + 1) >= 0:
             return  # escaped, or not the only place where it stands
         before, after = data[: start + 1], data[start + 1 + len(raw) :]
-        # The key decides: a text written with escapes could happen to stand, plainly, as the value of another one.
-        if not before.endswith((b'"content":"', b'"content": "', b'"text":"', b'"text": "')):
+        # A text written with escapes could happen to stand, plainly, as the value of something else: prove the place.
+        if read(before + _PROBE + after) != _PROBE.decode():
             return
         if b"\n" in before or b"\n" in after:
             return
         self._before, self._before_length = before, len(before)
         self._after, self._after_length = after, len(after)
-        self._frame_before = _EVENT_START + before
+        self._frame_before = self._event_before = _EVENT_START + before
+        self._event_after = after + b"\n\n"
         self._frame_after = after + _FRAME_END
         self.known = True
 
     def text(self, data: bytes) -> str | None:
         """The text of a chunk's JSON that differs from the learned one in nothing else; None: decode it in full."""
         if self.known and data.startswith(self._before) and data.endswith(self._after):
-            return _string(data[self._before_length : -self._after_length])
+            return _string(data[self._before_length - 1 : 1 - self._after_length])
         return None
+
+    def event(self, data: bytes) -> str | None:
+        """The same for bytes that are one whole event, framing included: `data: {...}\\n\\n`."""
+        if not (self.known and data.startswith(self._event_before) and data.endswith(self._event_after)):
+            return None
+        return _string(data[self._before_length + 5 : -1 - self._after_length])
 
     def frame(self, data: bytes) -> str | None:
         """The same for bytes that are one HTTP chunk with one event: `1f\\r\\ndata: {...}\\n\\n\\r\\n`."""
@@ -67,21 +88,17 @@ class TextTemplate:
                 return None
         except ValueError:
             return None
-        return _string(data[line + 8 + self._before_length : -4 - self._after_length])
+        return _string(data[line + 7 + self._before_length : -3 - self._after_length])
 
 
-def _string(raw: bytes) -> str | None:
-    """The text that stands between the quotes of a JSON string, if it is one and not empty."""
+def _string(quoted: bytes) -> str | None:
+    """The text of a JSON string, given with its quotes, if it is one and not empty."""
     try:
-        text = raw.decode()
-        if _plain(text):
-            return text or None
-        # An escape, or an unusual character: let JSON judge. A line end would be no string, but an event's end.
-        return None if b"\n" in raw or b"\r" in raw else _decode_string(b'"%b"' % raw)
-    except (UnicodeDecodeError, msgspec.DecodeError):
+        return _decode_string(quoted) or None
+    except ValueError:  # not a JSON string, or not UTF-8
         return None
 
 
 def _plain(text: str) -> bool:
-    """Nothing in it that JSON escapes or SSE cuts at; line separators and the like are not printable either."""
+    """Nothing in it that JSON might escape, so that it stands in the bytes as it is."""
     return text.isprintable() and '"' not in text and "\\" not in text
