@@ -106,8 +106,8 @@ class ServerDouble:
                 self.most_connections = max(self.most_connections, len(self._open))
                 thread = threading.Thread(target=self._serve, args=(connection, script), daemon=True)
                 self._threads.append(thread)
+                thread.start()  # under the lock: close() may come in the next moment and joins what it finds
                 self._lock.notify_all()
-            thread.start()
 
     def _serve(self, raw: socket.socket, script: Script) -> None:
         connection = raw
