@@ -62,7 +62,7 @@ def free_port() -> int:
 def test_chat_puts_the_answer_on_stdout_and_the_rest_on_stderr(engine: Engine, environ: dict[str, str]) -> None:
     done = run(environ, "chat", "--url", engine.url, "--temperature", "0", STORY.question)
     assert (done.returncode, done.stdout) == (0, STORY.answer + "\n")
-    assert re.fullmatch(r"first token [\d,]+ ms · [\d,]+ tokens/s · .*\d+ tokens · .*stop\n", done.stderr)
+    assert re.fullmatch(r"first token [\d.,]+ ms · [\d,]+ tokens/s · .*\d+ tokens · .*stop\n", done.stderr)
 
 
 def test_chat_in_a_pipe_reads_standard_input(engine: Engine, environ: dict[str, str]) -> None:

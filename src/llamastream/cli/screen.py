@@ -152,7 +152,9 @@ def silence_stdout() -> None:
 
 
 def milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:,.0f} ms" if seconds < 10 else f"{seconds:,.1f} s"
+    if seconds >= 10:
+        return f"{seconds:,.1f} s"
+    return f"{seconds * 1000:,.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.1f} ms"
 
 
 # rich's own frame loads a font from the network; this one takes what the viewer has.
