@@ -7,7 +7,7 @@ and since 2025 the same with negations on the line (`--mmap, --no-mmap`) and rem
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from msgspec import Struct
 
@@ -122,8 +122,3 @@ def _definition(line: str) -> tuple[list[str], str, str]:
     if not hint:
         hint = next((_UNHINTED[name] for name in names if name in _UNHINTED), "")
     return names, hint, line[position:].strip()
-
-
-def help_from_names(names: Iterable[str]) -> Help:
-    """A help that knows just these names, each on its own; for tests and for builds without a help text."""
-    return Help(flags={name: HelpFlag(names=(name,), hint="", text="") for name in names})

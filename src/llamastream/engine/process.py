@@ -141,11 +141,6 @@ class ServerProcess:
             )
 
     @property
-    def guard_pid(self) -> int:
-        """The guard's process id."""
-        return self._guard.pid
-
-    @property
     def alive(self) -> bool:
         """Whether the server's process still runs."""
         return not self._exited.is_set()

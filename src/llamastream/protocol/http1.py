@@ -51,7 +51,7 @@ class ResponseReader:
         failure: why the response cannot be read any further, or None. What came before it is still handed out.
     """
 
-    def __init__(self, *, head_request: bool = False) -> None:
+    def __init__(self) -> None:
         self.status = 0
         self.reason = ""
         self.headers: dict[str, str] = {}
@@ -61,7 +61,6 @@ class ResponseReader:
         self.trailing = False
         self.failure: ProtocolError | None = None
         self.body_bytes = 0
-        self._head_request = head_request
         self._body: list[bytes] = []
         self._body_end = 0
         self._between_chunks = False
