@@ -330,6 +330,7 @@ def test_check_reports_what_is_here(engine: Engine, environ: dict[str, str]) -> 
     assert (done.returncode, report["ok"]) == (0, True)
     assert findings["server"]["verdict"] == findings["embedded engine"]["verdict"] == "ok"
     assert "4 slots" in findings["server"]["detail"]
+    assert re.search(r"\d+ flags, with --metrics", findings["embedded engine"]["detail"])
     assert {"llamastream", "executable engine", "CPU", "memory", "model", "port", "downloads"} <= findings.keys()
 
 

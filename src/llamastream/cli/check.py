@@ -89,13 +89,23 @@ def engine_findings(options: EngineOptions) -> list[Finding]:
     for fact in found:
         if fact.usable:
             where = f"{fact.path} (from {fact.found})" if fact.kind == "executable" else f"{fact.found} wheel"
-            findings.append(Finding(f"{fact.kind} engine", "ok", f"{fact.version or 'version unknown'}, {where}"))
+            detail = f"{fact.version or 'version unknown'}, {where}; {flags_line(fact.flags)}"
+            findings.append(Finding(f"{fact.kind} engine", "ok", detail))
             continue
         wanted = options.kind == fact.kind or (options.binary is not None and fact.kind == "executable")
         verdict: Verdict = "problem" if wanted or not any_usable else "note"
         detail, _, advice = fact.problem.partition(": ")
         findings.append(Finding(f"{fact.kind} engine", verdict, detail, advice))
     return findings
+
+
+def flags_line(flags: tuple[str, ...]) -> str:
+    """`237 flags, with --log-jsonl --metrics; without --slot-save-path`: those that matter for streaming."""
+    wanted = ("--metrics", "--slots", "--slot-save-path", "--cache-ram", "--log-jsonl")
+    there = [flag for flag in wanted if flag in flags]
+    missing = [flag for flag in wanted if flag not in flags]
+    line = f"{len(flags)} flags" + (f", with {' '.join(there)}" if there else "")
+    return line + (f"; without {' '.join(missing)}" if missing else "")
 
 
 def cpu_finding() -> Finding:

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from llamastream.engine.addresses import check_port
+from llamastream.engine.attributes import SWITCHES, VALUES
 from llamastream.engine.embedded import embedded_version
+from llamastream.engine.flags import MANAGED
 from llamastream.engine.gguf import GgufInfo
 from llamastream.engine.machine import Cores, Memory, cores, cpu_features, memory
 from llamastream.engine.probe import find_binary, probe
@@ -41,6 +43,7 @@ class EngineFact(Struct, frozen=True):
         path: the executable, or the Python that runs the embedded engine.
         version: as it says itself, "" if unknown. found: where from (binary, LLAMA_SERVER_BIN, PATH, xllamacpp).
         problem: why it cannot be used and what to do, "" if it can.
+        flags: the llama-server flags that it takes, sorted.
     """
 
     kind: str
@@ -49,6 +52,7 @@ class EngineFact(Struct, frozen=True):
     version: str = ""
     found: str = ""
     problem: str = ""
+    flags: tuple[str, ...] = ()
 
 
 class ModelFact(Struct, frozen=True):
@@ -102,6 +106,7 @@ def _executable(binary: str | None, environment: Mapping[str, str] | None) -> En
         version=probed.version,
         found=found.found,
         problem=f"this build is too old, it lacks {', '.join(missing)}: use a newer one" if missing else "",
+        flags=tuple(known.names),
     )
 
 
@@ -113,7 +118,15 @@ def _embedded() -> EngineFact:
             usable=False,
             problem="the package xllamacpp is not installed: pip install 'llamastream[server]'",
         )
-    return EngineFact(kind="embedded", usable=True, path=sys.executable, version=version, found="xllamacpp")
+    return EngineFact(
+        kind="embedded",
+        usable=True,
+        path=sys.executable,
+        version=version,
+        found="xllamacpp",
+        # What options of ours express, and what may be passed on; its log is text.
+        flags=tuple(sorted((SWITCHES.keys() | VALUES.keys() | MANAGED.keys()) - {"--log-jsonl"})),
+    )
 
 
 def model_fact(path: str) -> ModelFact:
