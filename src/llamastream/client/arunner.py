@@ -26,10 +26,6 @@ _HIGH_WATER = 1024
 """So many events wait for the reader before the connection is paused."""
 
 
-class AskAgainError(Exception):
-    """There is no text, but something to be done: an end, an error, another attempt."""
-
-
 class AsyncRunner:
     """Connects, sends, receives, and queues events for the reader.
 
@@ -52,6 +48,7 @@ class AsyncRunner:
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_deadline = inf
+        self._errand: asyncio.Task[None] | None = None
         self._paused = False
         self._cancelled = False
         core.generation_bytes(request)  # what JSON cannot express is refused now, not at the first iteration
@@ -112,7 +109,11 @@ class AsyncRunner:
         return TextDelta(item) if isinstance(item, str) else item
 
     def wait_for_text(self) -> asyncio.Future[str] | None:
-        """What gets the next piece of text, where that is all that can be expected; None: ask `next_item`."""
+        """What gets the next piece of text, where that is all that can be expected; None: ask `next_text`.
+
+        A bare future saves a coroutine for each token. Whoever is cancelled while waiting for it drops its iterator,
+        which leaves the stream; if not, the next data finds the future cancelled.
+        """
         session = self.session
         if self.queue or self._paused or session is None or session.ended or session.steady_idle is None:
             return None
@@ -146,6 +147,23 @@ class AsyncRunner:
                 self.close()
                 raise
         return queue.popleft()
+
+    async def next_text(self) -> str:
+        """The next piece of text of the first choice.
+
+        Raises:
+            StopAsyncIteration: the stream has ended well. LlamaStreamError: it has not.
+        """
+        queue = self.queue
+        while True:
+            item = queue.popleft() if queue else await self.next_item()
+            if isinstance(item, str):
+                return item
+            if type(item) is TextDelta:
+                if item.index == 0:
+                    return item.text
+            elif item is None:
+                raise StopAsyncIteration
 
     async def _wait(self, seconds: float | None) -> None:
         """Wait until something happens, `seconds` at most."""
@@ -266,7 +284,30 @@ class AsyncRunner:
             if isinstance(item, str):
                 waiter.set_result(item)
                 return
-        waiter.set_exception(AskAgainError())
+        session = self.session
+        assert session is not None
+        if session.ended:
+            waiter.set_exception(session.error or StopAsyncIteration())
+        else:
+            assert self._loop is not None
+            self._errand = self._loop.create_task(self._fetch_text(waiter))
+
+    async def _fetch_text(self, waiter: asyncio.Future[str]) -> None:
+        """The long way to a text (another attempt, say) on behalf of a reader that waits on a bare future."""
+        task = asyncio.current_task()
+        assert task is not None
+        waiter.add_done_callback(lambda done: task.cancel() if done.cancelled() else None)
+        try:
+            text = await self.next_text()
+        except asyncio.CancelledError:
+            waiter.cancel()
+            raise
+        except (LlamaStreamError, StopAsyncIteration) as end:
+            if not waiter.done():
+                waiter.set_exception(end)
+        else:
+            if not waiter.done():
+                waiter.set_result(text)
 
     # -- leaving ----------------------------------------------------------------------------------------
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from types import TracebackType
 from typing import Self
 
 from llamastream.client.apool import AsyncConnectionPool
-from llamastream.client.arunner import AskAgainError, AsyncRunner
+from llamastream.client.arunner import AsyncRunner
 from llamastream.client.core import ClientCore
 from llamastream.client.stream import CONSUMED
 from llamastream.errors import StreamConsumedError
 from llamastream.protocol.requests import GenerationRequest
-from llamastream.types import Result, Stats, StreamEvent, TextDelta, Timeouts
+from llamastream.types import Result, Stats, StreamEvent, Timeouts
 
 
 class AsyncStream:
@@ -40,7 +39,7 @@ class AsyncStream:
         return _Texts(self._runner)
 
     async def __anext__(self) -> str:
-        return await _next_text(self._runner)
+        return await self._runner.next_text()
 
     def events(self) -> AsyncIterator[StreamEvent]:
         """Everything that the server sends, typed; `StreamEnd` comes last. Raises as iterating does."""
@@ -131,8 +130,7 @@ class _Texts(_Reader):
 
     def __anext__(self) -> Awaitable[str]:
         # Mostly there is nothing yet and one more text to come: then a bare future is all that it takes.
-        waiter = self._runner.wait_for_text()
-        return _next_text(self._runner) if waiter is None else _text_or_more(waiter, self._runner)
+        return self._runner.wait_for_text() or self._runner.next_text()
 
 
 class _Events(_Reader):
@@ -143,26 +141,3 @@ class _Events(_Reader):
         if event is None:
             raise StopAsyncIteration
         return event
-
-
-async def _text_or_more(waiter: asyncio.Future[str], runner: AsyncRunner) -> str:
-    try:
-        return await waiter
-    except AskAgainError:
-        return await _next_text(runner)
-    except asyncio.CancelledError:
-        runner.close()
-        raise
-
-
-async def _next_text(runner: AsyncRunner) -> str:
-    queue = runner.queue
-    while True:
-        item = queue.popleft() if queue else await runner.next_item()
-        if isinstance(item, str):
-            return item
-        if type(item) is TextDelta:
-            if item.index == 0:
-                return item.text
-        elif item is None:
-            raise StopAsyncIteration
