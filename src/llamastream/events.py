@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from llamastream.types import Stats
+from llamastream.types import Recovery, Stats
 
 
 class RequestStarted(Struct, frozen=True):
@@ -22,11 +22,17 @@ class RequestStarted(Struct, frozen=True):
 
 
 class AttemptStarted(Struct, frozen=True):
-    """An attempt begins: the first is number 1. `reused_connection`: over a connection that was idle in the pool."""
+    """An attempt begins: the first is number 1.
+
+    `reused_connection`: over a connection that was idle in the pool. `server`: its base URL. `kind`: `first`,
+    `restart`, or how a broken stream is to go on (see `Recovery`).
+    """
 
     request_id: int
     number: int
     reused_connection: bool
+    server: str = ""
+    kind: str = "first"
 
 
 class FirstToken(Struct, frozen=True):
@@ -43,6 +49,22 @@ class RetryScheduled(Struct, frozen=True):
     number: int
     error: Exception
     delay: float
+
+
+class StreamBroke(Struct, frozen=True):
+    """A stream broke in the middle with `error`; it is to go on by `kind` (see `Recovery`) in `delay` seconds."""
+
+    request_id: int
+    error: Exception
+    kind: str
+    delay: float
+
+
+class StreamRecovered(Struct, frozen=True):
+    """A stream that broke in the middle goes on, or has ended well: how, and after how long."""
+
+    request_id: int
+    recovery: Recovery
 
 
 class Hint(Struct, frozen=True):
@@ -62,5 +84,7 @@ class RequestEnded(Struct, frozen=True):
     error: Exception | None = None
 
 
-ClientEvent: TypeAlias = RequestStarted | AttemptStarted | FirstToken | RetryScheduled | Hint | RequestEnded
+ClientEvent: TypeAlias = (
+    RequestStarted | AttemptStarted | FirstToken | RetryScheduled | StreamBroke | StreamRecovered | Hint | RequestEnded
+)
 Listener: TypeAlias = Callable[[ClientEvent], None]

@@ -13,6 +13,7 @@ configuration directory. None is read from the working directory, which may be a
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import fields as struct_fields
 
 from llamastream.errors import SettingError
-from llamastream.types import Fallback, RetryPolicy, Timeouts
+from llamastream.types import Fallback, RecoveryMode, RetryPolicy, Timeouts
 
 ENV_PREFIX = "LLAMASTREAM_"
 CONFIG_VARIABLE = "LLAMASTREAM_CONFIG"
@@ -46,7 +47,8 @@ class ClientSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     base_url: Annotated[
         str,
         Meta(
-            description="Address of the server: http, https or unix scheme, with or without /v1.",
+            description="Address of the server: http, https or unix scheme, with or without /v1; several separated by "
+            "spaces or commas.",
             extra={"flags": ["--url", "-u"]},
         ),
     ] = DEFAULT_BASE_URL
@@ -85,8 +87,22 @@ class ClientSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             description="Whether an answer may come as one piece: `auto` where streaming fails, `always`, or `never`."
         ),
     ] = "auto"
+    recovery: Annotated[
+        RecoveryMode,
+        Meta(
+            description="How a stream that breaks in the middle may go on: `full`, `reattach` (only where the server "
+            "still holds the generation), or `off`."
+        ),
+    ] = "full"
+    recovery_patience: Annotated[
+        float, Meta(ge=0, le=1e7, description="Seconds that a stream which broke in the middle tries to go on.")
+    ] = 60.0
+    max_recoveries: Annotated[
+        int, Meta(ge=0, le=1 << 20, description="Breaks in the middle of one stream that are mended at most.")
+    ] = 100
     max_connections: Annotated[
-        int, Meta(ge=1, le=1 << 20, description="Connections at the same time; further requests wait in line.")
+        int,
+        Meta(ge=1, le=1 << 20, description="Connections to a server at the same time; further requests wait in line."),
     ] = 512
     max_event_bytes: Annotated[
         int, Meta(ge=1024, le=1 << 30, description="Largest server-sent event that is accepted, in bytes.")
@@ -94,7 +110,18 @@ class ClientSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def retry(self) -> RetryPolicy:
-        return RetryPolicy(max_retries=self.max_retries, loading_patience=self.loading_patience)
+        return RetryPolicy(
+            max_retries=self.max_retries,
+            loading_patience=self.loading_patience,
+            recovery_patience=self.recovery_patience,
+            max_recoveries=self.max_recoveries,
+        )
+
+    @property
+    def base_urls(self) -> tuple[str, ...]:
+        """The addresses in `base_url`."""
+        # Only where another address begins: the path of a socket may have spaces.
+        return tuple(re.split(r"[\s,]+(?=[a-z]+://)", self.base_url.strip().rstrip(",")))
 
     @property
     def timeouts(self) -> Timeouts:

@@ -159,6 +159,9 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
         max_retry_after: longest `Retry-After`, in seconds, that is honoured; a longer one ends the request.
         loading_patience: how long, in seconds, a server may answer 503 «Loading model»; asked every
             `loading_interval` seconds, and not counted as repetitions.
+        recovery_patience: how long, in seconds, a stream that broke in the middle tries to go on; new content ends it,
+            and waiting in a server's queue does not count.
+        max_recoveries: breaks of one stream that are mended at most; 0 as `recovery="off"`.
     """
 
     max_retries: int = 3
@@ -167,6 +170,13 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
     max_retry_after: float = 60.0
     loading_patience: float = 300.0
     loading_interval: float = 0.5
+    recovery_patience: float = 60.0
+    max_recoveries: int = 100
+
+
+RecoveryMode: TypeAlias = Literal["off", "reattach", "full"]
+"""What a stream that breaks in the middle may do: end with the error, take up the same generation where the server
+still holds it, or that and everything else that keeps the answer whole."""
 
 
 # -- results ------------------------------------------------------------------------------------------------
@@ -202,6 +212,31 @@ class FailedAttempt(Struct, frozen=True):
     delay: float
 
 
+class Recovery(Struct, frozen=True):
+    """A break in mid-stream that was mended.
+
+    Attributes:
+        kind: how: `reattach`, `continue`, `replay`, `restart`, `non_streaming`, or `finish` (all had arrived already).
+        error, message: what had gone wrong (the name of its class, and its text).
+        text_at_break: characters of text, reasoning and tool calls that the caller had.
+        gap: seconds from the break to the next content, or to the end.
+        verified: whether it is certain that nothing is lost, repeated or changed: byte-exact (`reattach`), compared
+            (`replay`), or nothing had been given out. A continuation is exact if the model repeats itself, which
+            nobody can see from outside: False.
+        attempts: how many it took. server: base URL of the one that went on. from_server: of the one before.
+    """
+
+    kind: str
+    error: str
+    message: str
+    text_at_break: int
+    gap: float
+    verified: bool
+    attempts: int
+    server: str
+    from_server: str
+
+
 class Stats(Struct, frozen=True):
     """What a stream did, by our clock where not said otherwise. None: not known (yet, or the server does not say).
 
@@ -216,6 +251,7 @@ class Stats(Struct, frozen=True):
         chunks: chunks with content. body_bytes: bytes of the de-chunked body.
         connect_time: seconds to connect, TLS included; None if an idle connection was used again.
         failed_attempts: what went wrong before the attempt that these figures end with.
+        recoveries: the breaks in mid-stream that were mended.
         streamed: False if the server sent the whole answer at once, so that it came as one piece.
         buffered: the answer was generated over a time but arrived all together: something on the way holds it back.
     """
@@ -235,6 +271,7 @@ class Stats(Struct, frozen=True):
     body_bytes: int = 0
     connect_time: float | None = None
     failed_attempts: tuple[FailedAttempt, ...] = ()
+    recoveries: tuple[Recovery, ...] = ()
     streamed: bool = True
     buffered: bool = False
 
@@ -312,7 +349,8 @@ class Capabilities(Struct, frozen=True):
         build: build or version text (`b11549-...`, `version: 0.5.0-dev`), "" if unknown.
         slots: number of parallel slots. n_ctx: context of one slot, in tokens.
         slots_endpoint, metrics_endpoint: whether `/slots`, `/metrics` answer.
-        reattach: whether `GET /v1/stream` can replay a running generation.
+        reattach: whether `GET /v1/stream` can replay a running generation; None: not known.
+        continues: whether a begun answer can be continued (`continue_final_message`); None: not known.
         chat_template_caps: `chat_template_caps` of `/props` (names vary with the build).
         model_alias, model_path: as `/props` gives them.
     """
@@ -322,7 +360,48 @@ class Capabilities(Struct, frozen=True):
     n_ctx: int = 0
     slots_endpoint: bool = False
     metrics_endpoint: bool = False
-    reattach: bool = False
+    reattach: bool | None = None
+    continues: bool | None = None
     chat_template_caps: dict[str, bool] = {}
     model_alias: str = ""
     model_path: str = ""
+
+
+# -- what recovery decides on ---------------------------------------------------------------------------------
+
+
+class JournalState(Struct, frozen=True, kw_only=True):
+    """What the caller has of an answer, and what kind of request it was, when the stream broke.
+
+    Attributes:
+        finished: every choice has its finish reason: only end marks are missing.
+        emitted: content (text, reasoning, a piece of a tool call) has reached the caller.
+        held: the server holds the generation under an id (`X-Conversation-Id`), so that it can be taken up again.
+        repeat_only: the answer cannot be continued, only repeated and compared (tools, several choices, log
+            probabilities, raw grammars, schemas of text completions, a message of several parts to go on with).
+        fruitless: attempts in a row whose answer began and broke without new content.
+        seconds: since the break.
+        recoveries: breaks of this stream that were mended.
+    """
+
+    finished: bool = False
+    emitted: bool = False
+    held: bool = False
+    repeat_only: bool = False
+    fruitless: int = 0
+    seconds: float = 0.0
+    recoveries: int = 0
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """Why a stream broke.
+
+    Attributes:
+        kind: `cut` (the connection, or what came over it, is broken), `stall` (a clock ran out), `refused` (no
+            connection), `unavailable` (429, 502 to 504), `server_error` (500, or an error inside the stream), or
+            `final` (anything that another attempt would meet again).
+        elsewhere: there is another server, not tried since the break, that could go on with it.
+    """
+
+    kind: Literal["cut", "stall", "refused", "unavailable", "server_error", "final"]
+    elsewhere: bool = False

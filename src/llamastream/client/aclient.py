@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -12,99 +12,36 @@ from llamastream.client import endpoints
 from llamastream.client.apool import AsyncConnectionPool
 from llamastream.client.astream import AsyncStream
 from llamastream.client.aunary import call_pooled
+from llamastream.client.base import ClientBase
 from llamastream.client.core import (
     READY_POLL,
     UNARY_TIMEOUT,
-    ClientCore,
     checked_timeout,
     not_ready,
 )
 from llamastream.client.endpoints import Call
+from llamastream.client.servers import Server
 from llamastream.errors import (
+    ConnectError,
+    ConnectTimeoutError,
     LlamaStreamError,
     StreamTimeoutError,
     TransportError,
 )
-from llamastream.events import Listener
-from llamastream.settings import ClientSettings, from_object
-from llamastream.types import Fallback, Health, Result, RetryPolicy, Stats, Timeouts
+from llamastream.types import Health, Result, Stats, Timeouts
 
 T = TypeVar("T")
 
 
-class AsyncStreamingClient:
-    """A client of one llama-server for asyncio; share it between tasks. Arguments and names are `StreamingClient`'s.
+class AsyncStreamingClient(ClientBase):
+    """A client of one or several llama-servers for asyncio; share it between tasks. Names as in `StreamingClient`.
 
-    What is not given comes from the environment (`LLAMASTREAM_BASE_URL`, `LLAMASTREAM_API_KEY`, ...), else from the
-    defaults. Base URLs work with and without `/v1`; `unix:///path` and `https://` work too.
-
-    Args:
-        base_url: where the server is. api_key: the key it asks for.
-        model, temperature, max_tokens: defaults of the requests.
-        timeouts: the five clocks, in seconds. headers: sent with every request.
-        ca_file, cert_file, key_file: PEM files for https (own authority, client certificate).
-        settings: all of it at once; the other arguments win.
-        retry: when a request that failed before its first content is sent again.
-        fallback: whether an answer may come as one piece: `auto` (where streaming fails), `always`, `never`.
-        max_connections: open at the same time; further requests wait in line.
-        listeners: called with the events of `llamastream.events` (requests, attempts, first tokens, retries, ends).
-
-    Raises:
-        SettingError: an argument or an environment variable has a value that is not allowed.
+    Arguments: see `ClientBase`.
     """
 
-    def __init__(
-        self,
-        base_url: str | None = None,
-        *,
-        api_key: str | None = None,
-        model: str | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        timeouts: Timeouts | None = None,
-        headers: Mapping[str, str] | None = None,
-        ca_file: str | None = None,
-        cert_file: str | None = None,
-        key_file: str | None = None,
-        settings: ClientSettings | None = None,
-        retry: RetryPolicy | None = None,
-        fallback: Fallback | None = None,
-        max_connections: int | None = None,
-        listeners: Iterable[Listener] = (),
-    ) -> None:
-        self._core = ClientCore(
-            base_url,
-            api_key=api_key,
-            model=model,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            timeouts=timeouts,
-            headers=headers,
-            ca_file=ca_file,
-            cert_file=cert_file,
-            key_file=key_file,
-            settings=settings,
-            retry=retry,
-            fallback=fallback,
-            max_connections=max_connections,
-            listeners=listeners,
-        )
-        self._pool = AsyncConnectionPool(self._core.address, self._core.tls, self._core.limits)
-
-    @classmethod
-    def from_settings(cls, source: Any, **arguments: Any) -> Self:
-        """A client from a project's settings: any object (or mapping) with `llm_base_url`, `llm_model`,
-        `llm_temperature`, `llm_max_tokens`, `llm_api_key`; `arguments` are the constructor's and win.
-
-        Raises:
-            SettingError: the object has none of these, or one has a value that is not allowed.
-        """
-        return cls(**{**from_object(source), **arguments})
-
-    @property
-    def base_url(self) -> str:
-        """The server's address, without `/v1`."""
-        return self._core.url
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._pools = [AsyncConnectionPool(server, self._core.limits) for server in self._core.servers.all]
 
     # -- generation -------------------------------------------------------------------------------------
 
@@ -124,7 +61,7 @@ class AsyncStreamingClient:
             InvalidRequestError: the request cannot be right. All else is raised by the stream.
         """
         return AsyncStream(
-            self._core, self._pool, self._core.chat(messages, model, temperature, max_tokens, body), timeouts
+            self._core, self._pools, self._core.chat(messages, model, temperature, max_tokens, body), timeouts
         )
 
     def stream_completion(
@@ -139,7 +76,7 @@ class AsyncStreamingClient:
     ) -> AsyncStream:
         """Stream the continuation of a text (or of token ids), without a chat template. Raises as `stream_chat`."""
         return AsyncStream(
-            self._core, self._pool, self._core.completion(prompt, model, temperature, max_tokens, body), timeouts
+            self._core, self._pools, self._core.completion(prompt, model, temperature, max_tokens, body), timeouts
         )
 
     async def chat(
@@ -256,13 +193,24 @@ class AsyncStreamingClient:
             await asyncio.sleep(READY_POLL)
 
     async def _call(self, call: Call[T], timeout: float = UNARY_TIMEOUT) -> T:
-        return await call_pooled(self._core, self._pool, call, self._core.unary_timeout(timeout))
+        servers = self._core.servers
+        failed: list[Server] = []
+        while True:
+            server, _ = servers.choose(monotonic(), failed)
+            try:
+                return await call_pooled(self._core, self._pools[server.index], call, self._core.unary_timeout(timeout))
+            except (ConnectError, ConnectTimeoutError):
+                servers.failed(server, monotonic(), certain=True)
+                failed.append(server)
+                if len(failed) == len(servers):
+                    raise
 
     # -- end --------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
         """Close idle connections. Streams that still run go on; close them by themselves."""
-        self._pool.close()
+        for pool in self._pools:
+            pool.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -271,6 +219,3 @@ class AsyncStreamingClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.base_url!r})"

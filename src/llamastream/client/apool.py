@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections import deque
 from collections.abc import AsyncGenerator
 from math import inf
@@ -13,8 +12,8 @@ from msgspec import Struct
 
 from llamastream.client.aconnection import AsyncConnection
 from llamastream.client.pool import PoolLimits
+from llamastream.client.servers import Server
 from llamastream.errors import ConnectTimeoutError
-from llamastream.protocol.address import Address
 from llamastream.protocol.http1 import ResponseReader
 
 
@@ -27,9 +26,8 @@ class _Idle(Struct):
 class AsyncConnectionPool:
     """The connections of one client to one server. Belongs to one event loop at a time; in another it starts anew."""
 
-    def __init__(self, address: Address, tls: ssl.SSLContext | None, limits: PoolLimits) -> None:
-        self._address = address
-        self._tls = tls
+    def __init__(self, server: Server, limits: PoolLimits) -> None:
+        self.server = server
         self._limits = limits
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle: list[_Idle] = []
@@ -81,7 +79,7 @@ class AsyncConnectionPool:
                 self._waiters.remove(waiter)
             if isinstance(error, TimeoutError):
                 raise ConnectTimeoutError(
-                    f"{self._address.url}: all {self._limits.connections} connections of this client were in use "
+                    f"{self.server.url}: all {self._limits.connections} connections of this client were in use "
                     "(max_connections)"
                 ) from None
             raise

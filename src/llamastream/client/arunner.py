@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Sequence
 from math import inf
 from time import monotonic
-from typing import Any
+from typing import TypeVar
 
 from llamastream.client import endpoints
 from llamastream.client.aconnection import AsyncConnection
@@ -15,12 +16,16 @@ from llamastream.client.apool import AsyncConnectionPool
 from llamastream.client.aunary import call_once
 from llamastream.client.connection import LONGEST_WAIT
 from llamastream.client.core import ClientCore, describe_stream
+from llamastream.client.endpoints import Call
+from llamastream.client.servers import Server
 from llamastream.client.session import StreamSession, connection_lost
 from llamastream.client.unary import LOOK_TIMEOUT
 from llamastream.errors import LlamaStreamError
 from llamastream.protocol.http1 import ResponseReader
 from llamastream.protocol.requests import GenerationRequest
 from llamastream.types import StreamEvent, TextDelta, Timeouts
+
+T = TypeVar("T")
 
 _HIGH_WATER = 1024
 """So many events wait for the reader before the connection is paused."""
@@ -34,13 +39,18 @@ class AsyncRunner:
     """
 
     def __init__(
-        self, core: ClientCore, pool: AsyncConnectionPool, request: GenerationRequest, timeouts: Timeouts | None
+        self,
+        core: ClientCore,
+        pools: Sequence[AsyncConnectionPool],
+        request: GenerationRequest,
+        timeouts: Timeouts | None,
     ) -> None:
         self.session: StreamSession | None = None
         self.queue: deque[StreamEvent | str] = deque()  # a str is a TextDelta of the first choice, in short
         self.text_waiter: asyncio.Future[str] | None = None
         self._core = core
-        self._pool = pool
+        self._pools = pools
+        self._pool = pools[0]  # the one that the connection belongs to
         self._request = request
         self._timeouts = timeouts
         self._connection: AsyncConnection | None = None
@@ -51,7 +61,7 @@ class AsyncRunner:
         self._errand: asyncio.Task[None] | None = None
         self._paused = False
         self._cancelled = False
-        core.generation_bytes(request)  # what JSON cannot express is refused now, not at the first iteration
+        request.encoded()  # what JSON cannot express is refused now, not at the first iteration
 
     async def open(self) -> StreamSession:
         """Connect and send; what goes wrong is kept in the session, where the reader meets it."""
@@ -74,11 +84,21 @@ class AsyncRunner:
         if self._cancelled:
             session.cancel(monotonic())
             return
+        session.prepare(monotonic())
+        while not session.ended and (errand := session.errand) is not None:
+            session.errand_done(await self._ask(errand.server, errand.call, errand.timeout), monotonic())
+        if session.ended:
+            self.queue.extend(session.take_events())
+            return
+        pool = self._pools[session.server.index]
+        if pool is not self._pool:
+            self._let_go(None)
+            self._pool = pool
         try:
             if self._connection is not None:
-                connection, reused = self._pool.replace(self._connection), False
+                connection, reused = pool.replace(self._connection), False
             else:
-                connection, reused = await self._pool.acquire(session.queue_deadline)
+                connection, reused = await pool.acquire(session.queue_deadline)
         except LlamaStreamError as error:
             session.fail(error, monotonic())
             return
@@ -94,13 +114,13 @@ class AsyncRunner:
                 limit = (
                     None if session.deadline == inf else min(LONGEST_WAIT, max(0.001, session.deadline - monotonic()))
                 )
-                await connection.connect(self, self._core.address, self._core.tls, limit)
+                await connection.connect(self, session.server.address, session.server.tls, limit)
         except LlamaStreamError as error:
             session.fail(error, monotonic())
             return
         if not session.ended and self._connection is connection:
             session.connected(monotonic())
-            connection.send(self._core.generation_bytes(session.request))
+            connection.send(self._core.attempt_bytes(session.attempt))
             self._arm_timer()
 
     async def next_event(self) -> StreamEvent | None:
@@ -178,14 +198,18 @@ class AsyncRunner:
                 timer.cancel()
 
     async def _look_at_slots(self, session: StreamSession) -> None:
-        slots: list[dict[str, Any]] | None
-        try:
-            slots = await call_once(self._core, endpoints.slots(), LOOK_TIMEOUT)
-        except LlamaStreamError:
-            slots = None
+        slots = await self._ask(session.server, endpoints.slots(), LOOK_TIMEOUT)
         session.slots_seen(slots, monotonic())
+        self.queue.extend(session.take_events())
         if not session.ended and session.next_attempt_at is None:
             self._arm_timer()
+
+    async def _ask(self, server: Server, call: Call[T], timeout: float) -> T | None:
+        """The answer to a short question, or None."""
+        try:
+            return await call_once(self._core, server, call, timeout)
+        except LlamaStreamError:
+            return None
 
     # -- callbacks of the connection and the timer --------------------------------------------------------
 
@@ -226,6 +250,7 @@ class AsyncRunner:
             self.queue.extend(session.feed_eof(monotonic()))
         else:
             session.fail(connection_lost(session.url, error), monotonic())
+            self.queue.extend(session.take_events())
         if session.next_attempt_at is not None:
             self._stop_timer()
         else:
@@ -253,6 +278,7 @@ class AsyncRunner:
         if session.wants_slots(now):
             self._wake()  # the reader asks; if it is elsewhere, it does so when it comes back
         elif session.timed_out(now):
+            self.queue.extend(session.take_events())
             if session.ended:
                 self._release()
             self._wake()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -23,9 +23,13 @@ class AsyncStream:
     """
 
     def __init__(
-        self, core: ClientCore, pool: AsyncConnectionPool, request: GenerationRequest, timeouts: Timeouts | None
+        self,
+        core: ClientCore,
+        pools: Sequence[AsyncConnectionPool],
+        request: GenerationRequest,
+        timeouts: Timeouts | None,
     ) -> None:
-        self._runner = AsyncRunner(core, pool, request, timeouts)
+        self._runner = AsyncRunner(core, pools, request, timeouts)
         self._taken = False
 
     def __aiter__(self) -> AsyncIterator[str]:

@@ -10,6 +10,7 @@ from llamastream.client.aconnection import AsyncConnection
 from llamastream.client.apool import AsyncConnectionPool
 from llamastream.client.core import ClientCore
 from llamastream.client.endpoints import Answer, Call
+from llamastream.client.servers import Server
 from llamastream.client.session import connection_lost
 from llamastream.errors import ConnectionLostError, LlamaStreamError
 
@@ -41,7 +42,7 @@ class _AnswerReceiver(Generic[T]):
             self.done.set_exception(error)
 
 
-async def call_once(core: ClientCore, call: Call[T], timeout: float) -> T:
+async def call_once(core: ClientCore, server: Server, call: Call[T], timeout: float) -> T:
     """One request over a connection of its own, outside of the pool and its bounds.
 
     Raises:
@@ -49,7 +50,7 @@ async def call_once(core: ClientCore, call: Call[T], timeout: float) -> T:
     """
     connection = AsyncConnection()
     try:
-        return (await _exchange(core, connection, False, call, timeout)).value()
+        return (await _exchange(core, server, connection, False, call, timeout)).value()
     finally:
         connection.abort()
 
@@ -61,7 +62,7 @@ async def call_pooled(core: ClientCore, pool: AsyncConnectionPool, call: Call[T]
         connection, reused = await pool.acquire(deadline)
         answer: Answer[T] | None = None
         try:
-            answer = await _exchange(core, connection, reused, call, max(0.001, deadline - monotonic()))
+            answer = await _exchange(core, pool.server, connection, reused, call, max(0.001, deadline - monotonic()))
             return answer.value()
         except ConnectionLostError:
             if not reused:
@@ -71,17 +72,17 @@ async def call_pooled(core: ClientCore, pool: AsyncConnectionPool, call: Call[T]
 
 
 async def _exchange(
-    core: ClientCore, connection: AsyncConnection, connected: bool, call: Call[T], timeout: float
+    core: ClientCore, server: Server, connection: AsyncConnection, connected: bool, call: Call[T], timeout: float
 ) -> Answer[T]:
-    receiver = _AnswerReceiver(Answer(call, core.url))
+    receiver = _AnswerReceiver(Answer(call, server.url))
     try:
         async with asyncio.timeout(timeout):
             if connected:
                 connection.keep(receiver)
             else:
                 limit = min(timeout, core.timeouts.connect or timeout)
-                await connection.connect(receiver, core.address, core.tls, limit)
-            connection.send(core.call_bytes(call))
+                await connection.connect(receiver, server.address, server.tls, limit)
+            connection.send(core.call_bytes(server, call))
             await receiver.done
     except LlamaStreamError:
         raise

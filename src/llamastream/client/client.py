@@ -2,108 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic, sleep
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from llamastream.client import endpoints
+from llamastream.client.base import ClientBase
 from llamastream.client.core import (
     READY_POLL,
     UNARY_TIMEOUT,
-    ClientCore,
     checked_timeout,
     not_ready,
 )
 from llamastream.client.endpoints import Call
 from llamastream.client.pool import ConnectionPool
+from llamastream.client.servers import Server
 from llamastream.client.stream import Stream
 from llamastream.client.unary import call_pooled
 from llamastream.errors import (
+    ConnectError,
+    ConnectTimeoutError,
     LlamaStreamError,
     StreamTimeoutError,
     TransportError,
 )
-from llamastream.events import Listener
-from llamastream.settings import ClientSettings, from_object
-from llamastream.types import Fallback, Health, Result, RetryPolicy, Stats, Timeouts
+from llamastream.types import Health, Result, Stats, Timeouts
 
 T = TypeVar("T")
 
 
-class StreamingClient:
-    """A client of one llama-server. Safe to share between threads; each stream belongs to one of them.
+class StreamingClient(ClientBase):
+    """A client of one or several llama-servers, blocking. Safe to share between threads; each stream belongs to one.
 
-    What is not given comes from the environment (`LLAMASTREAM_BASE_URL`, `LLAMASTREAM_API_KEY`, ...), else from the
-    defaults. Base URLs work with and without `/v1`; `unix:///path` and `https://` work too.
-
-    Args:
-        base_url: where the server is. api_key: the key it asks for.
-        model, temperature, max_tokens: defaults of the requests.
-        timeouts: the five clocks, in seconds. headers: sent with every request.
-        ca_file, cert_file, key_file: PEM files for https (own authority, client certificate).
-        settings: all of it at once; the other arguments win.
-        retry: when a request that failed before its first content is sent again.
-        fallback: whether an answer may come as one piece: `auto` (where streaming fails), `always`, `never`.
-        max_connections: open at the same time; further requests wait in line.
-        listeners: called with the events of `llamastream.events` (requests, attempts, first tokens, retries, ends).
-
-    Raises:
-        SettingError: an argument or an environment variable has a value that is not allowed.
+    Arguments: see `ClientBase`.
     """
 
-    def __init__(
-        self,
-        base_url: str | None = None,
-        *,
-        api_key: str | None = None,
-        model: str | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        timeouts: Timeouts | None = None,
-        headers: Mapping[str, str] | None = None,
-        ca_file: str | None = None,
-        cert_file: str | None = None,
-        key_file: str | None = None,
-        settings: ClientSettings | None = None,
-        retry: RetryPolicy | None = None,
-        fallback: Fallback | None = None,
-        max_connections: int | None = None,
-        listeners: Iterable[Listener] = (),
-    ) -> None:
-        self._core = ClientCore(
-            base_url,
-            api_key=api_key,
-            model=model,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            timeouts=timeouts,
-            headers=headers,
-            ca_file=ca_file,
-            cert_file=cert_file,
-            key_file=key_file,
-            settings=settings,
-            retry=retry,
-            fallback=fallback,
-            max_connections=max_connections,
-            listeners=listeners,
-        )
-        self._pool = ConnectionPool(self._core.address, self._core.tls, self._core.limits)
-
-    @classmethod
-    def from_settings(cls, source: Any, **arguments: Any) -> Self:
-        """A client from a project's settings: any object (or mapping) with `llm_base_url`, `llm_model`,
-        `llm_temperature`, `llm_max_tokens`, `llm_api_key`; `arguments` are the constructor's and win.
-
-        Raises:
-            SettingError: the object has none of these, or one has a value that is not allowed.
-        """
-        return cls(**{**from_object(source), **arguments})
-
-    @property
-    def base_url(self) -> str:
-        """The server's address, without `/v1`."""
-        return self._core.url
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._pools = [ConnectionPool(server, self._core.limits) for server in self._core.servers.all]
 
     # -- generation -------------------------------------------------------------------------------------
 
@@ -122,7 +59,9 @@ class StreamingClient:
         Raises:
             InvalidRequestError: the request cannot be right. All else is raised by the stream.
         """
-        return Stream(self._core, self._pool, self._core.chat(messages, model, temperature, max_tokens, body), timeouts)
+        return Stream(
+            self._core, self._pools, self._core.chat(messages, model, temperature, max_tokens, body), timeouts
+        )
 
     def stream_completion(
         self,
@@ -136,7 +75,7 @@ class StreamingClient:
     ) -> Stream:
         """Stream the continuation of a text (or of token ids), without a chat template. Raises as `stream_chat`."""
         return Stream(
-            self._core, self._pool, self._core.completion(prompt, model, temperature, max_tokens, body), timeouts
+            self._core, self._pools, self._core.completion(prompt, model, temperature, max_tokens, body), timeouts
         )
 
     def chat(
@@ -253,13 +192,24 @@ class StreamingClient:
             sleep(READY_POLL)
 
     def _call(self, call: Call[T], timeout: float = UNARY_TIMEOUT) -> T:
-        return call_pooled(self._core, self._pool, call, self._core.unary_timeout(timeout))
+        servers = self._core.servers
+        failed: list[Server] = []
+        while True:
+            server, _ = servers.choose(monotonic(), failed)
+            try:
+                return call_pooled(self._core, self._pools[server.index], call, self._core.unary_timeout(timeout))
+            except (ConnectError, ConnectTimeoutError):
+                servers.failed(server, monotonic(), certain=True)
+                failed.append(server)
+                if len(failed) == len(servers):
+                    raise
 
     # -- end --------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close idle connections. Streams that still run go on; close them by themselves."""
-        self._pool.close()
+        for pool in self._pools:
+            pool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -268,6 +218,3 @@ class StreamingClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.base_url!r})"

@@ -10,17 +10,19 @@ from typing import Any
 import msgspec
 
 from llamastream.client import tls
+from llamastream.client.attempt import Attempt
 from llamastream.client.endpoints import Call
 from llamastream.client.pool import PoolLimits
+from llamastream.client.servers import Server, Servers
 from llamastream.client.session import SessionOptions, StreamSession
 from llamastream.client.state import ClientState
 from llamastream.errors import InvalidRequestError, LlamaStreamError, SettingError, UnavailableError
 from llamastream.events import Listener
-from llamastream.protocol.address import Address, parse_address
+from llamastream.protocol.address import parse_address
 from llamastream.protocol.http1 import build_request
 from llamastream.protocol.requests import GenerationRequest, chat_request, completion_request
 from llamastream.settings import ClientSettings, load
-from llamastream.types import Fallback, Health, RetryPolicy, Timeouts
+from llamastream.types import Fallback, Health, RecoveryMode, RetryPolicy, Timeouts
 
 UNARY_TIMEOUT = 10.0
 """Seconds that an endpoint which answers at once (health, slots, tokenize, ...) may take."""
@@ -34,7 +36,7 @@ class ClientCore:
 
     def __init__(
         self,
-        base_url: str | None,
+        base_url: str | Sequence[str] | None,
         *,
         api_key: str | None,
         model: str | None,
@@ -48,12 +50,13 @@ class ClientCore:
         settings: ClientSettings | None,
         retry: RetryPolicy | None = None,
         fallback: Fallback | None = None,
+        recovery: RecoveryMode | None = None,
         max_connections: int | None = None,
         listeners: Iterable[Listener] = (),
         random: Callable[[], float] = random.random,
     ) -> None:
         given = {
-            "base_url": base_url,
+            "base_url": base_url if base_url is None or isinstance(base_url, str) else " ".join(base_url),
             "api_key": api_key,
             "model": model,
             "temperature": temperature,
@@ -62,6 +65,7 @@ class ClientCore:
             "cert_file": cert_file,
             "key_file": key_file,
             "fallback": fallback,
+            "recovery": recovery,
             "max_connections": max_connections,
         }
         if settings is None:
@@ -71,13 +75,14 @@ class ClientCore:
         self.settings = settings
         _check_timeouts(timeouts)
         self.timeouts = timeouts or settings.timeouts
-        self.state = ClientState(retry or settings.retry, listeners)
         self.limits = PoolLimits(connections=settings.max_connections)
         self._random = random
-        self.address: Address = parse_address(settings.base_url)
-        self.tls: ssl.SSLContext | None = None
-        if self.address.scheme == "https":
-            self.tls = tls.client_context(settings.ca_file, settings.cert_file, settings.key_file)
+        addresses = [parse_address(url) for url in settings.base_urls]
+        context: ssl.SSLContext | None = None
+        if any(address.scheme == "https" for address in addresses):
+            context = tls.client_context(settings.ca_file, settings.cert_file, settings.key_file)
+        self.servers = Servers(addresses, context)
+        self.state = ClientState(retry or settings.retry, listeners, self.servers, None)
         self._headers = {"Accept": "text/event-stream, application/json", **(headers or {})}
         if settings.api_key:
             if not (settings.api_key.isascii() and settings.api_key.isprintable()):
@@ -88,8 +93,8 @@ class ClientCore:
 
     @property
     def url(self) -> str:
-        """The server's canonical base URL, without `/v1`."""
-        return self.address.url
+        """The (first) server's canonical base URL, without `/v1`."""
+        return self.servers.all[0].url
 
     def chat(
         self,
@@ -127,33 +132,43 @@ class ClientCore:
 
     def session(self, request: GenerationRequest, timeouts: Timeouts | None, now: float) -> StreamSession:
         _check_timeouts(timeouts)
-        options = SessionOptions(timeouts or self.timeouts, self.settings.max_event_bytes, self.settings.fallback)
-        return StreamSession(self.url, request, options, self.state, self._random, now)
+        settings = self.settings
+        options = SessionOptions(
+            timeouts or self.timeouts, settings.max_event_bytes, settings.fallback, settings.recovery
+        )
+        return StreamSession(request, options, self.state, self._random, now)
 
     def unary_timeout(self, seconds: float) -> float:
         """How long an endpoint that answers at once may take: `seconds`, or less where the client's clocks say so."""
         return min(seconds, self.timeouts.first_byte or seconds, self.timeouts.total or seconds)
 
-    def generation_bytes(self, request: GenerationRequest) -> bytes:
-        """A streaming request, ready to send."""
-        body = request.encoded()
-        return self._bytes("POST", request.path, body)
+    def attempt_bytes(self, attempt: Attempt) -> bytes:
+        """What an attempt sends."""
+        generation = attempt.generation
+        if attempt.kind == "reattach":
+            return self._bytes(generation.server, "GET", generation.reattach_path, None)
+        request = generation.request
+        return self._bytes(generation.server, "POST", request.path, request.encoded(), generation.conversation_id)
 
-    def call_bytes(self, call: Call[Any]) -> bytes:
+    def call_bytes(self, server: Server, call: Call[Any]) -> bytes:
         """A request with a whole answer, ready to send."""
-        return self._bytes(call.method, call.path, call.body)
+        return self._bytes(server, call.method, call.path, call.body)
 
-    def _bytes(self, method: str, path: str, body: bytes | None) -> bytes:
+    def _bytes(
+        self, server: Server, method: str, path: str, body: bytes | None, conversation_id: str | None = None
+    ) -> bytes:
         headers = dict(self._headers)
         if body is not None:
             headers["Content-Type"] = "application/json"
-        return build_request(method, self.address.target(path), self.address.host_header, headers, body)
+        if conversation_id is not None:
+            headers["X-Conversation-Id"] = conversation_id
+        return build_request(method, server.address.target(path), server.address.host_header, headers, body)
 
 
 def describe_stream(core: ClientCore, request: GenerationRequest, session: StreamSession | None) -> str:
     """A stream's endpoint and state in a few words."""
     state = "not sent yet" if session is None else session.finish_reason or "running"
-    return f"{core.url}{request.path} {state}"
+    return f"{core.url if session is None else session.server.url}{request.path} {state}"
 
 
 def _check_timeouts(timeouts: Any) -> None:

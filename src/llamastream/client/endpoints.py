@@ -127,6 +127,16 @@ def apply_template(messages: Sequence[Mapping[str, Any]], extra: Mapping[str, An
     return Call("POST", "/apply-template", _read_field("prompt", str), {"messages": list(messages), **extra})
 
 
+def reattach_probe() -> Call[bool]:
+    """Whether a server can replay a running generation: then it asks for the id that is missing here."""
+    return Call("GET", "/v1/stream", lambda status, headers, body, url: status == 400)
+
+
+def drop_generation(path: str) -> Call[int]:
+    """End a generation that is held under an id, and forget it. The value is the status."""
+    return Call("DELETE", path, lambda status, headers, body, url: status)
+
+
 def _read_health(status: int, headers: Mapping[str, str], body: bytes, url: str) -> Health:
     if status == 200:
         decoded = _json_or_none(body)

@@ -76,6 +76,11 @@ class LatencyMeter:
         self._last = last
         del self._times[:]
 
+    def decode_ms(self) -> float:
+        """Milliseconds from the first content to the last."""
+        last = self._times[-1] if self._times else self._last
+        return 0.0 if self._first is None else (last - self._first) * 1e3
+
     def quantile(self, q: float) -> float | None:
         """The gap (seconds) that a share `q` of all gaps does not exceed, within 3 %."""
         self._fold()

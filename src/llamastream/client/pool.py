@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import ssl
 import threading
 from collections import deque
 from time import monotonic
@@ -12,8 +11,8 @@ from time import monotonic
 from msgspec import Struct
 
 from llamastream.client.connection import Connection
+from llamastream.client.servers import Server
 from llamastream.errors import ConnectTimeoutError
-from llamastream.protocol.address import Address
 from llamastream.protocol.http1 import ResponseReader
 
 
@@ -40,9 +39,8 @@ class _Idle(Struct):
 class ConnectionPool:
     """The connections of one client to one server. Safe across threads, and across a fork: the child starts anew."""
 
-    def __init__(self, address: Address, tls: ssl.SSLContext | None, limits: PoolLimits) -> None:
-        self._address = address
-        self._tls = tls
+    def __init__(self, server: Server, limits: PoolLimits) -> None:
+        self.server = server
         self._limits = limits
         self._idle: list[_Idle] = []
         self._start()
@@ -81,7 +79,7 @@ class ConnectionPool:
                 self._in_use += 1
         if waiter is not None:
             self._wait(waiter, deadline)
-        return self._take_idle() or (Connection(self._address, self._tls), False)
+        return self._take_idle() or (Connection(self.server.address, self.server.tls), False)
 
     def _wait(self, waiter: _Waiter, deadline: float) -> None:
         if waiter.event.wait(min(max(0.0, deadline - monotonic()), threading.TIMEOUT_MAX)):
@@ -91,7 +89,7 @@ class ConnectionPool:
                 return  # handed over in the last moment
             self._waiters.remove(waiter)
         raise ConnectTimeoutError(
-            f"{self._address.url}: all {self._limits.connections} connections of this client were in use "
+            f"{self.server.url}: all {self._limits.connections} connections of this client were in use "
             "(max_connections)"
         )
 
@@ -112,7 +110,7 @@ class ConnectionPool:
         """A new connection, not connected yet, in the place of one that turned out to be dead: nobody goes back in line
         because the server closed it."""
         connection.close()
-        return Connection(self._address, self._tls)
+        return Connection(self.server.address, self.server.tls)
 
     def release(self, connection: Connection, reader: ResponseReader | None) -> None:
         """Give a connection back after use. `reader`: of the response that came over it, if it may be kept."""

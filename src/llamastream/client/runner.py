@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from time import monotonic
-from typing import Any
+from typing import TypeVar
 
 from llamastream.client import endpoints
 from llamastream.client.connection import Connection
 from llamastream.client.core import ClientCore, describe_stream
+from llamastream.client.endpoints import Call
 from llamastream.client.pool import ConnectionPool
+from llamastream.client.servers import Server
 from llamastream.client.session import StreamSession, connection_lost
 from llamastream.client.unary import LOOK_TIMEOUT, call_once
 from llamastream.errors import LlamaStreamError
 from llamastream.protocol.http1 import ResponseReader
 from llamastream.protocol.requests import GenerationRequest
 from llamastream.types import StreamEvent, TextDelta, Timeouts
+
+T = TypeVar("T")
 
 
 class Runner:
@@ -26,17 +30,24 @@ class Runner:
     to the runner, not to the stream, hence there is no cycle that only the garbage collector would find.
     """
 
-    def __init__(self, core: ClientCore, pool: ConnectionPool, request: GenerationRequest, timeouts: Timeouts | None):
+    def __init__(
+        self,
+        core: ClientCore,
+        pools: Sequence[ConnectionPool],
+        request: GenerationRequest,
+        timeouts: Timeouts | None,
+    ) -> None:
         self.session: StreamSession | None = None
         self._core = core
-        self._pool = pool
+        self._pools = pools
         self._request = request
         self._timeouts = timeouts
         self._connection: Connection | None = None
+        self._pool = pools[0]  # the one that the connection belongs to
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
         self._left = False  # the same, for a look at each piece of text
-        core.generation_bytes(request)  # what JSON cannot express is refused now, not at the first iteration
+        request.encoded()  # what JSON cannot express is refused now, not at the first iteration
 
     def open(self) -> StreamSession:
         """Connect and send; what goes wrong is kept in the session, where the reader meets it."""
@@ -53,11 +64,22 @@ class Runner:
         if (delay > 0 and self._cancelled.wait(delay)) or self._cancelled.is_set():
             session.cancel(monotonic())
             return
+        session.prepare(monotonic())
+        while not session.ended and (errand := session.errand) is not None:
+            session.errand_done(self._ask(errand.server, errand.call, errand.timeout), monotonic())
+        if self._cancelled.is_set():
+            session.cancel(monotonic())
+        if session.ended:
+            return
+        pool = self._pools[session.server.index]
+        if pool is not self._pool:
+            self._let_go(None)
+            self._pool = pool
         try:
             if self._connection is not None:
-                connection, reused = self._pool.replace(self._connection), False
+                connection, reused = pool.replace(self._connection), False
             else:
-                connection, reused = self._pool.acquire(session.queue_deadline)
+                connection, reused = pool.acquire(session.queue_deadline)
         except LlamaStreamError as error:
             session.fail(error, monotonic())
             return
@@ -71,7 +93,7 @@ class Runner:
             if not reused:
                 connection.connect(session.deadline)
             session.connected(monotonic())
-            connection.send(self._core.generation_bytes(session.request), session.deadline)
+            connection.send(self._core.attempt_bytes(session.attempt), session.deadline)
         except LlamaStreamError as error:
             self._failed(session, error)
         except TimeoutError:
@@ -79,6 +101,13 @@ class Runner:
         except OSError:
             # A server may answer (413, 401) and close before it has read the whole body: look for that answer.
             pass
+
+    def _ask(self, server: Server, call: Call[T], timeout: float) -> T | None:
+        """The answer to a short question, or None."""
+        try:
+            return call_once(self._core, server, call, timeout)
+        except LlamaStreamError:
+            return None
 
     def events(self) -> Generator[StreamEvent, None, None]:
         """All events; raises what ended the stream, if it did not end well."""
@@ -119,6 +148,7 @@ class Runner:
                             break
                 except OSError as error:
                     self._read_failed(session, error)
+                    yield from self._texts_of(session.take_events())
                     continue
                 events = self._take(session, data)
                 if events:
@@ -140,13 +170,13 @@ class Runner:
         """An attempt, or a read, and what it gave."""
         if session.next_attempt_at is not None:
             self._attempt(session, session.next_attempt_at)
-            return []
+            return session.take_events()
         assert self._connection is not None
         try:
             data = self._connection.receive(session.deadline)
         except OSError as error:
             self._read_failed(session, error)
-            return []
+            return session.take_events()
         return self._take(session, data)
 
     def _take(self, session: StreamSession, data: bytes) -> list[StreamEvent]:
@@ -167,11 +197,7 @@ class Runner:
         if not session.wants_slots(now):
             session.timed_out(now)
             return
-        slots: list[dict[str, Any]] | None
-        try:
-            slots = call_once(self._core, endpoints.slots(), LOOK_TIMEOUT)
-        except LlamaStreamError:
-            slots = None
+        slots = self._ask(session.server, endpoints.slots(), LOOK_TIMEOUT)
         session.slots_seen(slots, max(now, monotonic()))
 
     def _failed(self, session: StreamSession, error: LlamaStreamError) -> None:

@@ -1,8 +1,10 @@
 """One stream from request to result, without I/O: the sync and the async stream are thin runners of this.
 
 A runner looks at three things, in this order. `ended`: stop, and raise `error` if there is one. `next_attempt_at`: wait
-until then, call `begin`, connect, call `connected`, and send `request`. Otherwise: wait for bytes until `deadline` at
-most and `feed` them. Every call takes the time of one monotonic clock, in seconds.
+until then, call `prepare`; while there is an `errand`, ask the server and tell the answer by `errand_done`; then call
+`begin`, connect, call `connected`, and send what `attempt` says. Otherwise: wait for bytes until `deadline` at most and
+`feed` them. After each of these `take_events` may have some. Every call takes the time of one monotonic clock, in
+seconds.
 """
 
 from __future__ import annotations
@@ -14,12 +16,23 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from llamastream.client.attempt import Attempt, Errand
+from llamastream.client.attempts import AttemptPlanner
 from llamastream.client.meter import LatencyMeter
+from llamastream.client.servers import Server
 from llamastream.client.state import ClientState
 from llamastream.errors import ConnectionLostError, LlamaStreamError, ModelLoadingError
-from llamastream.events import AttemptStarted, FirstToken, RequestEnded, RequestStarted, RetryScheduled
+from llamastream.events import (
+    AttemptStarted,
+    FirstToken,
+    RequestEnded,
+    RequestStarted,
+    RetryScheduled,
+    StreamBroke,
+)
 from llamastream.policy.buffering import buffering_advice, looks_buffered
 from llamastream.policy.clocks import Clocks, Phase
+from llamastream.policy.recovery import RecoveryOptions, classify, delay
 from llamastream.policy.retry import RetryState
 from llamastream.policy.stall import made_progress
 from llamastream.protocol.exchange import GenerationExchange
@@ -29,6 +42,8 @@ from llamastream.types import (
     FailedAttempt,
     Fallback,
     PromptFacts,
+    Recovery,
+    RecoveryMode,
     Result,
     Stats,
     StreamEnd,
@@ -38,11 +53,16 @@ from llamastream.types import (
 )
 
 MAX_RECORDED = 64
-"""Failed attempts that are kept in the figures; a model that loads for minutes must not make them grow."""
-
+"""Failed attempts, and recoveries, that are kept in the figures; what goes on for long must not make them grow."""
 
 LONGEST_STEADY = 86400.0
 """Seconds: a content-idle clock that runs longer is watched by deadlines."""
+
+REATTACH_HEADER = 5.0
+"""Seconds until a server answers that is asked for the rest of a generation: there is no queue for it."""
+
+LONGEST_RECOVERY_DELAY = 2.0
+"""Seconds between two attempts to go on, at most."""
 
 
 class SessionOptions(Struct, frozen=True):
@@ -51,13 +71,13 @@ class SessionOptions(Struct, frozen=True):
     timeouts: Timeouts
     max_event_bytes: int
     fallback: Fallback
+    recovery: RecoveryMode = "full"
 
 
 class StreamSession:
     """The state of one stream.
 
     Attributes:
-        request: what the current (or next) attempt sends.
         ended: the stream is over.
         error: why it failed, its `partial` filled in; None if it ended well or was cancelled.
         cancelled: the caller left.
@@ -66,15 +86,12 @@ class StreamSession:
 
     def __init__(
         self,
-        url: str,
         request: GenerationRequest,
         options: SessionOptions,
         state: ClientState,
         random: Callable[[], float],
         now: float,
     ) -> None:
-        self.url = url + request.path
-        self.request = request.without_stream() if options.fallback == "always" else request
         self.ended = False
         self.cancelled = False
         self.error: LlamaStreamError | None = None
@@ -82,6 +99,14 @@ class StreamSession:
         self._options = options
         self._state = state
         self._random = random
+        self._path = request.path
+        retry = state.retry
+        recovery = RecoveryOptions(
+            options.recovery, retry.recovery_patience, retry.max_recoveries, options.fallback != "never"
+        )
+        self._planner = AttemptPlanner(
+            request.without_stream() if options.fallback == "always" else request, recovery, state, random
+        )
         self._id = state.next_request_id()
         self._started = now
         self._now = now
@@ -91,23 +116,46 @@ class StreamSession:
         self._retries = 0
         self._attempts = 0
         self._failed: list[FailedAttempt] = []
+        self._recoveries: list[Recovery] = []
         self._start_emitted = False
         self._last_was_content = False
         self._content_chunks = 0
+        self._swallowed = 0
+        self._earlier_bytes = 0
         self._clocks = Clocks(options.timeouts, now)
         self._slots: list[dict[str, Any]] | None = None
         self._look_at = inf
         self._meter = LatencyMeter(now)
-        self._exchange = self._new_exchange()
+        self._events: list[StreamEvent] = []
+        self._exchange = self._new_exchange(None)
         state.notify(RequestStarted(self._id, self.url))
 
-    def _new_exchange(self) -> GenerationExchange:
+    def _new_exchange(self, attempt: Attempt | None) -> GenerationExchange:
+        planner = self._planner
         return GenerationExchange(
             self.url,
-            expected_choices=self.request.choices,
+            expected_choices=planner.request.choices,
             max_event_bytes=self._options.max_event_bytes,
             accept_whole=self._options.fallback != "never",
+            assembler=planner.journal.assembler,
+            resumed=None if attempt is None else attempt.generation.resumed,
         )
+
+    @property
+    def server(self) -> Server:
+        """The server of the attempt."""
+        return self._planner.server
+
+    @property
+    def url(self) -> str:
+        """The endpoint, for messages."""
+        return self._planner.server.url + self._path
+
+    @property
+    def attempt(self) -> Attempt:
+        """What is to be sent."""
+        assert self._planner.attempt is not None
+        return self._planner.attempt
 
     @property
     def deadline(self) -> float:
@@ -125,25 +173,55 @@ class StreamSession:
         """The response that is being read."""
         return self._exchange
 
+    def take_events(self) -> list[StreamEvent]:
+        """Events that did not come of bytes: the end of an answer of which only the end marks were missing."""
+        events, self._events = self._events, []
+        return events
+
     # -- an attempt ---------------------------------------------------------------------------------------
+
+    @property
+    def errand(self) -> Errand | None:
+        """A question to a server which is to be asked before anything else."""
+        return self._planner.errand if self.next_attempt_at is not None else None
+
+    def prepare(self, now: float) -> None:
+        """The next attempt is due: settle it. Afterwards there is an errand, or it may begin."""
+        self._now = now
+        self._planner.prepare(now, self._meter.decode_ms())
+        self._look_whether_complete()
+
+    def errand_done(self, answer: Any, now: float) -> None:
+        """What the server answered; None: nothing useful."""
+        self._now = now
+        self._planner.errand_done(answer, now)
+        self._look_whether_complete()
+
+    def _look_whether_complete(self) -> None:
+        at_limit = self._planner.at_limit
+        if at_limit is not None and not self.ended:
+            self._events += self._planner.journal.close_at_limit(*at_limit)
+            self._end_well(self._events)
 
     def begin(self, now: float, *, reused_connection: bool) -> None:
         """An attempt begins: the runner has a connection, or is about to make one."""
-        if self._attempts:
-            self._exchange = self._new_exchange()
+        attempt = self._planner.begin()
+        self._earlier_bytes += self._exchange.body_bytes
+        self._exchange = self._new_exchange(attempt)
+        self._swallowed = 0 if attempt.generation.resumed is None else attempt.generation.resumed.swallowed
         self._attempts += 1
         self._now = self._attempt_began = now
         self._reused_connection = reused_connection
         self.next_attempt_at = None
         self._look_at = inf
         self._clocks.enter(Phase.CONNECT, now)
-        self._state.notify(AttemptStarted(self._id, self._attempts, reused_connection))
+        self._state.notify(AttemptStarted(self._id, self._attempts, reused_connection, self.server.url, attempt.kind))
 
     def connected(self, now: float) -> None:
         """The connection stands and the request is about to be sent."""
         self._now = now
         self._meter.connect_time = None if self._reused_connection else now - self._attempt_began
-        self._clocks.enter(Phase.FIRST_BYTE, now)
+        self._clocks.enter(Phase.FIRST_BYTE, now, REATTACH_HEADER if self.attempt.kind == "reattach" else inf)
 
     @property
     def steady_idle(self) -> float | None:
@@ -180,16 +258,27 @@ class StreamSession:
         if self._last_was_content:
             self._content(chunks, now)
         elif exchange.accepted and self._clocks.phase is Phase.FIRST_BYTE:
-            self._meter.header_at = now
-            self._clocks.enter(Phase.PREFILL, now)
-            self._plan_look(now)
+            self._header(now)
+        elif exchange.resumed is not None and exchange.resumed.swallowed != self._swallowed:
+            self._swallowed = exchange.resumed.swallowed
+            self._clocks.content(now)
         elif events:
             self._clocks.progress(now)
         if events and type(events[0]) is StreamStart:
             self._see_start(events)
         if exchange.done:
             self._finish(events)
+            events += self.take_events()
         return events
+
+    def _header(self, now: float) -> None:
+        if not self._content_chunks:
+            self._meter.header_at = now
+        if self.attempt.kind == "reattach":
+            self._clocks.content(now)  # its prefill is over
+        else:
+            self._clocks.enter(Phase.PREFILL, now)
+            self._plan_look(now)
 
     def _content(self, chunks: int, now: float) -> None:
         if not self._content_chunks:
@@ -200,6 +289,8 @@ class StreamSession:
         self._content_chunks = chunks
         self._look_at = inf
         self._clocks.content(now)
+        if self._planner.broken is not None:
+            self._mended(self.attempt.kind, now)
 
     def _see_start(self, events: list[StreamEvent]) -> None:
         """A repetition starts its stream anew, but the caller hears of one start."""
@@ -217,6 +308,7 @@ class StreamSession:
             if chunks != self._content_chunks:
                 self._content(chunks, now)
             self._finish(events)
+            events += self.take_events()
         return events
 
     def _plan_look(self, now: float) -> None:
@@ -256,26 +348,93 @@ class StreamSession:
         return error is not None
 
     def fail(self, error: LlamaStreamError, now: float) -> None:
-        """The attempt failed: another follows, or the stream ends with the error."""
+        """The attempt failed: another follows, or the stream ends."""
         if self.ended:
             return
         self._now = now
-        if self._fall_back(error) or self._retry(error, now):
-            return
+        self._attempt_over()
+        planner = self._planner
+        planner.blame(error, now, stale=self._reused_connection and not self._exchange.accepted)
+        if self._content_chunks:
+            self._go_on(error)
+        elif not (self._fall_back(error) or self._retry(error, now)):
+            self._end_badly(error)
+
+    def _attempt_over(self) -> None:
+        """Note how far the generation was read."""
+        self._planner.ended()
+        generation = self._planner.generation
+        if generation is not None and self.next_attempt_at is None:
+            boundary = self._exchange.event_boundary
+            if boundary is None:
+                generation.lost = True
+            elif self._exchange.accepted:
+                generation.offset += boundary
+
+    def _end_badly(self, error: LlamaStreamError) -> None:
         self.ended = True
         self.next_attempt_at = None
         self.error = error
+        self._planner.abandon()
         error.partial = self._exchange.assembler.result(self.stats(), "error")
         self._state.notify(RequestEnded(self._id, "error", error.partial.stats, error))
 
+    def _go_on(self, error: LlamaStreamError) -> None:
+        """A break in mid-stream."""
+        planner, now = self._planner, self._now
+        first = planner.broken is None
+        if planner.broken is not None and self._exchange.accepted:
+            planner.broken.fruitless += 1
+        reported = planner.learn(error)
+        kind = planner.after_break(reported, now)
+        if kind == "finish":
+            self._end_well(self._events)
+            return
+        broken = planner.broken
+        assert broken is not None
+        retry = self._state.retry
+        failure = classify(error, elsewhere=planner.elsewhere(now))
+        wait = delay(failure, broken.attempts, self._random(), base=retry.base_delay, longest=LONGEST_RECOVERY_DELAY)
+        if kind == "fail" or now + wait >= self._clocks.end:
+            self._end_badly(reported)
+            return
+        broken.attempts += 1
+        self.next_attempt_at = now + wait
+        if first:
+            self._state.notify(StreamBroke(self._id, error, kind, wait))
+        else:
+            self._record_failure(error, wait)
+
+    def _mended(self, kind: str, now: float) -> None:
+        broken = self._planner.mended()
+        assert broken is not None
+        error = broken.error
+        assert isinstance(error, LlamaStreamError)
+        repeated = kind == "replay" or (kind == "non_streaming" and self._planner.repeats)
+        recovery = Recovery(
+            kind=kind,
+            error=type(error).__name__,
+            message=error.message,
+            text_at_break=broken.characters,
+            gap=now - broken.at,
+            verified=repeated or kind in ("reattach", "finish"),
+            attempts=broken.attempts,
+            server=self.server.url,
+            from_server=broken.server.url,
+        )
+        if len(self._recoveries) < MAX_RECORDED:
+            self._recoveries.append(recovery)
+        self._state.recovered(self._id, recovery)
+
     def _fall_back(self, error: LlamaStreamError) -> bool:
         """Where the server says that it cannot stream, ask for the whole answer at once."""
-        if self._options.fallback != "auto" or not self.request.body.get("stream") or self._content_chunks:
+        request = self._planner.request
+        if self._options.fallback != "auto" or not request.body.get("stream"):
             return False
         if not streaming_unsupported(error):
             return False
         self._record_failure(error, 0.0)
-        self.request = self.request.without_stream()
+        self._planner.request = request.without_stream()
         return True
 
     def _retry(self, error: LlamaStreamError, now: float) -> bool:
@@ -286,7 +445,8 @@ class StreamSession:
             budget=0.0,  # the client's state fills it in
             reused_connection=self._reused_connection,
             answered=self._exchange.accepted,
-            emitted=self._content_chunks > 0,
+            emitted=False,
+            elsewhere=self._planner.elsewhere(now),
         )
         retry = self._state.decide_retry(error, state, self._random())
         if retry is None or now + retry.delay >= self._clocks.end:
@@ -294,7 +454,7 @@ class StreamSession:
         if isinstance(error, ModelLoadingError) and self._loading_since is None:
             self._loading_since = now
         self._retries += retry.counts
-        if retry.cost or retry.delay:
+        if retry.counts or retry.delay:
             self._record_failure(error, retry.delay)
         else:
             self.next_attempt_at = now  # a stale connection: replaced without a word
@@ -310,6 +470,8 @@ class StreamSession:
         """The caller leaves."""
         if not self.ended:
             self._now = now
+            self._planner.ended()
+            self._planner.abandon()
             self.ended = True
             self.next_attempt_at = None
             self.cancelled = True
@@ -319,7 +481,17 @@ class StreamSession:
         if self._exchange.error is not None:
             self.fail(self._exchange.error, self._now)
             return
+        self._planner.ended()
+        self._end_well(events)
+
+    def _end_well(self, events: list[StreamEvent]) -> None:
+        if self._planner.broken is not None:
+            finished = self._planner.at_limit is not None or self.next_attempt_at is not None or self._exchange.error
+            self._mended("finish" if finished else self.attempt.kind, self._now)
         self.ended = True
+        self.next_attempt_at = None
+        self._state.servers.succeeded(self.server)
+        self._planner.abandon()
         assembler = self._exchange.assembler
         stats = self.stats()
         reason = assembler.finish_reason() or "stop"
@@ -329,8 +501,9 @@ class StreamSession:
 
     def _give_hints(self, stats: Stats) -> None:
         prompt = None
-        if stats.prompt_tokens is not None and self.request.system_prompt:
-            prompt = PromptFacts(self.request.system_prompt, stats.prompt_tokens, stats.cached_tokens or 0)
+        system_prompt = self._planner.request.system_prompt
+        if stats.prompt_tokens is not None and system_prompt:
+            prompt = PromptFacts(system_prompt, stats.prompt_tokens, stats.cached_tokens or 0)
         hint = self._state.succeeded(prompt)
         if hint is not None:
             self._state.hint(self._id, "prompt_cache", hint)
@@ -342,10 +515,12 @@ class StreamSession:
     def stats(self) -> Stats:
         """The figures as of the last thing that happened."""
         assembler = self._exchange.assembler
-        stats = self._meter.stats(self._now, assembler.usage, assembler.timings, self._exchange.body_bytes)
+        body_bytes = self._earlier_bytes + self._exchange.body_bytes
+        stats = self._meter.stats(self._now, assembler.usage, assembler.timings, body_bytes)
         return msgspec.structs.replace(
             stats,
             failed_attempts=tuple(self._failed),
+            recoveries=tuple(self._recoveries),
             streamed=not self._exchange.whole,
             buffered=not self._exchange.whole and looks_buffered(stats, assembler.timings),
         )

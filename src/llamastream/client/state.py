@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import itertools
 import logging
+import secrets
 import threading
 from collections.abc import Iterable
+from typing import Protocol
 
 import msgspec
 
+from llamastream.client.servers import Server, Servers
 from llamastream.errors import LlamaStreamError
-from llamastream.events import ClientEvent, Hint, Listener
+from llamastream.events import ClientEvent, Hint, Listener, StreamRecovered
 from llamastream.policy.prompt_cache import PromptCacheWatch
 from llamastream.policy.retry import Retry, RetryBudget, RetryState, decide
-from llamastream.types import PromptFacts, RetryPolicy
+from llamastream.types import PromptFacts, Recovery, RetryPolicy
 
 logger = logging.getLogger("llamastream")
 
 
-class ClientState:
-    """Thread-safe."""
+class Holdings(Protocol):
+    """Keeps track of generations that servers hold under an id. Neither call waits for anything."""
 
-    def __init__(self, retry: RetryPolicy, listeners: Iterable[Listener]) -> None:
+    def add(self, server: Server, conversation_id: str) -> None: ...
+
+    def drop(self, server: Server, conversation_id: str) -> None: ...
+
+
+class ClientState:
+    """Thread-safe. `servers` are the client's, `holdings` keeps track of what they hold for it."""
+
+    def __init__(
+        self, retry: RetryPolicy, listeners: Iterable[Listener], servers: Servers, holdings: Holdings | None
+    ) -> None:
         self.retry = retry
+        self.servers = servers
+        self._holdings = holdings
         self._listeners = tuple(listeners)
         self._lock = threading.Lock()
         self._budget = RetryBudget()
@@ -32,6 +47,21 @@ class ClientState:
 
     def next_request_id(self) -> int:
         return next(self._numbers)
+
+    @staticmethod
+    def new_conversation_id() -> str:
+        """An id under which a server may hold a generation; who knows it may read and end it, so it is unguessable."""
+        return f"llamastream-{secrets.token_hex(16)}"
+
+    def hold(self, server: Server, conversation_id: str) -> None:
+        """A server is about to hold a generation under this id."""
+        if self._holdings is not None:
+            self._holdings.add(server, conversation_id)
+
+    def let_go(self, server: Server, conversation_id: str) -> None:
+        """Have a server drop what it holds, in the background."""
+        if self._holdings is not None:
+            self._holdings.drop(server, conversation_id)
 
     def notify(self, event: ClientEvent) -> None:
         """Tell every listener; what they raise is logged and goes no further."""
@@ -50,6 +80,24 @@ class ClientState:
             self._hinted.add(topic)
         logger.warning(message)
         self.notify(Hint(request_id, topic, message))
+
+    def recovered(self, request_id: int, recovery: Recovery) -> None:
+        """A stream that broke in the middle goes on: tell it, and log it once."""
+        where = (
+            recovery.server
+            if recovery.server == recovery.from_server
+            else f"{recovery.from_server} → {recovery.server}"
+        )
+        logger.warning(
+            "%s: recovered by %s after %d characters, gap %.3f s, %s (%s)",
+            where,
+            recovery.kind,
+            recovery.text_at_break,
+            recovery.gap,
+            "verified" if recovery.verified else "not verified",
+            recovery.error,
+        )
+        self.notify(StreamRecovered(request_id, recovery))
 
     def decide_retry(self, error: LlamaStreamError, state: RetryState, random: float) -> Retry | None:
         """Whether to send again; takes the cost from the budget."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -31,9 +31,9 @@ class Stream:
     """
 
     def __init__(
-        self, core: ClientCore, pool: ConnectionPool, request: GenerationRequest, timeouts: Timeouts | None
+        self, core: ClientCore, pools: Sequence[ConnectionPool], request: GenerationRequest, timeouts: Timeouts | None
     ) -> None:
-        self._runner = Runner(core, pool, request, timeouts)
+        self._runner = Runner(core, pools, request, timeouts)
         self._texts: Generator[str, None, None] | None = None
         self._taken = False
 

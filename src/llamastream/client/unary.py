@@ -9,6 +9,7 @@ from llamastream.client.connection import Connection
 from llamastream.client.core import ClientCore
 from llamastream.client.endpoints import Answer, Call
 from llamastream.client.pool import ConnectionPool
+from llamastream.client.servers import Server
 from llamastream.client.session import connection_lost
 from llamastream.errors import ConnectionLostError, LlamaStreamError
 
@@ -18,15 +19,15 @@ LOOK_TIMEOUT = 2.0
 """Seconds that a look at `/slots` beside a running stream may take."""
 
 
-def call_once(core: ClientCore, call: Call[T], timeout: float) -> T:
+def call_once(core: ClientCore, server: Server, call: Call[T], timeout: float) -> T:
     """One request over a connection of its own, outside of the pool and its bounds.
 
     Raises:
         LlamaStreamError: there is no connection, the server reported an error, or what answers is no llama-server.
     """
-    connection = Connection(core.address, core.tls)
+    connection = Connection(server.address, server.tls)
     try:
-        return _exchange(core, connection, False, call, timeout).value()
+        return _exchange(core, server, connection, False, call, timeout).value()
     finally:
         connection.close()
 
@@ -38,7 +39,7 @@ def call_pooled(core: ClientCore, pool: ConnectionPool, call: Call[T], timeout: 
         connection, reused = pool.acquire(deadline)
         answer: Answer[T] | None = None
         try:
-            answer = _exchange(core, connection, reused, call, max(0.001, deadline - monotonic()))
+            answer = _exchange(core, pool.server, connection, reused, call, max(0.001, deadline - monotonic()))
             return answer.value()
         except ConnectionLostError:
             if not reused:
@@ -47,13 +48,15 @@ def call_pooled(core: ClientCore, pool: ConnectionPool, call: Call[T], timeout: 
             pool.release(connection, answer.reader if answer is not None else None)
 
 
-def _exchange(core: ClientCore, connection: Connection, connected: bool, call: Call[T], timeout: float) -> Answer[T]:
+def _exchange(
+    core: ClientCore, server: Server, connection: Connection, connected: bool, call: Call[T], timeout: float
+) -> Answer[T]:
     deadline = monotonic() + timeout
-    answer = Answer(call, core.url)
+    answer = Answer(call, server.url)
     try:
         if not connected:
             connection.connect(min(deadline, monotonic() + (core.timeouts.connect or timeout)))
-        connection.send(core.call_bytes(call), deadline)
+        connection.send(core.call_bytes(server, call), deadline)
         while not answer.complete:
             answer.feed(connection.receive(deadline))
     except LlamaStreamError:

@@ -22,6 +22,8 @@ from llamastream.events import (
     RequestEnded,
     RequestStarted,
     RetryScheduled,
+    StreamBroke,
+    StreamRecovered,
 )
 
 
@@ -61,9 +63,9 @@ class JsonFormatter(logging.Formatter):
 
 
 def _level(event: ClientEvent) -> int:
-    if isinstance(event, RetryScheduled) or (isinstance(event, RequestEnded) and event.error is not None):
+    if isinstance(event, RetryScheduled | StreamBroke) or (isinstance(event, RequestEnded) and event.error is not None):
         return logging.WARNING
-    return logging.INFO if isinstance(event, RequestEnded | Hint) else logging.DEBUG
+    return logging.INFO if isinstance(event, RequestEnded | StreamRecovered | Hint) else logging.DEBUG
 
 
 def _describe(event: ClientEvent) -> tuple[str, dict[str, Any]]:
@@ -81,6 +83,18 @@ def _describe(event: ClientEvent) -> tuple[str, dict[str, Any]]:
             f"request {event.request_id}: attempt {event.number} failed, next in {event.delay:.2f} s: {event.error}",
             fields,
         )
+    if isinstance(event, StreamBroke):
+        fields = {"recovery": event.kind, "error": type(event.error).__name__, "delay": event.delay}
+        return f"request {event.request_id} broke in the middle, going on by {event.kind}: {event.error}", fields
+    if isinstance(event, StreamRecovered):
+        recovery = event.recovery
+        fields = {
+            "recovery": recovery.kind,
+            "error": recovery.error,
+            "gap": recovery.gap,
+            "verified": recovery.verified,
+        }
+        return f"request {event.request_id} goes on by {recovery.kind}, gap {recovery.gap:.3f} s", fields
     if isinstance(event, Hint):
         return event.message, {"topic": event.topic}
     stats = event.stats
@@ -93,6 +107,7 @@ def _describe(event: ClientEvent) -> tuple[str, dict[str, Any]]:
         "cached_tokens": stats.cached_tokens,
         "completion_tokens": stats.completion_tokens,
         "failed_attempts": len(stats.failed_attempts),
+        "recoveries": len(stats.recoveries),
     }
     if event.error is not None:
         fields["error"] = type(event.error).__name__

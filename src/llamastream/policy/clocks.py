@@ -55,11 +55,11 @@ class Clocks:
         self.deadline = inf
         self.enter(Phase.CONNECT, now)
 
-    def enter(self, phase: Phase, now: float) -> None:
-        """Begin to wait for something else."""
+    def enter(self, phase: Phase, now: float, at_most: float = inf) -> None:
+        """Begin to wait for something else, `at_most` seconds even if the clock would allow more."""
         self.phase = phase
         limit: float | None = getattr(self._timeouts, phase.value)
-        self.deadline = min(self.end, inf if limit is None else now + limit)
+        self.deadline = min(self.end, now + (at_most if limit is None else min(limit, at_most)))
 
     def content(self, now: float) -> None:
         """Content arrived: the content-idle clock starts anew."""

@@ -16,8 +16,12 @@ from llamastream.errors import (
     LlamaStreamError,
     ModelLoadingError,
     ServerError,
+    TotalTimeoutError,
 )
 from llamastream.types import RetryPolicy
+
+MAX_FAILOVERS = 16
+"""Servers that one request tries at most before its first content."""
 
 
 class RetryState(Struct, frozen=True):
@@ -31,6 +35,7 @@ class RetryState(Struct, frozen=True):
         reused_connection: the attempt used a connection that had been idle.
         answered: a byte of an answer came.
         emitted: content reached the caller.
+        elsewhere: there is another server, which this request has not failed on.
     """
 
     retries: int
@@ -40,6 +45,7 @@ class RetryState(Struct, frozen=True):
     reused_connection: bool
     answered: bool
     emitted: bool
+    elsewhere: bool = False
 
 
 class Retry(Struct, frozen=True):
@@ -58,6 +64,8 @@ def decide(error: LlamaStreamError, state: RetryState, policy: RetryPolicy, rand
     if state.reused_connection and not state.answered and isinstance(error, ConnectionLostError):
         # The server had closed the idle connection; it never saw the request.
         return Retry(delay=0.0, cost=0.0, counts=False)
+    if state.elsewhere and _elsewhere_helps(error) and state.retries < MAX_FAILOVERS:
+        return Retry(delay=0.0, cost=0.0, counts=True)
     if isinstance(error, ModelLoadingError):
         since = state.now if state.loading_since is None else state.loading_since
         if state.now - since < policy.loading_patience:
@@ -70,6 +78,11 @@ def decide(error: LlamaStreamError, state: RetryState, policy: RetryPolicy, rand
         return Retry(delay=asked) if asked <= policy.max_retry_after else None
     bound = min(policy.max_delay, policy.base_delay * 2.0**state.retries)
     return Retry(delay=bound * random)
+
+
+def _elsewhere_helps(error: LlamaStreamError) -> bool:
+    # A clock that ran out is no reason to ask the same server again, but one to ask another.
+    return error.retryable and not isinstance(error, TotalTimeoutError)
 
 
 def _worth_it(error: LlamaStreamError) -> bool:

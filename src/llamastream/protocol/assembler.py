@@ -192,6 +192,20 @@ class Assembler:
         done = sum(1 for state in self._choices.values() if state.finish_reason is not None)
         return done >= max(1, expected_choices) and done == len(self._choices)
 
+    def text(self, index: int) -> str:
+        """The text of a choice so far."""
+        state = self._choices.get(index)
+        return state.text.getvalue() if state else ""
+
+    def reasoning(self, index: int) -> str:
+        """The reasoning of a choice so far."""
+        state = self._choices.get(index)
+        return state.reasoning.getvalue() if state else ""
+
+    def close(self, reason: str) -> None:
+        """Give the only choice its finish reason."""
+        self._choices[0].finish_reason = reason
+
     def finish_reason(self) -> str | None:
         """The finish reason of the first choice, if it has one."""
         first = self._choices.get(min(self._choices, default=0))

@@ -17,6 +17,7 @@ from llamastream.protocol.assembler import Assembler
 from llamastream.protocol.chunks import NO_ERROR, decode_chunk
 from llamastream.protocol.failures import MAX_ERROR_BODY, mid_stream_error, response_error, unexpected_response
 from llamastream.protocol.http1 import ResponseReader
+from llamastream.protocol.resume import Resumed
 from llamastream.protocol.sse import DEFAULT_MAX_EVENT_BYTES, SseDecoder
 from llamastream.protocol.template import TextTemplate
 from llamastream.types import StreamEvent, StreamStart, TextDelta
@@ -43,9 +44,13 @@ class GenerationExchange:
         expected_choices: int = 1,
         max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES,
         accept_whole: bool = False,
+        assembler: Assembler | None = None,
+        resumed: Resumed | None = None,
     ) -> None:
+        """`assembler`: one that has a part of the answer already; `resumed`: adapts what comes to that part."""
         self.url = url
-        self.assembler = Assembler()
+        self.assembler = Assembler() if assembler is None else assembler
+        self.resumed = resumed
         self.done = False
         self.error: LlamaStreamError | None = None
         self.accepted = False
@@ -59,6 +64,12 @@ class GenerationExchange:
         self._max_body = max_event_bytes
         self._body = bytearray()  # of an answer that is no event stream
         self._rejected = False
+        self._exact = True
+
+    @property
+    def event_boundary(self) -> int | None:
+        """How many bytes of the de-chunked body belong to events that were taken; None: cannot be said."""
+        return self._reader.body_bytes - self._decoder.unfinished_bytes if self._exact and not self.whole else None
 
     @property
     def status(self) -> int:
@@ -128,6 +139,7 @@ class GenerationExchange:
                 if reader.complete or (self._rejected and len(self._body) >= MAX_ERROR_BODY):
                     self._finish(out)
         except LlamaStreamError as error:
+            self._exact = reader.failure is error  # else a body was left in the middle
             self._fail(error)
         return out
 
@@ -190,6 +202,11 @@ class GenerationExchange:
         chunk = decode_chunk(data)
         if chunk.error is not NO_ERROR and bytes(chunk.error) != b"null":
             raise mid_stream_error(bytes(chunk.error), self.url)
+        if self.resumed is not None:
+            self.resumed.adapt(chunk)
+            if not self.resumed.settled:
+                self.assembler.add(chunk, out)
+                return
         self.assembler.add(chunk, out)
         text = self.assembler.sole_text(chunk)
         if text:

@@ -52,11 +52,17 @@ class SseDecoder:
         self._data: list[bytes] = []
         self._data_bytes = 0
         self._event = ""
+        self._lines_bytes = 0  # of the lines since the last blank one, line ends included
 
     @property
     def pending_bytes(self) -> int:
         """Bytes held back because no blank line has come yet."""
         return len(self._buffer) + self._data_bytes
+
+    @property
+    def unfinished_bytes(self) -> int:
+        """How many bytes came since the last blank line: the next event began so many bytes ago."""
+        return len(self._buffer) + self._lines_bytes
 
     @property
     def between_events(self) -> bool:
@@ -114,13 +120,15 @@ class SseDecoder:
             end = cr if cr >= 0 else lf
             if end < 0:
                 break
-            self._line(bytes(buffer[position:end]), events)
-            position = end + 1
+            line = bytes(buffer[position:end])
+            self._line(line, events)
+            begin, position = position, end + 1
             if cr >= 0:
                 if position == len(buffer):
                     self._skip_lf = True
                 elif buffer[position] == 0x0A:
                     position += 1
+            self._lines_bytes = self._lines_bytes + position - begin if line else 0
             scanned = position
         del buffer[:position]
         self._scanned = len(buffer)

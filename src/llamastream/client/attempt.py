@@ -1,0 +1,94 @@
+"""One attempt to get an answer, and what is known of the generation behind it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+from urllib.parse import quote
+
+from msgspec import Struct
+
+from llamastream.client.endpoints import Call
+from llamastream.client.servers import Server
+from llamastream.protocol.requests import GenerationRequest
+from llamastream.protocol.resume import Resumed
+
+AttemptKind: TypeAlias = Literal["first", "restart", "reattach", "continue", "replay", "non_streaming"]
+
+
+class Generation:
+    """What runs on a server on behalf of a stream, over however many connections it is read.
+
+    Attributes:
+        server: where. request: what was asked for. resumed: joins the answer to what the caller had before.
+        conversation_id: under which the server holds it, or None.
+        offset: bytes of its body that have been taken, up to the last whole event.
+        lost: it cannot be taken up again.
+    """
+
+    __slots__ = ("conversation_id", "lost", "offset", "request", "resumed", "server")
+
+    def __init__(
+        self, server: Server, request: GenerationRequest, resumed: Resumed | None, conversation_id: str | None
+    ) -> None:
+        self.server = server
+        self.request = request
+        self.resumed = resumed
+        self.conversation_id = conversation_id
+        self.offset = 0
+        self.lost = False
+
+    @property
+    def held(self) -> bool:
+        """Whether it may be taken up again."""
+        return self.conversation_id is not None and not self.lost
+
+    @property
+    def reattach_path(self) -> str:
+        """Where the rest of it is to be had."""
+        return f"{stream_path(self.conversation_id or '')}&from={self.offset}"
+
+
+def stream_path(conversation_id: str) -> str:
+    """The path of a generation that a server holds."""
+    return f"/v1/stream?conv_id={quote(conversation_id, safe='')}"
+
+
+class Attempt(Struct, frozen=True):
+    """What is sent, and to what end."""
+
+    kind: AttemptKind
+    generation: Generation
+
+
+class Errand(Struct, frozen=True):
+    """A short question to a server which has to be answered (or to fail) before the stream goes on.
+
+    Attributes:
+        server: whom to ask. call: what. timeout: seconds at most.
+    """
+
+    server: Server
+    call: Call[Any]
+    timeout: float
+
+
+class Break:
+    """A break in mid-stream that is not mended yet.
+
+    Attributes:
+        error: what happened first. at: when. characters: what the caller had. server: where it happened.
+        tried: servers that failed since. attempts: how many there were since. plan: how the stream is to go on.
+        fruitless: answers in a row that began and broke without new content.
+    """
+
+    __slots__ = ("at", "attempts", "characters", "error", "fruitless", "plan", "server", "tried")
+
+    def __init__(self, error: Exception, at: float, characters: int, server: Server) -> None:
+        self.error = error
+        self.at = at
+        self.characters = characters
+        self.server = server
+        self.tried: set[Server] = set()
+        self.attempts = 0
+        self.fruitless = 0
+        self.plan: AttemptKind = "restart"

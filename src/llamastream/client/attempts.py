@@ -1,0 +1,287 @@
+"""Which attempt comes next: on which server, asking for what. Without I/O: questions to servers go out as errands.
+
+`prepare` settles the next attempt. Either it is `ready` afterwards, or `errand` is set: then whoever runs the stream
+asks, and tells the answer by `errand_done`, until it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+from llamastream.client import endpoints
+from llamastream.client.attempt import Attempt, AttemptKind, Break, Errand, Generation
+from llamastream.client.servers import PROBE_TIMEOUT, Server
+from llamastream.client.state import ClientState
+from llamastream.errors import LlamaStreamError, ServerError
+from llamastream.policy.recovery import Case, PlanKind, RecoveryOptions, classify, plan
+from llamastream.protocol.journal import Journal, repeat_only, token_limit, with_seed
+from llamastream.protocol.requests import CHAT_PATH, GenerationRequest
+from llamastream.protocol.resume import Resumed
+from llamastream.types import Health
+
+COUNT_TIMEOUT = 2.0
+"""Seconds that a server may take to count tokens."""
+
+_NOT_OF_THE_PROMPT = frozenset({"messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"})
+
+_REFUSALS = frozenset({400, 404, 422, 500, 501})
+"""How servers answer that cannot continue a begun message; a template that fails is a 500."""
+
+Script = Generator[Errand, Any, None]
+
+
+class AttemptPlanner:
+    """Plans the attempts of one stream.
+
+    Attributes:
+        journal: what the caller has. request: what is asked for, from the beginning.
+        attempt: the attempt that is ready, or under way. generation: what runs on a server, or ran last.
+        broken: the break that is to be mended, or None.
+        errand: a question to be asked before the attempt. ready: the attempt may begin.
+        at_limit: (prompt tokens or None, tokens) if the answer turned out to have all that the request allows.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        recovery: RecoveryOptions,
+        state: ClientState,
+        random: Callable[[], float],
+    ) -> None:
+        if recovery.mode == "full" and repeat_only(request):
+            request = with_seed(request, int(random() * 2**31))
+        self.journal = Journal(request)
+        self.request = request
+        self.attempt: Attempt | None = None
+        self.generation: Generation | None = None
+        self.broken: Break | None = None
+        self.errand: Errand | None = None
+        self.ready = False
+        self.at_limit: tuple[int | None, int] | None = None
+        self._recovery = recovery
+        self._state = state
+        self._servers = state.servers
+        self._failed_on: set[Server] = set()
+        self._script: Script | None = None
+        self._mended = 0
+        self._now = 0.0
+        self._decode_ms = 0.0
+        self._busy: Server | None = None
+
+    @property
+    def server(self) -> Server:
+        """The server of the attempt; before the first, the one that is listed first."""
+        return self.attempt.generation.server if self.attempt is not None else self._servers.all[0]
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a broken answer is repeated and compared, rather than continued."""
+        return repeat_only(self.request)
+
+    # -- before an attempt --------------------------------------------------------------------------------
+
+    def prepare(self, now: float, decode_ms: float) -> None:
+        """Settle the next attempt. `decode_ms`: for how long content has come so far."""
+        if self._script is None and not self.ready:
+            self._now, self._decode_ms = now, decode_ms
+            self._script = self._settle()
+            self._advance(None)
+
+    def errand_done(self, answer: Any, now: float) -> None:
+        """What came of the errand; None: it failed."""
+        self._now = now
+        self._advance(answer)
+
+    def _advance(self, answer: Any) -> None:
+        assert self._script is not None
+        try:
+            self.errand = self._script.send(answer)
+        except StopIteration:
+            self.errand = self._script = None
+            self.ready = True
+
+    def _settle(self) -> Script:
+        broken, generation = self.broken, self.generation
+        kind: AttemptKind = "first" if self.attempt is None else "restart" if broken is None else broken.plan
+        if kind == "reattach" and generation is not None:
+            self.attempt = Attempt("reattach", generation)
+            return
+        if generation is not None and generation.lost and generation.server.reattach is None:
+            generation.server.reattach = yield Errand(generation.server, endpoints.reattach_probe(), PROBE_TIMEOUT)
+        server = yield from self._choose()
+        self.abandon()
+        request: GenerationRequest = self.request
+        resumed: Resumed | None = None
+        whole = kind == "non_streaming"
+        if kind == "replay" or (whole and repeat_only(request)):
+            request, compared = self.journal.repeated(whole=whole)
+            resumed = compared
+        elif kind == "continue" or whole:
+            tokens, ids = yield from self._count(server)
+            limit = token_limit(request)
+            if limit is not None and tokens is not None and tokens >= limit:
+                self.at_limit = (yield from self._count_prompt(server)), tokens
+                return
+            request, resumed = self.journal.continued(
+                tokens=tokens, decode_ms=self._decode_ms, prompt_tokens=ids, whole=whole
+            )
+        elif kind == "restart":
+            self.journal.restart()
+        self.generation = Generation(server, request, resumed, self._conversation_id(server, request))
+        self.attempt = Attempt(kind, self.generation)
+
+    def _choose(self) -> Generator[Errand, Any, Server]:
+        failed = set(self._failed_on) if self.broken is None else self.broken.tried
+        for _ in range(len(self._servers)):
+            server, probe = self._servers.choose(self._now, failed)
+            if not probe:
+                return server
+            health: Health | None = yield Errand(server, endpoints.health(), PROBE_TIMEOUT)
+            if health is not None and health.ok:
+                return server
+            self._servers.failed(server, self._now, certain=True)
+        return self._servers.choose(self._now, failed)[0]
+
+    def _conversation_id(self, server: Server, request: GenerationRequest) -> str | None:
+        """Only where the generation ends by itself: one that nobody reads has no other limit."""
+        wanted = self._recovery.mode != "off" and server.reattach is not False and request.body.get("stream")
+        return self._state.new_conversation_id() if wanted and token_limit(request) is not None else None
+
+    def _count(self, server: Server) -> Generator[Errand, Any, tuple[int | None, list[int] | None]]:
+        """How many tokens the caller has, and, for a prompt of token ids, which.
+
+        A conversation is counted with its template, since marks around reasoning are tokens that no text shows. Pieces
+        are at least one token each; where the server does not count, they are what we know.
+        """
+        journal = self.journal
+        pieces = journal.assembler.content_chunks
+        if self.request.path != CHAT_PATH:
+            ids = yield Errand(server, endpoints.tokenize(journal.text, False, False), COUNT_TIMEOUT)
+            return max(pieces, len(ids or ())), ids
+        body = self.request.body
+        extra = {key: value for key, value in body.items() if key not in _NOT_OF_THE_PROMPT}
+        before = yield Errand(server, endpoints.apply_template(body["messages"], extra), COUNT_TIMEOUT)
+        extra.update(continue_final_message=True, add_generation_prompt=False)
+        after = None
+        if before is not None:
+            after = yield Errand(server, endpoints.apply_template(journal.begun_message(), extra), COUNT_TIMEOUT)
+        if before is None or after is None:
+            return pieces, None
+        same = _common_prefix(before, after)
+        count = 0
+        for text, sign in ((after[same:], 1), (before[same:], -1)):
+            if text:
+                ids = yield Errand(server, endpoints.tokenize(text, False, True), COUNT_TIMEOUT)
+                if ids is None:
+                    return pieces, None
+                count += sign * len(ids)
+        return max(pieces, count), None
+
+    def _count_prompt(self, server: Server) -> Generator[Errand, Any, int | None]:
+        body = self.request.body
+        prompt: Any = body.get("prompt")
+        if self.request.path == CHAT_PATH:
+            extra = {key: value for key, value in body.items() if key not in _NOT_OF_THE_PROMPT}
+            prompt = yield Errand(server, endpoints.apply_template(body["messages"], extra), COUNT_TIMEOUT)
+        if isinstance(prompt, str):
+            prompt = yield Errand(server, endpoints.tokenize(prompt, True, True), COUNT_TIMEOUT)
+        return len(prompt) if isinstance(prompt, list) else None
+
+    # -- an attempt ---------------------------------------------------------------------------------------
+
+    def begin(self) -> Attempt:
+        """The attempt begins."""
+        assert self.attempt is not None
+        self.ready = False
+        self._busy = self.server
+        self._servers.began(self.server)
+        generation = self.attempt.generation
+        if self.attempt.kind != "reattach" and generation.conversation_id is not None:
+            self._state.hold(generation.server, generation.conversation_id)
+        return self.attempt
+
+    def ended(self) -> None:
+        """The attempt is over, well or not."""
+        if self._busy is not None:
+            self._servers.ended(self._busy)
+            self._busy = None
+
+    def abandon(self) -> None:
+        """Nobody wants the generation any more: have the server drop it, if it holds it."""
+        generation, self.generation = self.generation, None
+        if generation is not None and generation.conversation_id is not None:
+            self._state.let_go(generation.server, generation.conversation_id)
+
+    # -- after a failure ----------------------------------------------------------------------------------
+
+    def blame(self, error: LlamaStreamError, now: float, *, stale: bool) -> None:
+        """Note against the server that an attempt failed. `stale`: over an idle connection that had been closed."""
+        failure = classify(error, elsewhere=False)
+        if stale or failure.kind in ("final", "server_error"):
+            return
+        self._servers.failed(self.server, now, certain=failure.kind in ("stall", "refused"))
+        self._failed_on.add(self.server)
+        if self.broken is not None:
+            self.broken.tried.add(self.server)
+
+    def elsewhere(self, now: float) -> bool:
+        """Whether a server is left that has not failed since the break."""
+        tried = self._failed_on if self.broken is None else self.broken.tried
+        return len(self._servers) > 1 and self._servers.elsewhere(now, {self.server, *tried})
+
+    def learn(self, error: LlamaStreamError) -> LlamaStreamError:
+        """What a failed way back tells of the server; returns the error that is to be decided on."""
+        attempt, broken = self.attempt, self.broken
+        if attempt is None or broken is None or not isinstance(broken.error, LlamaStreamError):
+            return error
+        generation = attempt.generation
+        if attempt.kind == "reattach":
+            if isinstance(error, ServerError) or broken.attempts > 1:
+                generation.lost = True
+                return broken.error if isinstance(error, ServerError) else error
+            if classify(error, elsewhere=False).kind == "refused":
+                generation.lost = True  # it went down with its process
+        elif attempt.kind == "continue" and isinstance(error, ServerError) and error.status in _REFUSALS:
+            generation.server.continues = False
+            return broken.error
+        return error
+
+    def after_break(self, error: LlamaStreamError, now: float) -> PlanKind:
+        """How a stream of which the caller has a part, or all, goes on."""
+        assert self.attempt is not None
+        if self.broken is None:
+            self.broken = Break(error, now, self.journal.characters, self.server)
+            self.broken.tried = {self.server} if self.server in self._failed_on else set()
+        broken, generation = self.broken, self.attempt.generation
+        case = Case(
+            self.journal.state(
+                held=generation.held, fruitless=broken.fruitless, seconds=now - broken.at, recoveries=self._mended
+            ),
+            classify(error, elsewhere=self.elsewhere(now)),
+            generation.server.capabilities,
+            self._recovery,
+        )
+        kind = plan(case)
+        if kind != "finish" and kind != "fail":
+            broken.plan = kind
+        return kind
+
+    def mended(self) -> Break | None:
+        """Content came: the break is behind us."""
+        broken, self.broken = self.broken, None
+        self._mended += 1
+        self._failed_on.clear()
+        return broken
+
+
+def _common_prefix(one: str, other: str) -> int:
+    """How many characters two texts begin with in common."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[:middle] == other[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -1,0 +1,97 @@
+"""The servers of one client: where they are, how they are, and which takes the next attempt."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections.abc import Collection, Sequence
+
+from llamastream.policy.breaker import Breaker, BreakerState
+from llamastream.policy.selection import Candidate, choose
+from llamastream.protocol.address import Address
+from llamastream.types import Capabilities
+
+PROBE_TIMEOUT = 1.0
+"""Seconds that a server which failed has to say that it is well again."""
+
+
+class Server:
+    """One server.
+
+    Attributes:
+        index: its place in the list. address, url: where it is. tls: how to talk https, or None.
+        reattach, continues: what it can do as far as learned (see `Capabilities`); None: not known.
+    """
+
+    __slots__ = ("address", "breaker", "continues", "in_flight", "index", "reattach", "tls", "url")
+
+    def __init__(self, index: int, address: Address, tls: ssl.SSLContext | None) -> None:
+        self.index = index
+        self.address = address
+        self.url = address.url
+        self.tls = tls if address.scheme == "https" else None
+        self.breaker = Breaker()
+        self.in_flight = 0
+        self.reattach: bool | None = None
+        self.continues: bool | None = None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(reattach=self.reattach, continues=self.continues)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url}>"
+
+
+class Servers:
+    """All servers of a client. Thread-safe."""
+
+    def __init__(self, addresses: Sequence[Address], tls: ssl.SSLContext | None) -> None:
+        self.all = tuple(Server(index, address, tls) for index, address in enumerate(addresses))
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def choose(self, now: float, failed: Collection[Server] = ()) -> tuple[Server, bool]:
+        """The server for the next attempt, and whether to probe it first: its breaker is half-open."""
+        if len(self.all) == 1:
+            return self.all[0], False
+        with self._lock:
+            server = self.all[
+                choose(
+                    [
+                        Candidate(
+                            each.breaker.state(now), each.in_flight, each in failed, each.breaker.open_until or 0.0
+                        )
+                        for each in self.all
+                    ]
+                )
+            ]
+            probe = server.breaker.state(now) is BreakerState.HALF_OPEN
+            if probe:
+                server.breaker.probe(now, PROBE_TIMEOUT)
+            return server, probe
+
+    def elsewhere(self, now: float, tried: Collection[Server]) -> bool:
+        """Whether there is a server that was not tried and may be well."""
+        with self._lock:
+            return any(
+                server not in tried and server.breaker.state(now) is not BreakerState.OPEN for server in self.all
+            )
+
+    def began(self, server: Server) -> None:
+        with self._lock:
+            server.in_flight += 1
+
+    def ended(self, server: Server) -> None:
+        with self._lock:
+            server.in_flight -= 1
+
+    def failed(self, server: Server, now: float, *, certain: bool) -> None:
+        with self._lock:
+            server.breaker.failed(now, certain=certain)
+
+    def succeeded(self, server: Server) -> None:
+        with self._lock:
+            server.breaker.succeeded()

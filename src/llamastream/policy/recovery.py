@@ -1,0 +1,159 @@
+"""How a stream that broke goes on: from what the caller has, why it broke and what the server can do, one decision.
+
+The rules stand in one table, in order: the first that fits decides. The table in the documentation is printed from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+from llamastream.errors import (
+    ConnectError,
+    ConnectionLostError,
+    ConnectTimeoutError,
+    EventTooLargeError,
+    InternalServerError,
+    LlamaStreamError,
+    MidStreamError,
+    ProtocolError,
+    RateLimitedError,
+    StreamTimeoutError,
+    TotalTimeoutError,
+    UnavailableError,
+    UnexpectedResponseError,
+)
+from llamastream.types import Capabilities, Failure, JournalState, RecoveryMode
+
+PlanKind: TypeAlias = Literal["finish", "reattach", "continue", "replay", "restart", "non_streaming", "fail"]
+
+FRUITLESS = 3
+"""So many answers in a row that begin and break without new content: streaming does not work on this way."""
+
+
+class RecoveryOptions(Struct, frozen=True):
+    """What the caller allows: the mode, how long to try to mend a break (seconds), how many breaks of a stream, and
+    whether an answer may come as one piece."""
+
+    mode: RecoveryMode = "full"
+    patience: float = 60.0
+    breaks: int = 100
+    whole: bool = True
+
+
+class Case(Struct, frozen=True):
+    """Everything that a decision rests on."""
+
+    journal: JournalState
+    failure: Failure
+    capabilities: Capabilities
+    options: RecoveryOptions
+
+
+class Rule(Struct, frozen=True):
+    """One line of the table: in words, what it does, and when it fits."""
+
+    when: str
+    then: PlanKind
+    fits: Callable[[Case], bool]
+
+
+def _left_behind(case: Case) -> bool:
+    return case.failure.kind == "stall" and case.failure.elsewhere
+
+
+def _reattach(case: Case) -> bool:
+    return case.journal.held and case.capabilities.reattach is not False and not _left_behind(case)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "every choice has its finish reason, only end marks are missing",
+        "finish",
+        lambda case: case.journal.finished,
+    ),
+    Rule(
+        "another attempt would meet the same (400, 401, 404, total timeout, an event too large, a web page)",
+        "fail",
+        lambda case: case.failure.kind == "final",
+    ),
+    Rule(
+        "the caller has no content yet (then the rules of retries say when, and how often)",
+        "restart",
+        lambda case: not case.journal.emitted,
+    ),
+    Rule("recovery is switched off", "fail", lambda case: case.options.mode == "off"),
+    Rule(
+        "`max_recoveries` breaks of this stream have been mended already",
+        "fail",
+        lambda case: case.journal.recoveries >= case.options.breaks,
+    ),
+    Rule(
+        "going on was tried for longer than `recovery_patience` (and no server is left that a stall may be left for)",
+        "fail",
+        lambda case: case.journal.seconds > case.options.patience and not _left_behind(case),
+    ),
+    Rule(
+        "the server holds the generation, and may be alive (not after a stall if there is another server)",
+        "reattach",
+        _reattach,
+    ),
+    Rule("only re-attaching is allowed", "fail", lambda case: case.options.mode == "reattach"),
+    Rule(
+        f"{FRUITLESS} answers in a row began and broke without new content, and one piece is allowed",
+        "non_streaming",
+        lambda case: case.journal.fruitless >= FRUITLESS and case.options.whole,
+    ),
+    Rule(
+        "tools, several choices, log probabilities, a raw grammar, a schema of a text completion",
+        "replay",
+        lambda case: case.journal.repeat_only,
+    ),
+    Rule(
+        "the server cannot continue a begun answer",
+        "replay",
+        lambda case: case.capabilities.continues is False,
+    ),
+    Rule("text or reasoning has been given out", "continue", lambda case: True),
+)
+
+
+def plan(case: Case) -> PlanKind:
+    """How to go on."""
+    return next(rule.then for rule in RULES if rule.fits(case))
+
+
+_KINDS: tuple[tuple[type[LlamaStreamError], str], ...] = (
+    (TotalTimeoutError, "final"),
+    (ConnectTimeoutError, "refused"),
+    (StreamTimeoutError, "stall"),
+    (ConnectError, "refused"),
+    (ConnectionLostError, "cut"),
+    (EventTooLargeError, "final"),
+    (UnexpectedResponseError, "final"),
+    (ProtocolError, "cut"),
+    (RateLimitedError, "unavailable"),
+    (UnavailableError, "unavailable"),
+    (InternalServerError, "server_error"),
+)
+
+
+def classify(error: LlamaStreamError, *, elsewhere: bool) -> Failure:
+    """What kind of failure an error is. `elsewhere`: another server could go on."""
+    if isinstance(error, MidStreamError):
+        kind = "final" if error.status is not None and 400 <= error.status < 500 else "server_error"
+    else:
+        kind = next((kind for known, kind in _KINDS if isinstance(error, known)), "final")
+    return Failure(kind=kind, elsewhere=elsewhere)  # type: ignore[arg-type]  # the literals of _KINDS
+
+
+def delay(failure: Failure, attempts: int, random: float, *, base: float, longest: float) -> float:
+    """Seconds before an attempt to go on, after `attempts` others since the last content; `random` in [0, 1).
+
+    The first after a cut goes at once; then exponential backoff with full jitter, as for retries.
+    """
+    if attempts == 0 and (failure.kind in ("cut", "stall") or failure.elsewhere):
+        return 0.0
+    return min(longest, base * 2.0 ** min(attempts, 16)) * random

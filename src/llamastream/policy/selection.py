@@ -1,0 +1,42 @@
+"""Which of several servers takes the next attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from llamastream.policy.breaker import BreakerState
+
+_RANK = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
+
+
+class Candidate(Struct, frozen=True):
+    """A server as the choice sees it.
+
+    Attributes:
+        breaker: what its breaker allows. open_until: if that is open, until when.
+        in_flight: streams of this client that it serves now.
+        failed: the stream that asks has just failed there.
+    """
+
+    breaker: BreakerState
+    in_flight: int = 0
+    failed: bool = False
+    open_until: float = 0.0
+
+
+def choose(candidates: Sequence[Candidate]) -> int:
+    """The index of the best server: one whose breaker is closed, that did not just fail this stream, with the fewest
+    streams; among equals the first listed, so that a lone agent keeps to one prompt cache.
+
+    A server is always chosen, if need be the one whose breaker is open for the shortest time: that a single server is
+    down is for the attempt to find out.
+    """
+
+    def order(index: int) -> tuple[int, bool, float, int, int]:
+        candidate = candidates[index]
+        open_until = candidate.open_until if candidate.breaker is BreakerState.OPEN else 0.0
+        return _RANK[candidate.breaker], candidate.failed, open_until, candidate.in_flight, index
+
+    return min(range(len(candidates)), key=order)

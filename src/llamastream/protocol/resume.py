@@ -1,0 +1,229 @@
+"""Going on with an answer of which the caller has a part: the request to send, and what becomes of its chunks.
+
+Two ways need this. A *continued* answer is asked for with the part as the beginning of the assistant's message (or at
+the end of the prompt); the server then counts the part as prompt, which is undone here. A *repeated* answer is the same
+request once more; what the caller has is compared and swallowed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+from llamastream.errors import StreamDivergedError
+from llamastream.protocol.chunks import WireChoice, WireChunk, WireDelta, WireFunction, WireTimings, WireUsage
+from llamastream.types import Choice
+
+
+class Resumed(Protocol):
+    """Adapts the chunks of an attempt that goes on with an answer.
+
+    Attributes:
+        settled: chunks of text need no more care.
+        swallowed: how many pieces were found to be known and taken away.
+    """
+
+    swallowed: int
+
+    @property
+    def settled(self) -> bool: ...
+
+    def adapt(self, chunk: WireChunk) -> None:
+        """Change a chunk to what the caller is to get of it.
+
+        Raises:
+            StreamDivergedError: it contradicts what the caller has.
+        """
+
+
+class ContinuedAnswer:
+    """For a continued answer: takes a repeated beginning away, and has counts and times cover the whole.
+
+    Args:
+        text, reasoning: what the caller has. tokens: how many tokens that was; None: not known.
+        decode_ms: how long their generation took, in milliseconds. chunks: in how many pieces they came.
+        whole: the reply comes as one piece, which llama-server begins with the given beginning.
+    """
+
+    def __init__(
+        self, *, text: str, reasoning: str, tokens: int | None, decode_ms: float, chunks: int, whole: bool
+    ) -> None:
+        self.settled = False
+        self.swallowed = 0
+        self._text = text
+        self._reasoning = reasoning
+        self._tokens = tokens or 0
+        self._decode_ms = decode_ms
+        # One piece of a continuation is a token or two. A first piece that begins with several earlier ones is a
+        # repetition, as servers before `continue_final_message` sent it; with a single one before, nobody can tell.
+        self._telling = whole or chunks > 1
+
+    def adapt(self, chunk: WireChunk) -> None:
+        for choice in chunk.choices or ():
+            if choice.index == 0 and not self.settled:
+                self._first(choice)
+        if chunk.usage is not None:
+            _correct_usage(chunk.usage, self._tokens)
+        if chunk.timings is not None:
+            _correct_timings(chunk.timings, self._tokens, self._decode_ms)
+
+    def _first(self, choice: WireChoice) -> None:
+        delta = choice.delta or choice.message
+        if delta is not None:
+            if delta.reasoning_content:
+                delta.reasoning_content = self._without(delta.reasoning_content, self._reasoning)
+                self.settled = not self._text
+            if delta.content:
+                delta.content = self._without(delta.content, self._text)
+                self.settled = True
+        elif choice.text:
+            choice.text = self._without(choice.text, self._text)
+            self.settled = True
+
+    def _without(self, piece: str, known: str) -> str:
+        if known and self._telling and piece.startswith(known):
+            self.swallowed += 1
+            return piece[len(known) :]
+        return piece
+
+
+def _correct_usage(usage: WireUsage, tokens: int) -> None:
+    """The server counted `tokens` of the answer as prompt."""
+    prompt = max(0, (usage.prompt_tokens or 0) - tokens)
+    completion = (usage.completion_tokens or 0) + tokens
+    usage.prompt_tokens, usage.completion_tokens, usage.total_tokens = prompt, completion, prompt + completion
+    details = usage.prompt_tokens_details
+    if details is not None and details.cached_tokens:
+        details.cached_tokens = min(details.cached_tokens, prompt)
+
+
+def _correct_timings(timings: WireTimings, tokens: int, decode_ms: float) -> None:
+    prompt = max(0, timings.cache_n + timings.prompt_n - tokens)
+    timings.cache_n = min(timings.cache_n, prompt)
+    timings.prompt_n = prompt - timings.cache_n
+    timings.prompt_per_second = timings.prompt_n / timings.prompt_ms * 1e3 if timings.prompt_ms > 0 else None
+    timings.predicted_n += tokens
+    timings.predicted_ms += decode_ms
+    timings.predicted_per_second = timings.predicted_n / timings.predicted_ms * 1e3 if timings.predicted_ms else None
+
+
+class RepeatedAnswer:
+    """For a repeated answer: compares it with what the caller has, and takes that away.
+
+    Args:
+        known: the choices as far as the caller has them.
+    """
+
+    def __init__(self, known: tuple[Choice, ...]) -> None:
+        self.swallowed = 0
+        self._known: dict[tuple[Any, ...], str] = {}
+        self._logprobs: dict[tuple[int, str], int] = {}
+        self._calls: dict[tuple[int, int], str] = {}  # the names of the calls that the caller has
+        for choice in known:
+            at = choice.index
+            self._expect((at, "text"), choice.text)
+            self._expect((at, "reasoning"), choice.reasoning)
+            for number, call in enumerate(choice.tool_calls):
+                self._calls[at, number] = call.name
+                self._expect((at, number), call.arguments)
+            for key, value in (choice.logprobs or {}).items():
+                if isinstance(value, list):
+                    self._logprobs[at, key] = len(value)
+        self._unseen = set(self._calls)  # calls that have not come again yet
+        self._finished = {choice.index for choice in known if choice.finish_reason is not None}
+
+    def _expect(self, key: tuple[Any, ...], text: str) -> None:
+        if text:
+            self._known[key] = text
+
+    @property
+    def settled(self) -> bool:
+        """All that the caller has came again."""
+        return not (self._known or self._logprobs or self._unseen)
+
+    def adapt(self, chunk: WireChunk) -> None:
+        for choice in chunk.choices or ():
+            if self.settled:
+                return
+            self._choice(choice)
+
+    def _choice(self, choice: WireChoice) -> None:
+        at = choice.index
+        delta = choice.delta or choice.message
+        if delta is not None:
+            delta.reasoning_content = self._rest((at, "reasoning"), delta.reasoning_content)
+            delta.content = self._rest((at, "text"), delta.content)
+            self._tool_calls(at, delta)
+        choice.text = self._rest((at, "text"), choice.text)
+        if choice.logprobs:
+            self._skip_logprobs(at, choice.logprobs)
+        if choice.finish_reason is not None and at not in self._finished:
+            missing = next((text for key, text in self._known.items() if key[0] == at), None)
+            if missing is not None:
+                raise StreamDivergedError(
+                    f"the repeated answer ended before it came to {missing[:60]!r}, which the caller has already"
+                )
+
+    def _rest(self, key: tuple[Any, ...], piece: str | None) -> str | None:
+        """What of a piece is new."""
+        expected = self._known.get(key)
+        if expected is None or not piece:
+            return piece
+        length = min(len(expected), len(piece))
+        if expected[:length] != piece[:length]:
+            raise StreamDivergedError(
+                f"the repeated answer differs from what the caller has: {piece[:60]!r} "
+                f"where there was {expected[:length][:60]!r}"
+            )
+        self.swallowed += 1
+        if length == len(expected):
+            del self._known[key]
+        else:
+            self._known[key] = expected[length:]
+        return piece[length:] or None
+
+    def _tool_calls(self, at: int, delta: WireDelta) -> None:
+        calls = delta.tool_calls
+        if not calls:
+            return
+        if len(calls) > 1 and all(call.index == 0 for call in calls):
+            for position, call in enumerate(calls):  # whole messages number them by position
+                call.index = position
+        fresh = []
+        for call in calls:
+            key = (at, call.index)
+            name = self._calls.get(key)
+            if name is not None:
+                self._unseen.discard(key)
+                call.id = None  # made up anew with each generation; the caller has the first
+                if not self._rest_of_call(key, name, call.function):
+                    self.swallowed += 1
+                    continue
+            fresh.append(call)
+        delta.tool_calls = fresh or None
+
+    def _rest_of_call(self, key: tuple[int, int], name: str, function: WireFunction | None) -> bool:
+        """Take from a piece of a known call what the caller has; whether anything is left."""
+        if function is None:
+            return False
+        if name and function.name:
+            if function.name != name:
+                raise StreamDivergedError(
+                    f"the repeated answer calls {function.name!r} where the caller has {name!r} already"
+                )
+            function.name = None
+        arguments = function.arguments
+        if isinstance(arguments, dict):
+            arguments = msgspec.json.encode(arguments).decode()
+        function.arguments = self._rest(key, arguments)
+        return bool(function.name or function.arguments)
+
+    def _skip_logprobs(self, at: int, logprobs: dict[str, Any]) -> None:
+        for key, value in list(logprobs.items()):
+            skip = self._logprobs.get((at, key), 0)
+            if skip and isinstance(value, list):
+                logprobs[key] = value[skip:]
+                self._logprobs[at, key] = skip - len(value)
+                if skip <= len(value):
+                    del self._logprobs[at, key]
