@@ -114,7 +114,7 @@ class Slow(Untouched):
         for piece in self._pieces(span):
             if self._all or span.kind == "head":
                 self.fired = True
-                piece = piece._replace(delay=self._delay)  # noqa: PLW2901  # the piece itself, only slower
+                piece = piece._replace(delay=self._delay)  # the piece itself, only slower
             yield piece
 
 
