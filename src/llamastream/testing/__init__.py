@@ -19,6 +19,7 @@ from llamastream.testing.faults import (
     Unavailable,
     WrongChunkSize,
 )
+from llamastream.testing.numbered import NumberedServer, ReceivedRequest
 from llamastream.testing.relay import Exchange
 from llamastream.testing.wire import http_answer
 
@@ -32,6 +33,8 @@ __all__ = [
     "Gzip",
     "HalfClose",
     "HtmlError",
+    "NumberedServer",
+    "ReceivedRequest",
     "Refuse",
     "Reset",
     "Script",

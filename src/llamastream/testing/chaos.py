@@ -25,8 +25,8 @@ GENERATION_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/compl
 Choice = Callable[[int, str], Fault | None]
 """Chooses a fault from the number of the request, from 1, and its request line."""
 
-
 Faults = list[Fault | None] | tuple[Fault | None, ...]
+"""For the first request, the second, and so on."""
 
 
 class ChaosProxy(Listener):
