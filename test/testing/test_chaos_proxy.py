@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wires import CHAT, QUESTION, Heard, ask, chat, dial, hear, numbers, request_bytes
 
 from llamastream.client import StreamingClient
-from llamastream.errors import ServerError, SettingError, UnexpectedResponseError
+from llamastream.errors import SettingError, UnavailableError
 from llamastream.testing import (
     ChaosProxy,
     Duplicate,
@@ -37,7 +38,6 @@ from llamastream.testing import (
 )
 from llamastream.testing.framing import EventCutter, MessageReader
 from llamastream.types import RetryPolicy
-from wires import CHAT, QUESTION, Heard, ask, chat, dial, hear, numbers, request_bytes
 
 TOKENS = 8
 EVENTS = TOKENS + 3  # the role, the finish reason, [DONE]
@@ -262,16 +262,17 @@ def test_the_real_client_does_not_mind_single_bytes(server: NumberedServer) -> N
 
 # -- another answer comes -----------------------------------------------------------------------------------
 
-ONCE = RetryPolicy(max_retries=0)
-
 
 def test_a_web_page_comes_and_the_real_client_says_so(server: NumberedServer) -> None:
     heard, _ = through(server, HtmlError())
     assert b"Content-Type: text/html" in heard.head
     assert b"<h1>502" in heard.body
-    with ChaosProxy(server.url, HtmlError()) as proxy, StreamingClient(proxy.url, retry=ONCE) as client:
-        with pytest.raises((ServerError, UnexpectedResponseError)):
-            list(client.stream_chat(QUESTION))
+    with (
+        ChaosProxy(server.url, HtmlError()) as proxy,
+        StreamingClient(proxy.url, retry=RetryPolicy(max_retries=0)) as client,
+        pytest.raises(UnavailableError),
+    ):
+        list(client.stream_chat(QUESTION))
     assert server.requests == []
 
 

@@ -8,10 +8,10 @@ import threading
 from typing import Any
 
 import pytest
+from wires import CHAT, QUESTION, Heard, ask, chat, dial, hear, numbers, request_bytes
 
 from llamastream.client import StreamingClient
 from llamastream.testing import NumberedServer
-from wires import CHAT, QUESTION, Heard, ask, chat, dial, hear, numbers, request_bytes
 
 ON = {"continue_final_message": True, "add_generation_prompt": False}
 
@@ -72,7 +72,9 @@ def test_reasoning_comes_first() -> None:
         heard = chat(server.url)
         whole = ask(server.url, body={"messages": QUESTION}).json["choices"][0]["message"]
     assert heard.joined("reasoning_content") == "r0 r1 "
-    assert [list(choice["delta"])[0] for choice in heard.choices[1:-1]] == ["reasoning_content"] * 2 + ["content"] * 3
+    assert [next(iter(choice["delta"])) for choice in heard.choices[1:-1]] == ["reasoning_content"] * 2 + [
+        "content"
+    ] * 3
     assert whole == {"role": "assistant", "content": "0 1 2 ", "reasoning_content": "r0 r1 "}
 
 
