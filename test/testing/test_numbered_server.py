@@ -335,5 +335,7 @@ def test_nothing_is_left_when_it_closes_in_mid_answer() -> None:
         connection.sendall(request_bytes("POST", CHAT, {"messages": QUESTION, "stream": True}))
         hear(connection, has(1))
         server.close()
-        assert hear(connection).ended == "closed"
+        rest = hear(connection)
+        assert rest.ended == "closed"
+        assert not rest.raw.endswith(b"0\r\n\r\n")
     assert threading.active_count() == before

@@ -28,16 +28,12 @@ from llamastream.testing.numbered_answers import (
     plan_completion,
     template,
 )
-from llamastream.testing.numbered_generation import ClientLeftError, Follower, Generation
-from llamastream.testing.numbered_side import Vocabulary, error_of, lookup, props, slot_states
+from llamastream.testing.numbered_generation import Follower, Generation, LeftError
+from llamastream.testing.numbered_side import STREAM_HEAD, Vocabulary, error_of, lookup, props, slot_states
 from llamastream.testing.numbered_writer import Writer
 from llamastream.testing.wire import http_answer, is_complete, read_request
 
 KEPT = "Keep-Alive: timeout=5, max=100"
-STREAM_HEAD = (
-    "HTTP/1.1 200 OK\r\nServer: llama.cpp\r\nX-Accel-Buffering: no\r\nContent-Type: text/event-stream\r\n"
-    "Transfer-Encoding: chunked\r\n"
-)
 PLANS: dict[str, Callable[[Body, Style, int], Answer]] = {
     "/v1/chat/completions": plan_chat,
     "/chat/completions": plan_chat,
@@ -132,11 +128,12 @@ class NumberedServer(Listener):
             self.lock.notify_all()
 
     def close(self) -> None:
+        """Go down as a killed server does: streams end in the middle, without a last chunk."""
         with self.lock:
             self.closing = True
             live = list(self._live)
         for generation in live:
-            generation.cancel()
+            generation.cancel(abrupt=True)
         super().close()
 
     # -- HTTP -----------------------------------------------------------------------------------------------
@@ -149,7 +146,7 @@ class NumberedServer(Listener):
                 status, payload = self._answer(data, connection)
             except RequestError as error:
                 status, payload = 400, error_of(400, str(error))
-            except ClientLeftError:
+            except LeftError:
                 return
             if not status:
                 return  # a stream, which closes its connection although it announces keep-alive
@@ -252,6 +249,7 @@ class NumberedServer(Listener):
             self.lock.wait_for(lambda: generation.cancelled or self._free_slots())
             if not generation.cancelled:
                 generation.slot = self._free_slots()[0]
+                self.lock.notify_all()
         for number in range(len(generation.answer.tokens) + 1):
             if number < len(generation.answer.tokens):
                 self._pace(generation)

@@ -15,8 +15,8 @@ from llamastream.testing.numbered_writer import Writer
 from llamastream.testing.wire import LAST_CHUNK, chunk, readable
 
 
-class ClientLeftError(ConnectionError):
-    """The client has left, or has closed its sending side, which llama-server takes for the same."""
+class LeftError(ConnectionError):
+    """The client has left, or the server goes. Closing the sending side is leaving, as llama-server sees it."""
 
 
 class Generation:
@@ -35,6 +35,7 @@ class Generation:
         self.body = b""
         self.done = False
         self.cancelled = False
+        self.abrupt = False
         self._said = False  # all of it: from then on nothing can cancel it
         self.slot: int | None = None
         self.decoded = 0
@@ -54,8 +55,10 @@ class Generation:
             self.changed()
             yield
 
-    def cancel(self) -> None:
+    def cancel(self, *, abrupt: bool = False) -> None:
+        """End it early; `abrupt`: whoever follows it gets no end at all."""
         with self._lock:
+            self.abrupt |= abrupt
             self.cancelled = not self._said
         self.changed()
 
@@ -103,7 +106,7 @@ class Follower:
                 before a request has a slot.
 
         Raises:
-            ClientLeftError: the client has left.
+            LeftError: the client has left, or the server goes down.
         """
         ahead = b"" if head_first else head
         if head_first:
@@ -111,6 +114,8 @@ class Follower:
         while True:
             done = self._generation.done  # first: what it said before its end is then there
             data = self._generation.body[start:]
+            if self._generation.abrupt:
+                raise LeftError
             start += len(data)
             if data or done:
                 self._connection.sendall(ahead + (chunk(data) if data else b"") + (LAST_CHUNK if done else b""))
@@ -123,15 +128,17 @@ class Follower:
         """Wait for the end of the generation.
 
         Raises:
-            ClientLeftError: the client has left.
+            LeftError: the client has left, or the server goes down.
         """
         while not self._generation.done:
             self._wait()
+        if self._generation.abrupt:
+            raise LeftError
 
     def _wait(self) -> None:
         ready = readable(self._ear, self._connection)
         if self._connection in ready and not self._connection.recv(1, socket.MSG_PEEK):
-            raise ClientLeftError
+            raise LeftError
         if self._ear in ready:
             self._ear.recv(4096)
         else:

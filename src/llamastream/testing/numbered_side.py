@@ -14,6 +14,10 @@ ERROR_TYPES = {
     500: "server_error",
     503: "unavailable_error",
 }
+STREAM_HEAD = (
+    "HTTP/1.1 200 OK\r\nServer: llama.cpp\r\nX-Accel-Buffering: no\r\nContent-Type: text/event-stream\r\n"
+    "Transfer-Encoding: chunked\r\n"
+)
 
 
 def error_of(code: int, message: str) -> dict[str, Any]:
