@@ -220,6 +220,7 @@ class NumberedServer(Listener):
             replaced = self._conversations.pop(conversation, None)
             if conversation:
                 self._conversations[conversation] = generation
+            self.lock.notify_all()
         if replaced:
             replaced.cancel()
         self.run(partial(self._run, generation))
