@@ -9,16 +9,16 @@ web pages, redirects. Anything else is better tested against a real server.
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Self
+from collections.abc import Sequence
 
 import msgspec
 from msgspec import Struct
+
+from llamastream.testing.listener import Listener
+from llamastream.testing.wire import LAST_CHUNK, chunk, read_request, reset_on_close
 
 
 class Script(Struct, frozen=True):
@@ -45,7 +45,7 @@ class Script(Struct, frozen=True):
     hold: bool = False
 
 
-class ServerDouble:
+class ServerDouble(Listener):
     """Answers each connection by the next script; the last one is repeated. Listens on a free port of 127.0.0.1.
 
     Attributes:
@@ -56,83 +56,37 @@ class ServerDouble:
 
     def __init__(self, *scripts: Script, tls: ssl.SSLContext | None = None, port: int = 0, listen: bool = True) -> None:
         """`listen=False` begins to listen, on `port`, only when the double is entered."""
+        super().__init__(port=port, listen=listen)
         self._scripts: Sequence[Script] = scripts or (Script(stall=True),)
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=128) if listen else socket.socket()
-        self._late_port = None if listen else port
         self._tls = tls
-        self._count = 0
-        self._lock = threading.Condition()
-        self._open: set[socket.socket] = set()
-        self._threads: list[threading.Thread] = []
-        self._closing = False
-        self.requests: list[bytes] = []
-        self.most_connections = 0
         self._released = threading.Semaphore(0)
-        actual = self._listener.getsockname()[1] if listen else port
-        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{actual}"
-
-    @property
-    def connections(self) -> int:
-        with self._lock:
-            return len(self._open)
-
-    @property
-    def accepted(self) -> int:
-        with self._lock:
-            return self._count
+        self.requests: list[bytes] = []
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
 
     def release(self, answers: int) -> None:
         """Let so many answers of scripts with `hold` go out."""
         self._released.release(answers)
 
-    def wait_for(self, condition: Callable[[ServerDouble], bool], timeout: float = 10.0) -> bool:
-        """Wait until `condition(self)` holds; it is looked at whenever a connection comes, asks or goes."""
-        with self._lock:
-            return self._lock.wait_for(lambda: condition(self), timeout)
+    def serve(self, connection: socket.socket, number: int) -> None:
+        script = self._scripts[min(number, len(self._scripts) - 1)]
+        if self._tls is None:
+            self._answer_and_end(connection, script)
+        else:
+            with self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=True) as wrapped:
+                self._answer_and_end(wrapped, script)
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with self._lock:
-                if self._closing:
-                    connection.close()
-                    return
-                script = self._scripts[min(self._count, len(self._scripts) - 1)]
-                self._count += 1
-                self._open.add(connection)
-                self.most_connections = max(self.most_connections, len(self._open))
-                thread = threading.Thread(target=self._serve, args=(connection, script), daemon=True)
-                self._threads.append(thread)
-                thread.start()  # under the lock: close() may come in the next moment and joins what it finds
-                self._lock.notify_all()
-
-    def _serve(self, raw: socket.socket, script: Script) -> None:
-        connection = raw
-        try:
-            with contextlib.suppress(OSError):
-                if self._tls is not None:
-                    connection = self._tls.wrap_socket(raw, server_side=True, do_handshake_on_connect=True)
-                self.answer(connection, script)
-                if script.reset:
-                    # SO_LINGER with zero seconds: close sends RST instead of FIN.
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-        finally:
-            with self._lock:
-                self._open.discard(raw)
-                self._lock.notify_all()
-            connection.close()
-            raw.close()
+    def _answer_and_end(self, connection: socket.socket, script: Script) -> None:
+        self.answer(connection, script)
+        if script.reset:
+            reset_on_close(connection)
 
     def take_request(self, connection: socket.socket) -> bytes:
         """Read one request and note it; b"" if the client left instead."""
-        request = _read_request(connection)
-        with self._lock:
+        request = read_request(connection)
+        with self.lock:
             if request:
                 self.requests.append(request)
-            self._lock.notify_all()
+            self.lock.notify_all()
         return request
 
     def answer(self, connection: socket.socket, script: Script) -> None:
@@ -158,53 +112,6 @@ class ServerDouble:
         step = script.piece or max(1, len(data))
         for start in range(0, len(data), step):
             connection.sendall(data[start : start + step])
-
-    def close(self) -> None:
-        """Stop listening and break every connection off."""
-        with self._lock:
-            self._closing = True
-            open_now = list(self._open)
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for connection in open_now:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(5)
-
-    def __enter__(self) -> Self:
-        if self._late_port is not None:
-            self._listener.close()
-            self._listener = socket.create_server(("127.0.0.1", self._late_port), backlog=128)
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _read_request(connection: socket.socket) -> bytes:
-    data = b""
-    while b"\r\n\r\n" not in data:
-        part = connection.recv(65536)
-        if not part:
-            return data
-        data += part
-    head, _, _ = data.partition(b"\r\n\r\n")
-    length = 0
-    for line in head.split(b"\r\n")[1:]:
-        name, _, value = line.partition(b":")
-        if name.lower() == b"content-length":
-            length = int(value)
-    while len(data) < len(head) + 4 + length:
-        part = connection.recv(65536)
-        if not part:
-            return data
-        data += part
-    return data
 
 
 # -- answers in llama-server's own form ---------------------------------------------------------------------
@@ -239,16 +146,9 @@ def _chunk(delta: dict[str, object], finish_reason: str | None = None) -> dict[s
 def chunked(bodies: Sequence[bytes], *, end: bool = True) -> bytes:
     """An HTTP response with an event stream, each body a chunk of its own."""
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-    framed = b"".join(f"{len(body):x}".encode() + b"\r\n" + body + b"\r\n" for body in bodies)
-    return head + framed + (b"0\r\n\r\n" if end else b"")
+    return head + b"".join(chunk(body) for body in bodies) + (LAST_CHUNK if end else b"")
 
 
 def sse_answer(texts: Sequence[str], *, finish_reason: str | None = "stop", done: bool = True) -> bytes:
     """A whole, healthy streaming response."""
     return chunked(sse_events(texts, finish_reason=finish_reason, done=done))
-
-
-def http_answer(status: str, body: bytes, content_type: str = "application/json", *extra: str) -> bytes:
-    """A response with a length: `http_answer("503 Service Unavailable", b"...")`."""
-    lines = [f"HTTP/1.1 {status}", f"Content-Type: {content_type}", f"Content-Length: {len(body)}", *extra]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
