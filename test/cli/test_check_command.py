@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import sys
 
 from commandline import run
 from llamastream.engine import Engine
@@ -38,3 +39,25 @@ def test_check_finds_another_program_on_the_port(environ: dict[str, str]) -> Non
     findings = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
     assert findings["port"]["verdict"] == "note"
     assert "--port" in findings["port"]["advice"]
+
+
+def test_check_fails_where_the_variable_names_no_file(environ: dict[str, str]) -> None:
+    done = run({**environ, "LLAMA_SERVER_BIN": "/no/such"}, "check", "--port", str(free_port()), "--json")
+    finding = next(f for f in json.loads(done.stdout)["findings"] if f["name"] == "executable engine")
+    assert (done.returncode, finding["verdict"]) == (1, "problem")
+    assert finding["detail"] == "LLAMA_SERVER_BIN is '/no/such': no such executable file"
+    assert finding["advice"] == "give the path of a llama-server executable"
+
+
+def test_check_fails_where_the_variable_names_another_program(environ: dict[str, str]) -> None:
+    done = run({**environ, "LLAMA_SERVER_BIN": sys.executable}, "check", "--port", str(free_port()), "--json")
+    finding = next(f for f in json.loads(done.stdout)["findings"] if f["name"] == "executable engine")
+    assert (done.returncode, finding["verdict"]) == (1, "problem")
+    assert "(from LLAMA_SERVER_BIN)" in finding["detail"]
+
+
+def test_an_executable_that_nobody_would_take_is_only_noted(environ: dict[str, str]) -> None:
+    arguments = ["check", "--kind", "embedded", "--port", str(free_port()), "--json"]
+    done = run({**environ, "LLAMA_SERVER_BIN": "/no/such"}, *arguments)
+    finding = next(f for f in json.loads(done.stdout)["findings"] if f["name"] == "executable engine")
+    assert (done.returncode, finding["verdict"]) == (0, "note")
