@@ -3,7 +3,8 @@
 A settings group is a frozen `msgspec.Struct` whose fields are `Annotated[type, Meta(...)]`: the description is the
 help text, the bounds are the checks. A field's flag is `--its-name`, its TOML key `its_name` in the group's table
 (`SECTION`), its variable `LLAMASTREAM_ITS_NAME`, or `LLAMASTREAM_SERVE_ITS_NAME` in the group `serve`.
-`Meta(extra={...})` may say `flags` (all spellings, the long one first) and `secret` (never shown).
+`Meta(extra={...})` may say `flags` (all spellings, the long one first), `secret` (never shown), and `check`: a function
+of a value and its source that raises a `SettingError` which names both, for what bounds cannot say.
 
 Order of precedence: command line (or arguments), environment, file, defaults. The file is TOML with one table for each
 group (`[client]`, `[serve]`): the one that LLAMASTREAM_CONFIG names, else `llamastream/config.toml` in the user's
@@ -13,9 +14,10 @@ configuration directory. None is read from the working directory, which may be a
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -24,6 +26,7 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import fields as struct_fields
 
+from llamastream.address import parse_address
 from llamastream.errors import SettingError
 from llamastream.types import Fallback, RetryPolicy, Timeouts
 
@@ -38,6 +41,11 @@ S = TypeVar("S", bound=Struct)
 Seconds = Annotated[float, Meta(gt=0, le=1e7)]
 
 
+def _check_header_value(key: str, source: str) -> None:
+    if not (key.isascii() and key.isprintable()):
+        raise SettingError(f"api_key = (hidden) from {source} is not allowed; allowed: printable ASCII, for a header")
+
+
 class ClientSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to reach a server, and the defaults of its requests."""
 
@@ -47,10 +55,13 @@ class ClientSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str,
         Meta(
             description="Address of the server: http, https or unix scheme, with or without /v1.",
-            extra={"flags": ["--url", "-u"]},
+            extra={"flags": ["--url", "-u"], "check": parse_address},
         ),
     ] = DEFAULT_BASE_URL
-    api_key: Annotated[str | None, Meta(description="Key that the server asks for.", extra={"secret": True})] = None
+    api_key: Annotated[
+        str | None,
+        Meta(description="Key that the server asks for.", extra={"secret": True, "check": _check_header_value}),
+    ] = None
     model: Annotated[str | None, Meta(description="Model name sent with each request.")] = None
     temperature: Annotated[
         Annotated[float, Meta(ge=0, le=100)] | None,
@@ -113,6 +124,7 @@ class SettingField(Struct, frozen=True):
     Attributes:
         name: field name. flags: spellings on the command line. env: variable name. type: with its annotations.
         default: the default value. description: one sentence. secret: never show the value.
+        check: raises `SettingError` for a value, and its source, that the type cannot exclude; None: there is none.
     """
 
     name: str
@@ -122,6 +134,7 @@ class SettingField(Struct, frozen=True):
     default: Any
     description: str
     secret: bool = False
+    check: Callable[[Any, str], object] | None = None
 
 
 def declared(group: type[Struct]) -> list[SettingField]:
@@ -147,6 +160,7 @@ def declared(group: type[Struct]) -> list[SettingField]:
                 default=default,
                 description=description,
                 secret=bool(extra.get("secret", False)),
+                check=extra.get("check"),
             )
         )
     return found
@@ -195,19 +209,36 @@ def load(
             continue
         values[field.name] = _convert(field, raw, source)
         sources[field.name] = source
-    return group(**values), sources
+    try:
+        return group(**values), sources
+    except SettingError as error:
+        # What a group finds wrong with its values together: the message names settings, not where they came from.
+        raise SettingError(error.message + _origins(error.message, sources)) from None
+
+
+def _origins(message: str, sources: Mapping[str, str]) -> str:
+    """Where the settings came from that a message names: ` (hf from the environment (LLAMASTREAM_SERVE_HF))`."""
+    named = [
+        f"{name} from {source}"
+        for name, source in sources.items()
+        if source != "default" and re.search(rf"\b{name}\b", message)
+    ]
+    return f" ({', '.join(named)})" if named else ""
 
 
 def _convert(field: SettingField, raw: Any, source: str) -> Any:
     if isinstance(raw, str) and get_origin(_bare(field.type)) is tuple:
         raw = shlex.split(raw)
     try:
-        return msgspec.convert(raw, field.type, strict=False)
+        value = msgspec.convert(raw, field.type, strict=False)
     except msgspec.ValidationError:
         shown = "(hidden)" if field.secret else repr(raw)
         raise SettingError(
             f"{field.name} = {shown} from {source} is not allowed; allowed: {describe_type(field.type)}"
         ) from None
+    if field.check is not None and value is not None:
+        field.check(value, source)
+    return value
 
 
 def config_path(environ: Mapping[str, str] | None = None) -> Path:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llamastream._version import __version__
+from llamastream.address import parse_address
 from llamastream.cli.options import with_settings
 from llamastream.cli.screen import print_json
 from llamastream.cli.serve import DEFAULT_PORT
@@ -23,7 +24,6 @@ from llamastream.engine.demo import demo_model_path
 from llamastream.engine.hub import hub_available
 from llamastream.engine.options import EngineOptions
 from llamastream.errors import LlamaStreamError, TransportError
-from llamastream.protocol.address import parse_address
 from llamastream.settings import ClientSettings
 
 Verdict = Literal["ok", "note", "problem"]
