@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from commandline import run
+from commandline import ROOT, run
 
 
 @pytest.mark.parametrize(
@@ -41,13 +42,70 @@ def test_wrong_input_is_one_clear_message(
     assert done.stdout == ""
 
 
-def test_version_help_and_completion(environ: dict[str, str]) -> None:
+def test_version_and_help(environ: dict[str, str]) -> None:
     from llamastream import __version__
 
     assert run(environ, "--version").stdout == f"llamastream {__version__}\n"
     for command in ("chat", "serve", "check"):
         assert "Usage: " in run(environ, command, "--help").stdout
-    # Completion goes by the installed command's name.
-    script = Path(sys.executable).with_name("llamastream")
-    words = {"_LLAMASTREAM_COMPLETE": "complete_bash", "COMP_WORDS": "llamastream s", "COMP_CWORD": "1"}
-    assert subprocess.check_output([script], env={**environ, **words}, text=True).split() == ["serve"]
+
+
+# -- completion ---------------------------------------------------------------------------------------------
+
+# It goes by the installed command's name.
+SCRIPT = Path(sys.executable).with_name("llamastream")
+SYNTAX_CHECKS = {"bash": ["bash", "-n"], "zsh": ["zsh", "-n"], "fish": ["fish", "--no-execute"]}
+INSTALLED = {
+    "bash": ".bash_completions/llamastream.sh",
+    "zsh": ".zfunc/_llamastream",
+    "fish": ".config/fish/completions/llamastream.fish",
+}
+QUESTIONS = {
+    "bash": {"COMP_WORDS": "llamastream s", "COMP_CWORD": "1"},
+    "zsh": {"_TYPER_COMPLETE_ARGS": "llamastream s"},
+    "fish": {"_TYPER_COMPLETE_ARGS": "llamastream s", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+}
+
+each_shell = pytest.mark.parametrize("shell", SYNTAX_CHECKS)
+
+
+def run_from(shell: str, environ: dict[str, str], option: str) -> str:
+    """What `llamastream` prints when it is started from a shell: which one it is, shows in its parent's name."""
+    bash = shutil.which("bash")
+    assert bash is not None
+    script = f'"{SCRIPT}" {option}; exit $?'  # more than one command, so that bash stays, and is the parent
+    done = subprocess.run(
+        [shell, "-c", script], executable=bash, env=environ, capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def check_syntax(shell: str, script: str) -> None:
+    command = SYNTAX_CHECKS[shell]
+    if shutil.which(command[0]) is not None:
+        subprocess.run(command, input=script, text=True, check=True, timeout=30)
+
+
+@each_shell
+def test_completion_is_shown_for_the_shell_that_one_is_in(shell: str, environ: dict[str, str]) -> None:
+    script = run_from(shell, environ, "--show-completion")
+    assert f"_LLAMASTREAM_COMPLETE=complete_{shell}" in script
+    check_syntax(shell, script)
+
+
+@each_shell
+def test_completion_is_installed_where_the_shell_looks(shell: str, environ: dict[str, str]) -> None:
+    said = run_from(shell, environ, "--install-completion")
+    path = Path(environ["HOME"]) / INSTALLED[shell]
+    assert str(path) in said
+    assert f"complete_{shell}" in path.read_text()
+    check_syntax(shell, path.read_text())
+
+
+@each_shell
+def test_completion_finds_the_commands_that_fit(shell: str, environ: dict[str, str]) -> None:
+    asked = {**environ, **QUESTIONS[shell], "_LLAMASTREAM_COMPLETE": f"complete_{shell}"}
+    found = subprocess.check_output([SCRIPT], env=asked, text=True)
+    assert "serve" in found
+    assert "chat" not in found
