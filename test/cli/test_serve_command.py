@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,47 @@ def test_ctrl_c_in_a_terminal_leaves_no_process(environ: dict[str, str]) -> None
     assert b"Traceback" not in screen
     _, alive = psutil.wait_procs(children, timeout=5)
     assert alive == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["serve", "--port", "0", "--kind", "embedded"], ["chat", "--demo", "Tell me a story."]],
+    ids=["serve", "chat"],
+)
+def test_sigterm_during_the_start_leaves_no_file(environ: dict[str, str], tmp_path: Path, arguments: list[str]) -> None:
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    environ = {**environ, "TMPDIR": str(directory)}
+
+    def start(moment: float) -> float:
+        """Seconds until a server process was there, or `moment`."""
+        began = time.monotonic()
+        process = subprocess.Popen(
+            [*COMMAND, *arguments], env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT
+        )
+        with process:
+            while time.monotonic() - began < moment and len(psutil.Process(process.pid).children(recursive=True)) < 2:
+                threading.Event().wait(0.002)  # the moment is what is varied here
+            seconds = time.monotonic() - began
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.terminate()
+            assert process.stdout is not None
+            assert b"Traceback" not in process.stdout.read()
+        psutil.wait_procs(family, timeout=10)
+        return seconds
+
+    whole = start(30)
+    for step in range(10):
+        start(whole * (0.6 + 0.05 * step))  # imports are most of the first half
+        assert wait_empty(directory), f"at {step}"
+
+
+def wait_empty(directory: Path) -> bool:
+    """Whether a directory becomes empty; a guard that we did not see any more may still be at work."""
+    deadline = time.monotonic() + 10
+    while any(directory.iterdir()) and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    return not any(directory.iterdir())
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
