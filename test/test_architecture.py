@@ -27,7 +27,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"errors", "types", "settings", "protocol", "policy"},
     "testing": {"errors", "types"},
     "compose": {"errors", "types", "settings", "client", "engine"},
-    "cli": {"_version", "errors", "types", "address", "events", "settings", "client", "engine", "compose"},
+    "cli": {
+        "_version",
+        "errors",
+        "types",
+        "address",
+        "events",
+        "settings",
+        "protocol",
+        "client",
+        "engine",
+        "compose",
+    },  # fmt: skip
     "__main__": {"cli"},
     "__init__": {"_version", "client", "engine", "errors", "observe", "settings", "types"},
 }
