@@ -27,18 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"errors", "types", "settings", "protocol", "policy"},
     "testing": {"errors", "types"},
     "compose": {"errors", "types", "settings", "client", "engine"},
-    "cli": {
-        "_version",
-        "errors",
-        "types",
-        "address",
-        "events",
-        "settings",
-        "protocol",
-        "client",
-        "engine",
-        "compose",
-    },  # fmt: skip
+    "cli": {"_version", "errors", "types", "address", "events", "settings", "protocol", "client", "engine", "compose"},
     "__main__": {"cli"},
     "__init__": {"_version", "client", "engine", "errors", "observe", "settings", "types"},
 }

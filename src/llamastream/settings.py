@@ -211,19 +211,19 @@ def load(
         sources[field.name] = source
     try:
         return group(**values), sources
-    except SettingError as error:
-        # What a group finds wrong with its values together: the message names settings, not where they came from.
-        raise SettingError(error.message + _origins(error.message, sources)) from None
+    except SettingError as error:  # what a group finds wrong with its values together
+        raise with_sources(error, sources) from None
 
 
-def _origins(message: str, sources: Mapping[str, str]) -> str:
-    """Where the settings came from that a message names: ` (hf from the environment (LLAMASTREAM_SERVE_HF))`."""
+def with_sources(error: SettingError, sources: Mapping[str, str]) -> SettingError:
+    """The error with where the settings came from that its message names, as far as it does not say so itself:
+    ` (hf from the environment (LLAMASTREAM_SERVE_HF))`."""
     named = [
         f"{name} from {source}"
         for name, source in sources.items()
-        if source != "default" and re.search(rf"\b{name}\b", message)
+        if source != "default" and re.search(rf"\b{name}\b", error.message) and source not in error.message
     ]
-    return f" ({', '.join(named)})" if named else ""
+    return SettingError(f"{error.message} ({', '.join(named)})") if named else error
 
 
 def _convert(field: SettingField, raw: Any, source: str) -> Any:

@@ -42,6 +42,25 @@ def test_wrong_input_is_one_clear_message(
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "arguments", "says"),
+    [
+        ("LLAMASTREAM_BASE_URL", "foo", ["check"], "base_url 'foo' from the environment (LLAMASTREAM_BASE_URL)"),
+        ("LLAMASTREAM_BASE_URL", "foo", ["chat", "hi"], "has no scheme; did you mean http://foo"),
+        ("LLAMASTREAM_CA_FILE", "/no.pem", ["chat", "--url", "https://x", "hi"], "(LLAMASTREAM_CA_FILE)"),
+        ("LLAMASTREAM_SERVE_BINARY", "/no", ["serve"], "(binary from the environment (LLAMASTREAM_SERVE_BINARY))"),
+        ("LLAMASTREAM_SERVE_HF", "x", ["serve"], "(hf from the environment (LLAMASTREAM_SERVE_HF))"),
+    ],
+)
+def test_a_wrong_variable_is_named(
+    environ: dict[str, str], variable: str, value: str, arguments: list[str], says: str
+) -> None:
+    done = run({**environ, variable: value}, *arguments)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_version_and_help(environ: dict[str, str]) -> None:
     from llamastream import __version__
 
