@@ -33,6 +33,8 @@ def test_order_of_precedence_and_sources() -> None:
         ("TEMPERATURE", "nan", "a number from 0 up to 100"),
         ("MAX_TOKENS", "-1", "allowed: a whole number from 1"),
         ("CONNECT_TIMEOUT", "0", "allowed: a number above 0"),
+        ("BASE_URL", "foo", "base_url 'foo' from the environment (LLAMASTREAM_BASE_URL) has no scheme; did you mean"),
+        ("BASE_URL", "http://x:0", "base_url 'http://x:0' from the environment (LLAMASTREAM_BASE_URL) has port 0"),
     ],
 )
 def test_wrong_values_name_setting_value_source_and_what_is_allowed(name: str, value: str, says: str) -> None:
@@ -41,10 +43,31 @@ def test_wrong_values_name_setting_value_source_and_what_is_allowed(name: str, v
     assert says in str(caught.value)
 
 
-def test_a_wrong_secret_is_not_repeated() -> None:
-    with pytest.raises(SettingError) as caught:
-        load(ClientSettings, environ={}, table={"api_key": ["sesame"]})
+@pytest.mark.parametrize("key", [["sesame"], "sesame\nX: y"])
+def test_a_wrong_secret_is_not_repeated(key: Any) -> None:
+    with pytest.raises(SettingError, match=r"api_key = \(hidden\) from x\.toml is not allowed") as caught:
+        load(ClientSettings, environ={}, table={"api_key": key}, table_source="x.toml")
     assert "sesame" not in str(caught.value)
+
+
+def test_values_that_are_wrong_together_name_their_sources() -> None:
+    with pytest.raises(SettingError, match="both model") as caught:
+        load(
+            EngineOptions,
+            given={"model": "m.gguf"},
+            environ={"LLAMASTREAM_SERVE_HF": "a/b"},
+            table={"alias": "x"},
+        )
+    assert str(caught.value).endswith("(model from --model, hf from the environment (LLAMASTREAM_SERVE_HF))")
+
+
+def test_an_address_from_the_environment_is_named_by_the_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMASTREAM_BASE_URL", "foo")
+    for kind in (StreamingClient, AsyncStreamingClient):
+        with pytest.raises(SettingError, match=r"base_url 'foo' from the environment \(LLAMASTREAM_BASE_URL\)"):
+            kind()
+        with pytest.raises(SettingError, match="base_url 'bar' from the argument"):
+            kind("bar")
 
 
 def test_unknown_keys_of_a_file_name_what_exists() -> None:

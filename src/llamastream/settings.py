@@ -3,7 +3,8 @@
 A settings group is a frozen `msgspec.Struct` whose fields are `Annotated[type, Meta(...)]`: the description is the
 help text, the bounds are the checks. A field's flag is `--its-name`, its TOML key `its_name` in the group's table
 (`SECTION`), its variable `LLAMASTREAM_ITS_NAME`, or `LLAMASTREAM_SERVE_ITS_NAME` in the group `serve`.
-`Meta(extra={...})` may say `flags` (all spellings, the long one first) and `secret` (never shown).
+`Meta(extra={...})` may say `flags` (all spellings, the long one first), `secret` (never shown), and `check`: a function
+of a value and its source that raises a `SettingError` which names both, for what bounds cannot say.
 
 Order of precedence: command line (or arguments), environment, file, defaults. The file is TOML with one table for each
 group (`[client]`, `[serve]`): the one that LLAMASTREAM_CONFIG names, else `llamastream/config.toml` in the user's
@@ -16,7 +17,7 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -25,6 +26,7 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import fields as struct_fields
 
+from llamastream.address import Address, parse_addresses
 from llamastream.errors import SettingError
 from llamastream.types import Fallback, RecoveryMode, RetryPolicy, Timeouts
 
@@ -39,6 +41,11 @@ S = TypeVar("S", bound=Struct)
 Seconds = Annotated[float, Meta(gt=0, le=1e7)]
 
 
+def _check_header_value(key: str, source: str) -> None:
+    if not (key.isascii() and key.isprintable()):
+        raise SettingError(f"api_key = (hidden) from {source} is not allowed; allowed: printable ASCII, for a header")
+
+
 class ClientSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to reach a server, and the defaults of its requests."""
 
@@ -49,10 +56,13 @@ class ClientSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(
             description="Address of the server: http, https or unix scheme, with or without /v1; several separated by "
             "spaces or commas.",
-            extra={"flags": ["--url", "-u"]},
+            extra={"flags": ["--url", "-u"], "check": parse_addresses},
         ),
     ] = DEFAULT_BASE_URL
-    api_key: Annotated[str | None, Meta(description="Key that the server asks for.", extra={"secret": True})] = None
+    api_key: Annotated[
+        str | None,
+        Meta(description="Key that the server asks for.", extra={"secret": True, "check": _check_header_value}),
+    ] = None
     model: Annotated[str | None, Meta(description="Model name sent with each request.")] = None
     temperature: Annotated[
         Annotated[float, Meta(ge=0, le=100)] | None,
@@ -118,10 +128,9 @@ class ClientSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         )
 
     @property
-    def base_urls(self) -> tuple[str, ...]:
+    def addresses(self) -> tuple[Address, ...]:
         """The addresses in `base_url`."""
-        # Only where another address begins: the path of a socket may have spaces.
-        return tuple(re.split(r"[\s,]+(?=[a-z]+://)", self.base_url.strip().rstrip(",")))
+        return parse_addresses(self.base_url)
 
     @property
     def timeouts(self) -> Timeouts:
@@ -140,6 +149,7 @@ class SettingField(Struct, frozen=True):
     Attributes:
         name: field name. flags: spellings on the command line. env: variable name. type: with its annotations.
         default: the default value. description: one sentence. secret: never show the value.
+        check: raises `SettingError` for a value, and its source, that the type cannot exclude; None: there is none.
     """
 
     name: str
@@ -149,6 +159,7 @@ class SettingField(Struct, frozen=True):
     default: Any
     description: str
     secret: bool = False
+    check: Callable[[Any, str], object] | None = None
 
 
 def declared(group: type[Struct]) -> list[SettingField]:
@@ -174,6 +185,7 @@ def declared(group: type[Struct]) -> list[SettingField]:
                 default=default,
                 description=description,
                 secret=bool(extra.get("secret", False)),
+                check=extra.get("check"),
             )
         )
     return found
@@ -222,19 +234,36 @@ def load(
             continue
         values[field.name] = _convert(field, raw, source)
         sources[field.name] = source
-    return group(**values), sources
+    try:
+        return group(**values), sources
+    except SettingError as error:  # what a group finds wrong with its values together
+        raise with_sources(error, sources) from None
+
+
+def with_sources(error: SettingError, sources: Mapping[str, str]) -> SettingError:
+    """The error with where the settings came from that its message names, as far as it does not say so itself:
+    ` (hf from the environment (LLAMASTREAM_SERVE_HF))`."""
+    named = [
+        f"{name} from {source}"
+        for name, source in sources.items()
+        if source != "default" and re.search(rf"\b{name}\b", error.message) and source not in error.message
+    ]
+    return SettingError(f"{error.message} ({', '.join(named)})") if named else error
 
 
 def _convert(field: SettingField, raw: Any, source: str) -> Any:
     if isinstance(raw, str) and get_origin(_bare(field.type)) is tuple:
         raw = shlex.split(raw)
     try:
-        return msgspec.convert(raw, field.type, strict=False)
+        value = msgspec.convert(raw, field.type, strict=False)
     except msgspec.ValidationError:
         shown = "(hidden)" if field.secret else repr(raw)
         raise SettingError(
             f"{field.name} = {shown} from {source} is not allowed; allowed: {describe_type(field.type)}"
         ) from None
+    if field.check is not None and value is not None:
+        field.check(value, source)
+    return value
 
 
 def config_path(environ: Mapping[str, str] | None = None) -> Path:

@@ -14,19 +14,21 @@ from pathlib import Path
 import pytest
 
 from drivers import DRIVERS, Driver
+from llamastream.address import parse_address
 from llamastream.client import AsyncStreamingClient, StreamingClient
 from llamastream.client.connection import Connection
 from llamastream.client.pool import ConnectionPool, PoolLimits
+from llamastream.client.servers import Server
 from llamastream.engine import Engine
 from llamastream.engine.demo import demo_questions
 from llamastream.errors import ConnectTimeoutError
-from llamastream.protocol.address import parse_address
 from llamastream.testing import Script, ServerDouble, http_answer, sse_answer
 from llamastream.types import Timeouts
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 ANSWERS = {question.question: question.answer for question in demo_questions()}
 QUESTIONS = ["Who are you?", "What is a slot?", "Hello!", "What is GGUF?"]
+NOWHERE = Server(0, parse_address("http://127.0.0.1:1"), None)
 HEALTHY = http_answer("200 OK", b'{"status":"ok"}')
 
 each_driver = pytest.mark.parametrize("driver", DRIVERS, ids=lambda driver: driver.name)
@@ -102,7 +104,7 @@ def test_llama_server_is_not_believed_its_keep_alive(engine: Engine, driver: Dri
 
 
 def test_idle_connections_expire_and_are_few() -> None:
-    pool = ConnectionPool(parse_address("http://127.0.0.1:1"), None, PoolLimits(idle=2, idle_seconds=0.0))
+    pool = ConnectionPool(NOWHERE, PoolLimits(idle=2, idle_seconds=0.0))
     connection, reused = pool.acquire(0.0)
     assert isinstance(connection, Connection)
     assert not reused
@@ -138,7 +140,7 @@ def test_no_more_connections_than_allowed_and_first_come_first_served() -> None:
             if number < 2:
                 assert server.wait_for(lambda double, n=number: len(double.requests) == n + 1)  # type: ignore[misc]
             else:
-                assert wait_until(lambda n=number: len(client._pool._waiters) == n - 1)  # type: ignore[misc]
+                assert wait_until(lambda n=number: len(client._pools[0]._waiters) == n - 1)  # type: ignore[misc]
         assert len(server.requests) == 2
         server.release(5)
         for thread in threads:
@@ -180,7 +182,7 @@ def test_tasks_wait_in_line_and_a_cancelled_one_leaves_it() -> None:
 
 @each_driver
 def test_waiting_in_line_has_an_end(driver: Driver) -> None:
-    pool = ConnectionPool(parse_address("http://127.0.0.1:1"), None, PoolLimits(connections=1))
+    pool = ConnectionPool(NOWHERE, PoolLimits(connections=1))
     pool.acquire(0.0)
     with pytest.raises(ConnectTimeoutError, match="max_connections"):
         pool.acquire(0.0)
@@ -194,11 +196,11 @@ def test_waiting_in_line_has_an_end(driver: Driver) -> None:
 def test_a_fork_starts_anew() -> None:
     with ServerDouble(Script(HEALTHY, repeat=True)) as server, StreamingClient(server.url) as client:
         assert client.check_server_health()
-        client._pool._lock.acquire()  # as if another thread held it in the moment of the fork
+        client._pools[0]._lock.acquire()  # as if another thread held it in the moment of the fork
         pid = os.fork()
         if pid == 0:
             os._exit(0 if client.check_server_health() else 1)
-        client._pool._lock.release()
+        client._pools[0]._lock.release()
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert client.check_server_health(), "the parent's connection still works"
         assert server.accepted == 2

@@ -60,6 +60,24 @@ def parent(kind: str, model: str, mark: Path, *more: str) -> subprocess.Popen[st
     )
 
 
+# Ends itself at the nth thing that Python reports to audit hooks during a start (files, processes, imports, ...); with
+# n = 0 it says how many there are. So the moments are the same on every machine, and between any two steps of ours.
+ENDS_ITSELF = """
+import os, signal, sys
+from llamastream.engine import EngineOptions, launch
+import llamastream.engine.startup
+moment, seen = int(sys.argv[3]), 0
+def count(*_):
+    global seen
+    seen += 1
+    if seen == moment:
+        os.kill(os.getpid(), signal.SIGTERM)
+sys.addaudithook(count)
+with launch(EngineOptions(kind=sys.argv[1], model=sys.argv[2])):
+    print(seen, flush=True)
+"""
+
+
 def orphans_after_kill(kind: str, model: str, mark: Path, moment: float | None) -> tuple[int, int]:
     """Kill a parent when its server is ready, or `moment` seconds after its beginning: how many there were and are."""
     process = parent(kind, model, mark)
@@ -91,6 +109,21 @@ def test_no_orphan_whenever_the_parent_is_killed(kind: str, tiny_model: str, tmp
             pool.map(lambda n: orphans_after_kill(kind, tiny_model, tmp_path / str(n), moments[n])[1], range(8))
         )
     assert left == [0] * 8
+
+
+def test_no_file_whenever_the_parent_is_ended(kind: str, tiny_model: str, tmp_path: Path) -> None:
+    def start(moment: int) -> str:
+        (mark := tmp_path / str(moment)).mkdir()
+        command = [sys.executable, "-c", ENDS_ITSELF, kind, tiny_model, str(moment)]
+        environ = os.environ | {"TMPDIR": str(mark)}
+        return subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, timeout=60, check=False).stdout
+
+    count = int(start(0))
+    moments = [max(1, count * step // 12) for step in range(1, 13)]
+    for moment in moments:
+        start(moment)
+    assert [wait_alone(str(tmp_path / str(moment))) for moment in moments] == [[]] * len(moments)
+    assert [list((tmp_path / str(moment)).iterdir()) for moment in moments] == [[]] * len(moments)
 
 
 def test_no_orphan_when_a_forked_child_holds_the_pipe(kind: str, tiny_model: str, tmp_path: Path) -> None:

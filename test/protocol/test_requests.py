@@ -45,12 +45,54 @@ def test_prompts_are_text_or_token_ids(prompt: Any) -> None:
         ([{"content": "x"}], "no 'role'"),
         ([*MESSAGES, {"role": "user", "content": 5}], "messages[1]['content']"),
         (iter(MESSAGES), "messages must be a list"),
+        ([{"role": "user"}], "messages[0]['content'] is missing, but a message of role 'user' needs a str or a list"),
+        ([{"role": "system", "content": None}, *MESSAGES], "messages[0]['content'] is None, but a message of role"),
+        ([{"role": "developer"}, *MESSAGES], "role 'developer' needs"),
+        ([*MESSAGES, {"role": "tool", "tool_call_id": "1"}], "messages[1]['content'] is missing"),
+        ([{"role": "critic"}], 'give its text, or "" if it is meant to be empty'),
+        ([*MESSAGES, {"role": "assistant"}], "messages[1] of role 'assistant' has neither 'content' nor 'tool_calls'"),
     ],
 )
 def test_messages_that_cannot_be_right(messages: Any, says: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         chat_request(messages)
     assert says in str(caught.value)
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": ""},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+        {"role": "developer", "content": "Be brief."},
+        {"role": "critic", "content": None},
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "assistant", "reasoning_content": "let me think"},
+        {"role": "tool", "content": "", "tool_call_id": "1"},
+    ],
+)
+def test_messages_that_a_server_may_take_are_let_through(message: dict[str, Any]) -> None:
+    assert chat_request([*MESSAGES, message]).body["messages"] == [*MESSAGES, message]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"tools": None, "tool_choice": None, "stop": None, "response_format": None},
+        {"tools": [], "stop": []},
+        {"tools": [TOOL], "tool_choice": "required"},
+        {"tools": (TOOL,), "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        {"stop": "\n"},
+        {"stop": ["a", "b"], "response_format": {"type": "json_object"}},
+    ],
+)
+def test_tools_stops_and_formats_are_let_through(extra: dict[str, Any]) -> None:
+    assert chat_request(MESSAGES, extra=extra).body.items() >= extra.items()
 
 
 @pytest.mark.parametrize(
@@ -69,6 +111,12 @@ def test_messages_that_cannot_be_right(messages: Any, says: str) -> None:
         ({"extra": {"top_p": math.nan}}, "top_p is nan, which JSON cannot express"),
         ({"extra": {"logit_bias": [[1, math.inf]]}}, "logit_bias[0][1] is inf"),
         ({"extra": {"stream": False}}, "use chat() or complete()"),
+        ({"extra": {"tools": TOOL}}, "tools must be a list of dicts, not dict"),
+        ({"extra": {"tools": [TOOL, "f"]}}, "tools[1] must be a dict with 'type' and 'function', not str ('f')"),
+        ({"extra": {"tool_choice": True}}, "tool_choice must be a str (auto, none or required) or a dict"),
+        ({"extra": {"stop": 5}}, "stop must be a str or a list of str, not int (5)"),
+        ({"extra": {"stop": ["a", None]}}, "stop[1] must be a str, not NoneType (None)"),
+        ({"extra": {"response_format": "json_object"}}, 'for any JSON object: {"type": "json_object"}'),
     ],
 )
 def test_values_that_cannot_be_right(arguments: dict[str, Any], says: str) -> None:

@@ -13,6 +13,7 @@ import typer
 
 from llamastream.cli.options import with_settings
 from llamastream.cli.screen import Screen, print_json
+from llamastream.cli.status import StatusRelay
 from llamastream.client import Stream, StreamingClient
 from llamastream.compose import server_for
 from llamastream.errors import InvalidRequestError, LlamaStreamError
@@ -66,12 +67,14 @@ def chat(
     question = _read_question("-" if prompt is None else prompt)
     screen = Screen(quiet=quiet or json, record=svg is not None)
     screen.command(f"llamastream chat {shlex.quote(question)}")
+    relay = StatusRelay()
+    relay.show = screen.status
     messages = [{"role": "user", "content": question}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     with (
         server_for(client, demo=demo, explicit_url=explicit, notify=screen.note) as settings,
-        StreamingClient(settings=settings).stream_chat(messages) as stream,
+        StreamingClient(settings=settings, listeners=[relay]).stream_chat(messages) as stream,
     ):
         try:
             _show_json(stream) if json else _show(stream, screen)
@@ -105,11 +108,12 @@ def _converse(
     simple = console.is_dumb_terminal or bool(os.environ.get("NO_COLOR"))
     reader = LineReader(History(history_path(os.environ) if history else None), candidates, styled=not simple)
     screen = Screen(quiet=quiet)
+    relay = StatusRelay()
     with (
         server_for(client, demo=demo, explicit_url=explicit, notify=screen.note) as settings,
-        StreamingClient(settings=settings) as running,
+        StreamingClient(settings=settings, listeners=[relay]) as running,
     ):
-        Repl(running, console, reader, system=system, plain=plain or simple, quiet=quiet).run()
+        Repl(running, console, reader, relay=relay, system=system, plain=plain or simple, quiet=quiet).run()
 
 
 def _read_question(prompt: str) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llamastream._version import __version__
+from llamastream.address import parse_address
 from llamastream.cli.options import with_settings
 from llamastream.cli.screen import print_json
 from llamastream.cli.serve import DEFAULT_PORT
@@ -23,7 +24,6 @@ from llamastream.engine.demo import demo_model_path
 from llamastream.engine.hub import hub_available
 from llamastream.engine.options import EngineOptions
 from llamastream.errors import LlamaStreamError, TransportError
-from llamastream.protocol.address import parse_address
 from llamastream.settings import ClientSettings
 
 Verdict = Literal["ok", "note", "problem"]
@@ -82,7 +82,8 @@ def check(
 
 
 def engine_findings(options: EngineOptions) -> list[Finding]:
-    """The engines; it is a problem only if the one that was asked for, or every one, is missing."""
+    """The engines; it is a problem only if the one that was asked for, or every one, is missing, or if an executable
+    that cannot be used would be taken: by LLAMA_SERVER_BIN, for one."""
     found = facts.find_engines(options.binary)
     any_usable = any(fact.usable for fact in found)
     findings = []
@@ -92,9 +93,11 @@ def engine_findings(options: EngineOptions) -> list[Finding]:
             detail = f"{fact.version or 'version unknown'}, {where}; {flags_line(fact.flags)}"
             findings.append(Finding(f"{fact.kind} engine", "ok", detail))
             continue
-        wanted = options.kind == fact.kind or (options.binary is not None and fact.kind == "executable")
+        wanted = options.kind == fact.kind or (options.kind == "auto" and fact.found != "")
         verdict: Verdict = "problem" if wanted or not any_usable else "note"
-        detail, _, advice = fact.problem.partition(": ")
+        detail, _, advice = fact.problem.partition("; " if "; " in fact.problem else ": ")
+        if fact.found not in detail:
+            detail += f" (from {fact.found})"
         findings.append(Finding(f"{fact.kind} engine", verdict, detail, advice))
     return findings
 

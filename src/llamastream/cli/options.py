@@ -13,7 +13,7 @@ import typer
 from msgspec import Struct
 
 from llamastream.errors import SettingError
-from llamastream.settings import SettingField, declared, load
+from llamastream.settings import SettingField, declared, load, with_sources
 
 
 def with_settings(
@@ -41,7 +41,10 @@ def with_settings(
                 if field.secret and given[field.name] is not None:
                     given[field.name] = read_secret(given[field.name], secret_flag(field))
             settings, sources = load(group, given=given)
-            return command(**kwargs, **{argument: settings, f"{argument}_sources": sources})
+            try:
+                return command(**kwargs, **{argument: settings, f"{argument}_sources": sources})
+            except SettingError as error:  # found only when the setting was used: a file that is not there
+                raise with_sources(error, sources) from None
 
         hints = get_type_hints(command, include_extras=True)
         own = [

@@ -12,7 +12,8 @@ from rich.segment import Segment, Segments
 from rich.text import Text
 
 from llamastream.cli import markdown
-from llamastream.cli.printable import printable
+from llamastream.cli.printable import one_line, printable
+from llamastream.cli.status import StatusLine
 
 FRAME = 1 / 12
 """Seconds from one picture to the next, at least: more than the eye needs, and little work."""
@@ -37,6 +38,10 @@ class View(Protocol):
 
     def note(self, line: str) -> None: ...
 
+    def status(self, line: str) -> None:
+        """Show what is waited for, until anything else comes."""
+        ...
+
     def end(self) -> None:
         """Everything shown, and the cursor at the beginning of a line. To be called in any case, once or more."""
         ...
@@ -48,6 +53,7 @@ class PlainView:
     def __init__(self, console: Console, *, show_reasoning: bool = True) -> None:
         self._console = console
         self._show_reasoning = show_reasoning
+        self._status = StatusLine(console)
         self._at_line_start = True
         self._last = ""
 
@@ -62,7 +68,12 @@ class PlainView:
         self.end()
         self._console.print(Text(printable(line), style="dim"))
 
+    def status(self, line: str) -> None:
+        if self._at_line_start:  # in the middle of a line there is no place that could be erased again
+            self._status.show(line)
+
     def end(self) -> None:
+        self._status.clear()
         if not self._at_line_start:
             self._console.line()
             self._at_line_start = True
@@ -75,6 +86,7 @@ class PlainView:
         piece = printable(piece)
         if not piece:
             return
+        self._status.clear()
         self._last = kind
         if style:
             self._console.print(Text(piece, style=style), end="", soft_wrap=True)
@@ -123,6 +135,12 @@ class MarkdownView:
         self.end()
         self._plain.note(line)
 
+    def status(self, line: str) -> None:
+        if self._painter is not None:
+            self._painter.status(line)
+        else:
+            self._plain.status(line)
+
     def end(self) -> None:
         painter, self._painter = self._painter, None
         if painter is not None:
@@ -137,6 +155,7 @@ class _Painter:
         self._console = console
         self._lock = threading.Lock()
         self._new: list[str] = []
+        self._status = ""
         self._changed = threading.Event()
         self._ending = threading.Event()
         self._block = _Block(console)
@@ -147,6 +166,13 @@ class _Painter:
     def add(self, text: str) -> None:
         with self._lock:
             self._new.append(text)
+            self._status = ""
+        self._changed.set()
+
+    def status(self, line: str) -> None:
+        """One dim line below the text, until more of it comes."""
+        with self._lock:
+            self._status = one_line(line)
         self._changed.set()
 
     def finish(self) -> None:
@@ -164,10 +190,16 @@ class _Painter:
             self._changed.clear()
             with self._lock:
                 new, self._new = "".join(self._new), []
+                status = self._status
             began = monotonic()
             lines = self._block.feed(new)
-            self._draw(lines, self._block.tail)
+            self._draw(lines, [*self._block.tail, *self._status_lines(status)])
             self._ending.wait(max(FRAME, _REST * (monotonic() - began)))
+
+    def _status_lines(self, status: str) -> list[list[Segment]]:
+        text = Text(status, style="dim")
+        text.truncate(self._console.width - 1, overflow="ellipsis")
+        return self._console.render_lines(text, pad=False) if status else []
 
     def _draw(self, lines: Sequence[list[Segment]], tail: Sequence[list[Segment]]) -> None:
         """Put `lines` and `tail` in the place of the last tail: in one write, so that nothing in between is seen.

@@ -19,6 +19,7 @@ from llamastream.cli.lineinput import LineReader
 from llamastream.cli.printable import one_line, printable
 from llamastream.cli.render import MarkdownView, PlainView, View
 from llamastream.cli.screen import stats_rows, summary_line
+from llamastream.cli.status import StatusRelay
 from llamastream.client import Stream, StreamingClient
 from llamastream.engine.demo import DEMO_ALIAS, demo_questions
 from llamastream.errors import LlamaStreamError, TransportError
@@ -33,16 +34,18 @@ class Repl:
 
     Args:
         client: of the server. console: the terminal. reader: what the user types.
+        relay: a listener of the client, which says what is waited for.
         plain: no Markdown, only text. quiet: no greeting and no summaries.
     """
 
     def __init__(
-        self, client: StreamingClient, console: Console, reader: LineReader, *,
+        self, client: StreamingClient, console: Console, reader: LineReader, *, relay: StatusRelay,
         system: str | None = None, plain: bool = False, quiet: bool = False,
     ) -> None:  # fmt: skip
         self._client = client
         self._console = console
         self._reader = reader
+        self._relay = relay
         self._plain = plain
         self._quiet = quiet
         self._show_reasoning = True
@@ -98,6 +101,7 @@ class Repl:
             self._note("nothing was asked yet")
             return
         view = self._view()
+        self._relay.show = None if self._quiet else view.status
         problem: LlamaStreamError | None = None
         stream: Stream | None = None
         state: saved.State = "complete"
@@ -116,6 +120,7 @@ class Repl:
             except LlamaStreamError as error:
                 state, problem, result = "broken", error, error.partial or result
             finally:
+                self._relay.show = None
                 view.end()
         self._conversation.answered(result, state)
         if not self._quiet and (problem is None or result.stats.chunks):

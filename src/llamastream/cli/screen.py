@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llamastream.cli.printable import one_line, printable
+from llamastream.cli.status import StatusLine
 from llamastream.types import Stats
 
 
@@ -27,7 +28,9 @@ class Screen:
         self._to_person = self._stdout.isatty()
         self._notes = Console(stderr=True, highlight=False)
         self._quiet = quiet
+        self._status = StatusLine(Console(file=self._stdout, highlight=False) if self._to_person else self._notes)
         self._at_line_start = True
+        self._reasoning_at_line_start = True
         self._shown: list[str] = []
         self._picture = Console(record=True, width=88, file=io.StringIO(), force_terminal=True) if record else None
 
@@ -45,8 +48,16 @@ class Screen:
         if self._picture is not None:
             self._picture.print(Text(text, style="dim"))
 
+    def status(self, line: str) -> None:
+        """What is waited for: on a terminal in one line that goes when anything else comes, else on stderr."""
+        # In the middle of a line there is no place that could be erased again.
+        in_line = self._to_person and not (self._at_line_start and self._reasoning_at_line_start)
+        if not self._quiet and not in_line:
+            self._status.show(line)
+
     def answer(self, text: str) -> None:
         """A piece of the answer, at once."""
+        self._status.clear()
         harmless = printable(text)
         with _reader_may_leave():
             self._stdout.write(harmless if self._to_person else text)
@@ -58,9 +69,12 @@ class Screen:
     def reasoning(self, text: str) -> None:
         """A piece of the reasoning: dimmed, on stderr, and only where a person looks."""
         if not self._quiet and self._notes.is_terminal:
+            self._status.clear()
+            self._reasoning_at_line_start = text.endswith("\n")
             self._notes.print(Text(printable(text), style="dim italic"), end="", soft_wrap=True)
 
     def end_answer(self) -> None:
+        self._status.clear()
         if not self._at_line_start:
             self._stdout.write("\n")
             self._stdout.flush()
@@ -80,6 +94,7 @@ class Screen:
         path.write_text(svg, encoding="utf-8")
 
     def _fresh_line(self) -> None:
+        self._status.clear()
         if not self._at_line_start and self._to_person:
             self._stdout.write("\n")
             self._stdout.flush()

@@ -6,9 +6,9 @@ import asyncio
 import ssl
 from typing import Protocol, cast
 
+from llamastream.address import Address
 from llamastream.client.connection import connect_error
 from llamastream.errors import ConnectTimeoutError
-from llamastream.protocol.address import Address
 
 
 class Receiver(Protocol):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from llamastream.client.core import ClientCore
+from llamastream.client.holdings import Holdings
 from llamastream.events import Listener
 from llamastream.settings import ClientSettings, from_object
 from llamastream.types import Fallback, RecoveryMode, RetryPolicy, Timeouts
@@ -73,6 +74,7 @@ class ClientBase:
             max_connections=max_connections,
             listeners=listeners,
         )
+        self._core.state.holdings = Holdings(self._core)
 
     @classmethod
     def from_settings(cls, source: Any, **arguments: Any) -> Self:

@@ -9,9 +9,9 @@ import struct
 from math import inf
 from time import monotonic
 
+from llamastream.address import Address
 from llamastream.client.session import describe_os_error
 from llamastream.errors import ConnectError, ConnectTimeoutError
-from llamastream.protocol.address import Address
 from llamastream.protocol.http1 import ResponseReader
 
 RECEIVE_BYTES = 64 * 1024

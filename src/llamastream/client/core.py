@@ -18,7 +18,6 @@ from llamastream.client.session import SessionOptions, StreamSession
 from llamastream.client.state import ClientState
 from llamastream.errors import InvalidRequestError, LlamaStreamError, SettingError, UnavailableError
 from llamastream.events import Listener
-from llamastream.protocol.address import parse_address
 from llamastream.protocol.http1 import build_request
 from llamastream.protocol.requests import GenerationRequest, chat_request, completion_request
 from llamastream.settings import ClientSettings, load
@@ -77,12 +76,12 @@ class ClientCore:
         self.timeouts = timeouts or settings.timeouts
         self.limits = PoolLimits(connections=settings.max_connections)
         self._random = random
-        addresses = [parse_address(url) for url in settings.base_urls]
+        addresses = settings.addresses
         context: ssl.SSLContext | None = None
         if any(address.scheme == "https" for address in addresses):
             context = tls.client_context(settings.ca_file, settings.cert_file, settings.key_file)
         self.servers = Servers(addresses, context)
-        self.state = ClientState(retry or settings.retry, listeners, self.servers, None)
+        self.state = ClientState(retry or settings.retry, listeners, self.servers)
         self._headers = {"Accept": "text/event-stream, application/json", **(headers or {})}
         if settings.api_key:
             if not (settings.api_key.isascii() and settings.api_key.isprintable()):

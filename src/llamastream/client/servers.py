@@ -6,9 +6,9 @@ import ssl
 import threading
 from collections.abc import Collection, Sequence
 
+from llamastream.address import Address
 from llamastream.policy.breaker import Breaker, BreakerState
 from llamastream.policy.selection import Candidate, choose
-from llamastream.protocol.address import Address
 from llamastream.types import Capabilities
 
 PROBE_TIMEOUT = 1.0

@@ -33,11 +33,11 @@ class ClientState:
     """Thread-safe. `servers` are the client's, `holdings` keeps track of what they hold for it."""
 
     def __init__(
-        self, retry: RetryPolicy, listeners: Iterable[Listener], servers: Servers, holdings: Holdings | None
+        self, retry: RetryPolicy, listeners: Iterable[Listener], servers: Servers, holdings: Holdings | None = None
     ) -> None:
         self.retry = retry
         self.servers = servers
-        self._holdings = holdings
+        self.holdings = holdings
         self._listeners = tuple(listeners)
         self._lock = threading.Lock()
         self._budget = RetryBudget()
@@ -55,13 +55,13 @@ class ClientState:
 
     def hold(self, server: Server, conversation_id: str) -> None:
         """A server is about to hold a generation under this id."""
-        if self._holdings is not None:
-            self._holdings.add(server, conversation_id)
+        if self.holdings is not None:
+            self.holdings.add(server, conversation_id)
 
     def let_go(self, server: Server, conversation_id: str) -> None:
         """Have a server drop what it holds, in the background."""
-        if self._holdings is not None:
-            self._holdings.drop(server, conversation_id)
+        if self.holdings is not None:
+            self.holdings.drop(server, conversation_id)
 
     def notify(self, event: ClientEvent) -> None:
         """Tell every listener; what they raise is logged and goes no further."""

@@ -13,7 +13,7 @@ from llamastream.engine.embedded import embedded_version
 from llamastream.engine.flags import MANAGED
 from llamastream.engine.gguf import GgufInfo
 from llamastream.engine.machine import Cores, Memory, cores, cpu_features, memory
-from llamastream.engine.probe import find_binary, probe
+from llamastream.engine.probe import VARIABLE, find_binary, probe
 from llamastream.engine.resolve import check_model
 from llamastream.errors import EngineError, SettingError
 
@@ -41,7 +41,8 @@ class EngineFact(Struct, frozen=True):
     Attributes:
         kind: `executable` or `embedded`. usable: whether `launch` can use it.
         path: the executable, or the Python that runs the embedded engine.
-        version: as it says itself, "" if unknown. found: where from (binary, LLAMA_SERVER_BIN, PATH, xllamacpp).
+        version: as it says itself, "" if unknown.
+        found: where from (binary, LLAMA_SERVER_BIN, PATH, xllamacpp), "" if nothing names one.
         problem: why it cannot be used and what to do, "" if it can.
         flags: the llama-server flags that it takes, sorted.
     """
@@ -86,7 +87,9 @@ def _executable(binary: str | None, environment: Mapping[str, str] | None) -> En
     try:
         found = find_binary(binary, environment)
     except SettingError as error:
-        return EngineFact(kind="executable", usable=False, problem=error.message)
+        return EngineFact(
+            kind="executable", usable=False, found="binary" if binary else VARIABLE, problem=error.message
+        )
     if found is None:
         return EngineFact(
             kind="executable",

@@ -1,11 +1,15 @@
 # pathlib and contextlib cost more to import than this whole program does:
-# ruff: noqa: PTH108, PTH106, PTH112, PTH114, PTH118, PTH208, SIM105, S606
+# ruff: noqa: PTH102, PTH108, PTH106, PTH112, PTH114, PTH118, PTH208, SIM105, S606
 """The guard: a tiny process between us and a llama-server, so that the server dies with us, even on SIGKILL.
 
-Run as `python -I -S guard.py CONTROL STATUS CLEANUP COMMAND...` with the standard library only. It starts the command,
-and ends it when the control pipe reaches its end (we are gone), when its parent changes, or on a byte in that pipe:
-`T` sends SIGTERM, `K` SIGKILL. Only the guard signals the server: it is the server's parent, hence the process id
-cannot have been reused. What happened goes to the status pipe as lines: `pid N`, `error ERRNO`, `exit CODE`.
+Run as `python -I -S guard.py CONTROL STATUS DIRECTORY CLEANUP COMMAND...` with the standard library only. It makes the
+server's private directory, starts the command, and ends it when the control pipe reaches its end (we are gone), when
+its parent changes, or on a byte in that pipe: `T` sends SIGTERM, `K` SIGKILL. Only the guard signals the server: it is
+the server's parent, hence the process id cannot have been reused. What happened goes to the status pipe as lines:
+`pid N`, `error ERRNO`, `exit CODE`, and `directory ERRNO` if the directory could not be made.
+
+The directory is made here and not by our parent, which may be killed at any moment, and would leave it behind. The
+first line in the control pipe is the API key, to be written to `keys` in the directory; an empty line: there is none.
 
 Why not PR_SET_PDEATHSIG alone: it fires when the *thread* that launched the server ends, and macOS has none. Here it
 is set on top, from the guard's only thread, for the case that the guard itself is killed.
@@ -83,10 +87,37 @@ def clean(paths: list[str]) -> None:
             pass
 
 
+def _say(status: int, line: bytes) -> None:
+    try:
+        os.write(status, line)
+    except OSError:
+        pass  # nobody is left to read it; the end of the control pipe tells the same
+
+
+def _first_line(control: int) -> bytes | None:
+    """The first line in the control pipe; None if our parent has gone before it was whole. What follows are orders."""
+    line = b""
+    while not line.endswith(b"\n"):
+        part = os.read(control, 1)
+        if not part:
+            return None
+        line += part
+    return line[:-1]
+
+
+def _make_directory(directory: str, key: bytes) -> None:
+    os.mkdir(directory, 0o700)
+    if key:
+        file = os.open(os.path.join(directory, "keys"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        os.write(file, key + b"\n")
+        os.close(file)
+
+
 def main(arguments: list[str]) -> int:
     control, status = int(arguments[0]), int(arguments[1])
-    cleanup = [path for path in arguments[2].split("\n") if path]
-    command = arguments[3:]
+    directory = arguments[2]
+    cleanup = [directory, *(path for path in arguments[3].split("\n") if path)]
+    command = arguments[4:]
     parent, guard = os.getppid(), os.getpid()
     os.set_inheritable(control, False)
     os.set_inheritable(status, False)
@@ -102,6 +133,17 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, lambda *_: ending.append(True))
     signal.signal(signal.SIGCHLD, lambda *_: None)
 
+    key = _first_line(control)
+    if key is None:
+        return 0
+    try:
+        _make_directory(directory, key)
+    except OSError as error:
+        if not isinstance(error, FileExistsError):  # else it is somebody else's
+            clean(cleanup)
+        _say(status, b"directory %d\n" % (error.errno or 0))
+        return 1
+
     prctl = _load_prctl()
     error_read, error_write = os.pipe()
     child = os.fork()
@@ -111,9 +153,9 @@ def main(arguments: list[str]) -> int:
     problem = os.read(error_read, 16)
     if problem:
         clean(cleanup)
-        os.write(status, b"error %s\n" % problem)
+        _say(status, b"error %s\n" % problem)
         return 127
-    os.write(status, b"pid %d\n" % child)
+    _say(status, b"pid %d\n" % child)
 
     gone = False
     while True:
@@ -139,10 +181,7 @@ def main(arguments: list[str]) -> int:
     code = os.waitstatus_to_exitcode(result)
     _end_group(child, signal.SIGKILL)  # what the server may have started itself
     clean(cleanup)
-    try:
-        os.write(status, b"exit %d\n" % code)
-    except OSError:
-        pass  # nobody is left to read it
+    _say(status, b"exit %d\n" % code)
     return code if code >= 0 else 128 - code
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from llamastream.engine.environment import clean_environment
 from llamastream.engine.helptext import Help, parse_help
-from llamastream.engine.process import clean_environment
 from llamastream.errors import EngineMissingError, SettingError
 
 NAME = "llama-server"
@@ -107,10 +107,10 @@ def _identity(path: str) -> str:
 
 
 def _ask(path: str, key: str) -> Probe:
-    with tempfile.TemporaryDirectory(prefix="llamastream-") as empty:
-        environment = clean_environment(os.environ, config_home=empty)
-        version = _run(path, "--version", environment)
-        text = _run(path, "--help", environment)
+    # no configuration can be below a device, and no directory has to be made that a signal could leave behind
+    environment = clean_environment(os.environ, config_home=os.devnull)
+    version = _run(path, "--version", environment)
+    text = _run(path, "--help", environment)
     if not parse_help(text).has("--port"):
         said = (text.strip() or "nothing").splitlines()[0][:200]
         raise EngineMissingError(

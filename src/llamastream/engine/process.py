@@ -25,37 +25,6 @@ DRAIN_SECONDS = 1.0
 CLEANING_UP = "cleaning up before exit"
 CLEANUP_SECONDS = 2.0
 
-# What a server may see of our environment. An allow-list, because LLAMA_ARG_*, AIP_* and config directories change its
-# settings, and because other programs' secrets are none of its business.
-_KEPT = frozenset({
-    "PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TMP", "TEMP", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH",
-    "LLAMA_CACHE", "HF_HOME", "HF_ENDPOINT", "MODEL_ENDPOINT", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE",
-    "HF_HUB_OFFLINE", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "XDG_DATA_DIRS",
-    "SSL_CERT_FILE", "SSL_CERT_DIR", "CURL_CA_BUNDLE",
-    "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy",
-    "all_proxy",
-})  # fmt: skip
-_KEPT_PREFIXES = (
-    "LC_", "DYLD_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "ROCM_", "HSA_", "AMD_", "GPU_", "VK_", "MESA_", "GGML_",
-    "MTL_", "METAL_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ONEAPI_", "SYCL_", "ZE_", "UR_", "MALLOC_",
-    "GLIBC_",
-)  # fmt: skip
-
-
-def clean_environment(source: Mapping[str, str], *, config_home: str, hf: bool = False) -> dict[str, str]:
-    """The environment for a server: the allowed part of `source`, and a configuration directory that is empty.
-
-    Args:
-        source: usually `os.environ`.
-        config_home: an empty directory, so that the user's `llama.cpp/config.ini` is not read.
-        hf: whether the server downloads a model, and so may see HF_TOKEN.
-    """
-    kept = {name: value for name, value in source.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
-    if hf and "HF_TOKEN" in source:
-        kept["HF_TOKEN"] = source["HF_TOKEN"]
-    kept["XDG_CONFIG_HOME"] = config_home
-    return kept
-
 
 def _pipe() -> tuple[int, int]:
     """A pipe whose ends are neither 0, 1 nor 2, even where these are closed: the guard's own streams go there."""
@@ -71,7 +40,7 @@ class ServerProcess:
 
     Raises:
         EngineMissingError: the program cannot be executed.
-        EngineCrashedError: the guard did not start.
+        EngineCrashedError: the guard did not start, or could not make the directory.
     """
 
     def __init__(
@@ -80,32 +49,37 @@ class ServerProcess:
         *,
         environment: Mapping[str, str],
         ring: LogRing,
+        directory: str,
+        key: str = "",
         stdin: bytes | None = None,
         cleanup: Sequence[str] = (),
     ) -> None:
         """Start `command` (an absolute program path first).
 
         Args:
+            directory: a private directory that the guard makes for the server, and removes when it has ended.
+            key: one line of ASCII, written to the file `keys` in it; "": no such file.
             stdin: what the server reads from its standard input; None: nothing.
-            cleanup: files and flat directories that the guard removes when the server has ended.
+            cleanup: further files and flat directories that the guard removes then.
         """
         self.ring = ring
         self.pid = 0
         self.exit_code: int | None = None
         self._exec_errno = 0
+        self._directory_errno = 0
         self._started = threading.Event()
         self._exited = threading.Event()
         self._lock = threading.Lock()
         self._stopping = False
-        self._cleanup = list(cleanup)
+        self._cleanup = [directory, *cleanup]
         self._owner = os.getpid()
         control_read, self._control = _pipe()
         self._status, status_write = _pipe()
         try:
             self._guard = subprocess.Popen(
                 [
-                    sys.executable, "-I", "-S", str(GUARD), str(control_read), str(status_write), "\n".join(cleanup),
-                    *command,
+                    sys.executable, "-I", "-S", str(GUARD), str(control_read), str(status_write), directory,
+                    "\n".join(cleanup), *command,
                 ],
                 stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -119,26 +93,43 @@ class ServerProcess:
             os.close(self._control)
             os.close(self._status)
             raise EngineCrashedError(f"cannot start {sys.executable!r} for the guard: {error}") from None
+        except BaseException:
+            os.close(self._control)  # a guard that has begun hears of it, and ends
+            os.close(self._status)
+            raise
         finally:
             os.close(control_read)
             os.close(status_write)
+        try:
+            self._wait_started(command[0], key, stdin)
+        except BaseException:
+            self._close_control()  # what the guard may have begun, it ends and cleans up
+            raise
+
+    def _wait_started(self, program: str, key: str, stdin: bytes | None) -> None:
+        self._order(key.encode("ascii") + b"\n")
         self._reader = threading.Thread(target=self._read_all, name="llamastream-engine-log", daemon=True)
         self._reader.start()
         if stdin is not None:
             self._write_stdin(stdin)
         self._started.wait()
-        if not self.pid:
-            self._reader.join()
-            self._close_control()
-            if self._exec_errno:
-                raise EngineMissingError(
-                    f"cannot execute {command[0]!r}: {os.strerror(self._exec_errno)}; give an executable llama-server "
-                    "for this system as binary"
-                )
+        if self.pid:
+            return
+        self._reader.join()
+        if self._directory_errno:
             raise EngineCrashedError(
-                f"the guard process ended with code {self._guard.returncode} before the server started",
-                log_lines=[record.message for record in ring.records()[-12:]],
+                f"cannot make the directory {self._cleanup[0]!r}: {os.strerror(self._directory_errno)}; "
+                "set TMPDIR to a directory that can be written"
             )
+        if self._exec_errno:
+            raise EngineMissingError(
+                f"cannot execute {program!r}: {os.strerror(self._exec_errno)}; give an executable llama-server for "
+                "this system as binary"
+            )
+        raise EngineCrashedError(
+            f"the guard process ended with code {self._guard.returncode} before the server started",
+            log_lines=[record.message for record in self.ring.records()[-12:]],
+        )
 
     @property
     def alive(self) -> bool:
@@ -259,6 +250,8 @@ class ServerProcess:
             self._started.set()
         elif word == b"error":
             self._exec_errno = int(number)
+        elif word == b"directory":
+            self._directory_errno = int(number)
         elif word == b"exit":
             self.exit_code = int(number)
             self._exited.set()

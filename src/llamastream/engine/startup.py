@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+import secrets
 import tempfile
 import threading
 import time
@@ -16,12 +16,13 @@ from msgspec.structs import replace
 
 from llamastream.engine import embedded, hub
 from llamastream.engine.addresses import check_port, prepare_socket
+from llamastream.engine.environment import clean_environment
 from llamastream.engine.failures import SHOWN_LINES, classify, describe_exit
 from llamastream.engine.flags import command_line, hidden
 from llamastream.engine.logs import LogRing
 from llamastream.engine.options import EngineOptions
 from llamastream.engine.probe import Binary, find_binary, probe
-from llamastream.engine.process import ServerProcess, clean_environment
+from llamastream.engine.process import ServerProcess
 from llamastream.engine.ready import (
     ServerAddress,
     announced_port,
@@ -109,12 +110,12 @@ def _start_one(
     if filled.slot_save_path is not None:
         Path(filled.slot_save_path).mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    # private (0700): the empty configuration directory, and the key file
-    directory = tempfile.mkdtemp(prefix="llamastream-")
+    # private (0700), made and removed by the guard: the empty configuration directory, and the key file
+    directory = _new_directory()
     try:
         plan = _plan(filled, binary, directory, filled.model or downloaded, warnings)
         secrets = [filled.api_key] if filled.api_key else []
-        cleanup = [directory]
+        cleanup = []
         if filled.socket is not None:
             cleanup.append(filled.socket)
             if made_directory is not None:
@@ -126,6 +127,8 @@ def _start_one(
                 os.environ, config_home=directory, hf=options.hf is not None and downloaded is None
             ),
             ring=ring,
+            directory=directory,
+            key=filled.api_key or "" if plan.kind == "executable" else "",
             stdin=plan.stdin,
             cleanup=cleanup,
         )
@@ -139,7 +142,6 @@ def _start_one(
             process.stop(0.0)
             raise
     except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
         if made_directory is not None:
             with suppress(OSError):
                 Path(made_directory).rmdir()
@@ -154,6 +156,18 @@ def _start_one(
         warnings=(*plan.warnings, *_no_gpu(plan, ring)),
         start_seconds=time.monotonic() - began,
     )
+
+
+def _new_directory() -> str:
+    """A path for a directory that does not exist yet.
+
+    Not by `tempfile.gettempdir`, which makes a file to see whether it can: a signal then would leave that behind.
+    """
+    named = (tempfile.tempdir, *map(os.environ.get, ("TMPDIR", "TEMP", "TMP")))
+    for base in (*named, "/tmp", "/var/tmp", "."):  # noqa: S108  # where tempfile looks, too; the name is a secret
+        if base and Path(base).is_dir() and os.access(base, os.W_OK | os.X_OK):
+            return str(Path(base).absolute() / f"llamastream-{secrets.token_hex(8)}")
+    raise EngineError("there is no directory for temporary files that can be written: set TMPDIR to one")
 
 
 def _no_gpu(plan: _Plan, ring: LogRing) -> list[str]:
@@ -181,8 +195,6 @@ def _plan(
     key_file = None
     if options.api_key is not None:
         key_file = str(Path(directory) / "keys")
-        Path(key_file).touch(mode=0o600, exist_ok=False)
-        Path(key_file).write_text(options.api_key + "\n", "ascii")
     line = command_line(options, probed.help(), model=model, key_file=key_file)
     return _Plan(
         kind="executable",

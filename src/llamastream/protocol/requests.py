@@ -14,6 +14,8 @@ from llamastream.errors import InvalidRequestError
 CHAT_PATH = "/v1/chat/completions"
 COMPLETION_PATH = "/v1/completions"
 
+_NEED_CONTENT = frozenset({"user", "system", "developer", "tool"})
+
 
 class GenerationRequest(Struct, frozen=True):
     """A streaming request.
@@ -120,6 +122,9 @@ def _request(
     _check_temperature(body.get("temperature"))
     _check_max_tokens(body.get("max_tokens"))
     choices = _check_choices(body.get("n"))
+    _check_tools(body.get("tools"), body.get("tool_choice"))
+    _check_stop(body.get("stop"))
+    _check_response_format(body.get("response_format"))
     _check_finite(body, "")
     return GenerationRequest(path, body, choices)
 
@@ -145,8 +150,64 @@ def _checked_messages(messages: Any) -> list[dict[str, Any]]:
             raise InvalidRequestError(
                 f"messages[{number}]['content'] must be a str or a list of parts, not {_kind(content)}"
             )
+        if content is None:
+            _check_may_lack_content(number, message)
         checked.append(dict(message))
     return checked
+
+
+def _check_may_lack_content(number: int, message: Mapping[str, Any]) -> None:
+    """Only an assistant may say nothing: it may call tools, or have thought. llama-server takes `"content": null` of
+    users too, but that is a variable which was not filled in, hardly ever a question."""
+    role = message["role"]
+    if role in _NEED_CONTENT or (role != "assistant" and "content" not in message):
+        what = "is None" if "content" in message else "is missing"
+        raise InvalidRequestError(
+            f"messages[{number}]['content'] {what}, but a message of role {role!r} needs a str or a list of parts; "
+            'give its text, or "" if it is meant to be empty'
+        )
+    if role == "assistant" and not {"content", "tool_calls", "reasoning_content"} & message.keys():
+        raise InvalidRequestError(
+            f"messages[{number}] of role 'assistant' has neither 'content' nor 'tool_calls'; "
+            "give what the model answered, or leave the message out"
+        )
+
+
+def _check_tools(tools: Any, choice: Any) -> None:
+    if tools is not None:
+        if not isinstance(tools, list | tuple):
+            raise InvalidRequestError(
+                f"tools must be a list of dicts, not {_kind(tools)}; for one tool: "
+                '[{"type": "function", "function": {"name": "...", "parameters": {...}}}]'
+            )
+        for number, tool in enumerate(tools):
+            if not isinstance(tool, Mapping):
+                raise InvalidRequestError(
+                    f"tools[{number}] must be a dict with 'type' and 'function', not {_kind(tool)}"
+                )
+    if choice is not None and not isinstance(choice, str | Mapping):
+        raise InvalidRequestError(
+            f"tool_choice must be a str (auto, none or required) or a dict that names a function, not {_kind(choice)}"
+        )
+
+
+def _check_stop(stop: Any) -> None:
+    if stop is None or isinstance(stop, str):
+        return
+    if not isinstance(stop, list | tuple):
+        raise InvalidRequestError(f"stop must be a str or a list of str, not {_kind(stop)}")
+    for number, text in enumerate(stop):
+        if not isinstance(text, str):
+            raise InvalidRequestError(
+                f"stop[{number}] must be a str, not {_kind(text)}; stop is a str or a list of str"
+            )
+
+
+def _check_response_format(form: Any) -> None:
+    if form is not None and not isinstance(form, Mapping):
+        raise InvalidRequestError(
+            f'response_format must be a dict, not {_kind(form)}; for any JSON object: {{"type": "json_object"}}'
+        )
 
 
 def _check_model(model: Any) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from llamastream.address import parse_address
 from llamastream.errors import SettingError
-from llamastream.protocol.address import parse_address
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,9 @@ def test_a_key_in_the_url_is_refused_without_repeating_it() -> None:
         parse_address("http://user:sesame@host")
     assert "sesame" not in str(caught.value)
     assert "api_key" in str(caught.value)
+
+
+def test_the_source_of_an_address_is_named() -> None:
+    for url in ("foo", "http://user:sesame@host", "ftp://x", "unix://x"):
+        with pytest.raises(SettingError, match=r"^base_url .* from --url "):
+            parse_address(url, "--url")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
@@ -51,46 +52,48 @@ class Address(Struct, frozen=True):
         return self.prefix + path
 
 
-def parse_address(url: str) -> Address:
-    """Take a base URL apart; a trailing `/`, `/v1` or `/v1/` is accepted and dropped.
+def parse_address(url: str, source: str = "") -> Address:
+    """Take a base URL apart; a trailing `/`, `/v1` or `/v1/` is accepted and dropped. `source` says where it came from.
 
     Raises:
         SettingError: no scheme, an unknown scheme, no host, a port out of range, a query or a fragment,
             credentials in the URL, or characters that do not belong into a request line.
     """
+    shown = f"base_url {url!r} from {source}" if source else f"base_url {url!r}"
     if not isinstance(url, str) or not url.strip():
-        raise SettingError(f"base_url is empty ({url!r}); {_ALLOWED}")
+        raise SettingError(f"{shown} is empty; {_ALLOWED}")
     text = url.strip()
     if any(c <= " " or c == "\x7f" for c in text):
-        raise SettingError(f"base_url {url!r} contains spaces or control characters; {_ALLOWED}")
+        raise SettingError(f"{shown} contains spaces or control characters; {_ALLOWED}")
     if "://" not in text:
-        raise SettingError(f"base_url {url!r} has no scheme; did you mean http://{text.lstrip('/')} ? {_ALLOWED}")
+        raise SettingError(f"{shown} has no scheme; did you mean http://{text.lstrip('/')} ? {_ALLOWED}")
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError as error:
-        raise SettingError(f"base_url {url!r} cannot be read ({error}); {_ALLOWED}") from None
+        raise SettingError(f"{shown} cannot be read ({error}); {_ALLOWED}") from None
     if parts.query or parts.fragment:
-        raise SettingError(f"base_url {url!r} has a query or a fragment; {_ALLOWED}")
+        raise SettingError(f"{shown} has a query or a fragment; {_ALLOWED}")
     if parts.username is not None or parts.password is not None:
-        raise SettingError(f"base_url for {parts.hostname!r} carries credentials; pass the key as api_key instead")
+        shown = f"base_url for {parts.hostname!r}" + (f" from {source}" if source else "")
+        raise SettingError(f"{shown} carries credentials; pass the key as api_key instead")
 
     scheme = parts.scheme.lower()
     if scheme == "unix":
         path = unquote(parts.netloc + parts.path)
-        return _unix(url, path, "")
+        return _unix(shown, path, "")
     if scheme == "http+unix":
-        return _unix(url, unquote(parts.netloc), _prefix(parts.path))
+        return _unix(shown, unquote(parts.netloc), _prefix(parts.path))
     if scheme not in ("http", "https"):
-        raise SettingError(f"base_url {url!r} has the scheme {scheme!r}; {_ALLOWED}")
+        raise SettingError(f"{shown} has the scheme {scheme!r}; {_ALLOWED}")
     if not parts.hostname:
-        raise SettingError(f"base_url {url!r} names no host; {_ALLOWED}")
+        raise SettingError(f"{shown} names no host; {_ALLOWED}")
     if port == 0:
-        raise SettingError(f"base_url {url!r} has port 0; allowed: 1 to 65535")
+        raise SettingError(f"{shown} has port 0; allowed: 1 to 65535")
     if not (parts.path.isascii() and parts.hostname.isprintable()):
-        raise SettingError(f"base_url {url!r} has characters that must be percent-encoded; {_ALLOWED}")
+        raise SettingError(f"{shown} has characters that must be percent-encoded; {_ALLOWED}")
     if parts.path.rstrip("/").endswith(("/chat/completions", "/completions", "/completion", "/health", "/models")):
-        raise SettingError(f"base_url {url!r} names an endpoint; give the address before it, with or without /v1")
+        raise SettingError(f"{shown} names an endpoint; give the address before it, with or without /v1")
     default_port = 443 if scheme == "https" else 80
     return Address(
         scheme="https" if scheme == "https" else "http",
@@ -104,7 +107,13 @@ def _prefix(path: str) -> str:
     return path.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-def _unix(url: str, path: str, prefix: str) -> Address:
+def _unix(shown: str, path: str, prefix: str) -> Address:
     if not path.startswith("/"):
-        raise SettingError(f"base_url {url!r} needs an absolute socket path; {_ALLOWED}")
+        raise SettingError(f"{shown} needs an absolute socket path; {_ALLOWED}")
     return Address(scheme="http", host="localhost", port=0, socket=path, prefix=prefix)
+
+
+def parse_addresses(urls: str) -> tuple[Address, ...]:
+    """Take one or several base URLs apart, separated by spaces or commas. Raises as `parse_address`."""
+    # Only where another address begins: the path of a socket may have spaces and commas.
+    return tuple(parse_address(url) for url in re.split(r"[\s,]+(?=[a-z+]+://)", urls.strip().rstrip(",")))

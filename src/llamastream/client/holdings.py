@@ -1,0 +1,150 @@
+"""What servers hold for a client (generations under an id) is dropped in the background, and after a crash by the next
+process.
+
+Closing the connection does not end such a generation; only `DELETE /v1/stream` does, and it also frees the memory of one
+that has ended. No stream waits for that: one thread of the process does it, for all clients, sync and async.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import queue
+import threading
+import weakref
+from time import monotonic
+from typing import TypeAlias
+
+from llamastream.client import endpoints
+from llamastream.client.attempt import stream_path
+from llamastream.client.core import ClientCore
+from llamastream.client.ledger import Ledger, orphans
+from llamastream.client.servers import Server
+from llamastream.client.unary import call_once
+from llamastream.errors import LlamaStreamError
+
+DROP_TIMEOUT = 2.0
+"""Seconds that a server may take to drop a generation."""
+
+LEAVE_ALONE = 5.0
+"""Seconds for which a server that did not answer is not asked again: what it holds is left for later."""
+
+EXIT_TIMEOUT = 2.0
+"""Seconds that the end of the process waits for what is still to be dropped."""
+
+_Job: TypeAlias = "tuple[ClientCore, Server, str | None] | threading.Event"
+"""An id to drop on a server; None: what the server holds for processes that are gone. Or a mark in the queue."""
+
+
+class _Worker:
+    """The thread, begun when it is needed."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self._start_anew()
+        atexit.register(self._exit)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._after_fork)
+
+    def _start_anew(self) -> None:
+        # SimpleQueue.put may be called from a finalizer, in the middle of anything.
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._reaped: set[str] = set()
+        self._silent: dict[str, float] = {}
+
+    def _after_fork(self) -> None:
+        self._start_anew()
+        self.ledger.after_fork()
+
+    def submit(self, job: _Job) -> None:
+        self._jobs.put(job)
+        if self._thread is None or not self._thread.is_alive():
+            thread = threading.Thread(target=self._run, name="llamastream-holdings", daemon=True)
+            with contextlib.suppress(RuntimeError):  # the interpreter is going down
+                thread.start()
+                self._thread = thread
+
+    def reap(self, core: ClientCore, server: Server) -> None:
+        """Once for each server, drop what it holds for processes that are gone."""
+        if server.url not in self._reaped:
+            self._reaped.add(server.url)
+            self.submit((core, server, None))
+
+    def _run(self) -> None:
+        while True:
+            job = self._jobs.get()
+            if isinstance(job, threading.Event):
+                job.set()
+                continue
+            core, server, conversation_id = job
+            del job
+            if conversation_id is not None:
+                self._drop(core, server, conversation_id, ours=True)
+            else:
+                for _, orphan in orphans({server.url}):
+                    self._drop(core, server, orphan, ours=False)
+            del core, server  # a client that nobody else knows must not live until the next job
+
+    def _drop(self, core: ClientCore, server: Server, conversation_id: str, *, ours: bool) -> None:
+        if monotonic() < self._silent.get(server.url, 0.0):
+            return
+        try:
+            call_once(core, server, endpoints.drop_generation(stream_path(conversation_id)), DROP_TIMEOUT)
+        except LlamaStreamError:
+            self._silent[server.url] = monotonic() + LEAVE_ALONE
+            return
+        if ours:
+            self.ledger.remove(conversation_id)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until all that was submitted is done; whether it was."""
+        if self._thread is None or not self._thread.is_alive():
+            return self._jobs.empty()
+        mark = threading.Event()
+        self._jobs.put(mark)
+        return mark.wait(timeout)
+
+    def _exit(self) -> None:
+        self.flush(EXIT_TIMEOUT)
+        self.ledger.close()
+
+
+_worker: _Worker | None = None
+_making = threading.Lock()
+
+
+def _get_worker() -> _Worker:
+    global _worker  # one for the process, made when it is first needed
+    with _making:
+        if _worker is None:
+            _worker = _Worker()
+        return _worker
+
+
+def flush(timeout: float = EXIT_TIMEOUT) -> bool:
+    """Wait until servers have been told of all that is to be dropped; whether they were within `timeout` seconds."""
+    return _worker is None or _worker.flush(timeout)
+
+
+class Holdings:
+    """What the servers of one client hold."""
+
+    def __init__(self, core: ClientCore) -> None:
+        # The core refers to this by its state.
+        self._core = weakref.ref(core)
+
+    def add(self, server: Server, conversation_id: str) -> None:
+        """A server is about to hold a generation."""
+        worker = _get_worker()
+        core = self._core()
+        if core is not None:
+            worker.reap(core, server)
+        worker.ledger.add(server.url, conversation_id)
+
+    def drop(self, server: Server, conversation_id: str) -> None:
+        """Have the server drop it, soon."""
+        core = self._core()
+        if core is not None:
+            _get_worker().submit((core, server, conversation_id))

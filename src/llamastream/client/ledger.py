@@ -1,0 +1,142 @@
+"""Which generations servers hold for this process, on disk: whoever comes after a crash can have them dropped.
+
+One file for each process, locked as long as it lives, in the user's state directory; a line for each generation. A
+process that ends in order leaves no file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+from msgspec import Struct
+
+try:
+    import fcntl
+except ImportError:  # not on Windows; there nothing is written down
+    fcntl = None  # type: ignore[assignment]
+
+MAX_AGE = 86400.0
+"""Seconds after which a dead process's file is thrown away: no server holds anything for so long."""
+
+MAX_FILE_BYTES = 1 << 20
+"""So much of a dead process's file is read."""
+
+
+class _Line(Struct, omit_defaults=True):
+    """`url` and `id`: a server holds this. `id` alone: no longer."""
+
+    id: str
+    url: str = ""
+
+
+def state_directory() -> Path:
+    """Where the files are: under XDG_STATE_HOME, else ~/.local/state."""
+    home = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "llamastream" / "held"
+
+
+class Ledger:
+    """The file of this process. Thread-safe; after a fork the child has a file of its own. Never raises for the disk."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._pid = os.getpid()
+        self._file: BinaryIO | None = None
+        self._path: Path | None = None
+        self._held: set[str] = set()
+
+    def add(self, url: str, conversation_id: str) -> None:
+        """A server is about to hold a generation."""
+        with self._lock:
+            self._held.add(conversation_id)
+            self._write(_Line(conversation_id, url))
+
+    def remove(self, conversation_id: str) -> None:
+        """The server does not hold it any more."""
+        with self._lock:
+            self._held.discard(conversation_id)
+            if self._held:
+                self._write(_Line(conversation_id))
+            elif self._file is not None:
+                with contextlib.suppress(OSError):
+                    self._file.truncate(0)
+
+    def _write(self, line: _Line) -> None:
+        with contextlib.suppress(OSError):
+            if self._file is None and fcntl is not None:
+                self._open()
+            if self._file is not None:
+                self._file.write(msgspec.json.encode(line) + b"\n")
+
+    def _open(self) -> None:
+        directory = state_directory()
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = directory / f"{os.getpid()}-{time.time_ns():x}.jsonl"
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._file = os.fdopen(descriptor, "wb", buffering=0)
+        self._path = path
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+    def after_fork(self) -> None:
+        """In the child: the file is the parent's."""
+        if self._file is not None:
+            self._file.close()
+        self._lock = threading.Lock()
+        self._forget()
+
+    def close(self) -> None:
+        """At the end of the process: a file without generations goes."""
+        with self._lock:
+            path, file, self._file = self._path, self._file, None
+            if file is not None and path is not None and self._pid == os.getpid():
+                if not self._held:
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+                        path.parent.rmdir()
+                        path.parent.parent.rmdir()
+                file.close()
+
+
+def orphans(urls: Collection[str]) -> list[tuple[str, str]]:
+    """What the servers at `urls` hold for processes that are gone, as (url, id), taken out of their files."""
+    found: list[tuple[str, str]] = []
+    if fcntl is None:
+        return found
+    with contextlib.suppress(OSError):
+        for path in sorted(state_directory().glob("*.jsonl")):
+            with contextlib.suppress(OSError), path.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an OSError: its process lives
+                old = time.time() - path.stat().st_mtime > MAX_AGE
+                held = {} if old else dict(_held(file.read(MAX_FILE_BYTES)))
+                mine = [(url, each) for each, url in held.items() if url in urls]
+                found += mine
+                rest = [_Line(each, url) for each, url in held.items() if url not in urls]
+                file.seek(0)
+                file.truncate(0)
+                file.write(b"".join(msgspec.json.encode(line) + b"\n" for line in rest))
+                if not rest:
+                    path.unlink()
+    return found
+
+
+def _held(data: bytes) -> Iterator[tuple[str, str]]:
+    """(id, url) of what was not dropped; a line that was cut short counts for nothing."""
+    held: dict[str, str] = {}
+    for raw in data.split(b"\n"):
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            line = msgspec.json.decode(raw, type=_Line)
+            if line.url:
+                held[line.id] = line.url
+            else:
+                held.pop(line.id, None)
+    yield from held.items()

@@ -1,0 +1,26 @@
+"""What tests of the clients share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from drivers import DRIVERS
+from faults import descriptors
+from llamastream.engine import Engine
+
+
+@pytest.fixture(scope="module")
+def warm(engine: Engine) -> None:
+    """What a client or a loop opens once for the whole process is open before anything is counted."""
+    for driver in DRIVERS:
+        driver.call(engine.url, "health")
+
+
+@pytest.fixture
+def no_descriptor_is_left(warm: None) -> Iterator[None]:
+    """The test leaves no socket and no file open."""
+    before = descriptors()
+    yield
+    assert descriptors() <= before
