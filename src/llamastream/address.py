@@ -113,7 +113,7 @@ def _unix(shown: str, path: str, prefix: str) -> Address:
     return Address(scheme="http", host="localhost", port=0, socket=path, prefix=prefix)
 
 
-def parse_addresses(urls: str) -> tuple[Address, ...]:
+def parse_addresses(urls: str, source: str = "") -> tuple[Address, ...]:
     """Take one or several base URLs apart, separated by spaces or commas. Raises as `parse_address`."""
     # Only where another address begins: the path of a socket may have spaces and commas.
-    return tuple(parse_address(url) for url in re.split(r"[\s,]+(?=[a-z+]+://)", urls.strip().rstrip(",")))
+    return tuple(parse_address(url, source) for url in re.split(r"[\s,]+(?=[a-z+]+://)", urls.strip().rstrip(",")))

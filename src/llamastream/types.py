@@ -374,20 +374,25 @@ class JournalState(Struct, frozen=True, kw_only=True):
     """What the caller has of an answer, and what kind of request it was, when the stream broke.
 
     Attributes:
-        finished: every choice has its finish reason: only end marks are missing.
+        finished: every choice has its finish reason: only end marks are missing. counted: its usage came too, or was
+            not asked for.
         emitted: content (text, reasoning, a piece of a tool call) has reached the caller.
         held: the server holds the generation under an id (`X-Conversation-Id`), so that it can be taken up again.
-        repeat_only: the answer cannot be continued, only repeated and compared (tools, several choices, log
+        repeat: `only`: the answer cannot be continued, only repeated and compared (tools, several choices, log
             probabilities, raw grammars, schemas of text completions, a message of several parts to go on with).
+            `first`: better repeated (structured answers, of which the server hides blanks and fences), else continued.
+        diverged: a repetition was something else.
         fruitless: attempts in a row whose answer began and broke without new content.
         seconds: since the break.
         recoveries: breaks of this stream that were mended.
     """
 
     finished: bool = False
+    counted: bool = True
     emitted: bool = False
     held: bool = False
-    repeat_only: bool = False
+    repeat: Literal["no", "first", "only"] = "no"
+    diverged: bool = False
     fruitless: int = 0
     seconds: float = 0.0
     recoveries: int = 0
@@ -398,10 +403,10 @@ class Failure(Struct, frozen=True, kw_only=True):
 
     Attributes:
         kind: `cut` (the connection, or what came over it, is broken), `stall` (a clock ran out), `refused` (no
-            connection), `unavailable` (429, 502 to 504), `server_error` (500, or an error inside the stream), or
-            `final` (anything that another attempt would meet again).
+            connection), `unavailable` (429, 502 to 504), `server_error` (500, or an error inside the stream),
+            `diverged` (a repetition is something else), or `final` (anything that another attempt would meet again).
         elsewhere: there is another server, not tried since the break, that could go on with it.
     """
 
-    kind: Literal["cut", "stall", "refused", "unavailable", "server_error", "final"]
+    kind: Literal["cut", "stall", "refused", "unavailable", "server_error", "diverged", "final"]
     elsewhere: bool = False

@@ -24,3 +24,9 @@ def no_descriptor_is_left(warm: None) -> Iterator[None]:
     before = descriptors()
     yield
     assert descriptors() <= before
+
+
+@pytest.fixture
+def no_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that breaks in the middle ends: what is tested is how."""
+    monkeypatch.setenv("LLAMASTREAM_RECOVERY", "off")

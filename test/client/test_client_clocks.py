@@ -26,7 +26,7 @@ from llamastream.errors import (
 from llamastream.testing import Script, ServerDouble, chunked, sse_answer, sse_events
 from llamastream.types import Timeouts
 
-pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left", "no_recovery")
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from llamastream.testing import Script, ServerDouble, chunked, http_answer, sse_
 from llamastream.types import Health, RetryPolicy
 from ports import free_port
 
-pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left", "no_recovery")
 
 # -- broken streams -----------------------------------------------------------------------------------------
 

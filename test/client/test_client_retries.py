@@ -97,11 +97,11 @@ def test_what_a_repetition_cannot_mend_is_raised_at_once(
 
 
 @each_driver
-def test_after_the_first_content_nothing_is_repeated(driver: Driver) -> None:
+def test_after_the_first_content_nothing_is_repeated_without_recovery(driver: Driver) -> None:
     answer = sse_answer(TEXTS)
     with ServerDouble(Script(answer, cut_at=answer.index(b'"time"')), GOOD) as server:
         with pytest.raises(ConnectionLostError) as caught:
-            driver.texts(server.url, MESSAGES, {"retry": QUICK})
+            driver.texts(server.url, MESSAGES, {"retry": QUICK, "recovery": "off"})
         assert caught.value.partial is not None
         assert caught.value.partial.text == "Once upon a "
         assert len(server.requests) == 1

@@ -20,7 +20,7 @@ from llamastream.errors import (
 )
 from llamastream.testing import Script, ServerDouble, sse_answer
 
-pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left", "no_recovery")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from llamastream.client.servers import Server
 from llamastream.protocol.requests import GenerationRequest
 from llamastream.protocol.resume import Resumed
 
-AttemptKind: TypeAlias = Literal["first", "restart", "reattach", "continue", "replay", "non_streaming"]
+AttemptKind: TypeAlias = Literal["first", "restart", "reattach", "continue", "replay", "non_streaming", "finish"]
 
 
 class Generation:

@@ -13,9 +13,9 @@ from llamastream.client import endpoints
 from llamastream.client.attempt import Attempt, AttemptKind, Break, Errand, Generation
 from llamastream.client.servers import PROBE_TIMEOUT, Server
 from llamastream.client.state import ClientState
-from llamastream.errors import LlamaStreamError, ServerError
+from llamastream.errors import LlamaStreamError, ServerError, StreamDivergedError
 from llamastream.policy.recovery import Case, PlanKind, RecoveryOptions, classify, plan
-from llamastream.protocol.journal import Journal, repeat_only, token_limit, with_seed
+from llamastream.protocol.journal import Journal, repetition, token_limit, with_seed
 from llamastream.protocol.requests import CHAT_PATH, GenerationRequest
 from llamastream.protocol.resume import Resumed
 from llamastream.types import Health
@@ -39,7 +39,7 @@ class AttemptPlanner:
         attempt: the attempt that is ready, or under way. generation: what runs on a server, or ran last.
         broken: the break that is to be mended, or None.
         errand: a question to be asked before the attempt. ready: the attempt may begin.
-        at_limit: (prompt tokens or None, tokens) if the answer turned out to have all that the request allows.
+        complete: (prompt tokens, tokens), None where not known, if all of the answer turned out to be there.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class AttemptPlanner:
         state: ClientState,
         random: Callable[[], float],
     ) -> None:
-        if recovery.mode == "full" and repeat_only(request):
+        if recovery.mode == "full" and repetition(request) != "no":
             request = with_seed(request, int(random() * 2**31))
         self.journal = Journal(request)
         self.request = request
@@ -58,7 +58,7 @@ class AttemptPlanner:
         self.broken: Break | None = None
         self.errand: Errand | None = None
         self.ready = False
-        self.at_limit: tuple[int | None, int] | None = None
+        self.complete: tuple[int | None, int | None] | None = None
         self._recovery = recovery
         self._state = state
         self._servers = state.servers
@@ -77,7 +77,7 @@ class AttemptPlanner:
     @property
     def repeats(self) -> bool:
         """Whether a broken answer is repeated and compared, rather than continued."""
-        return repeat_only(self.request)
+        return self.journal.repeat == "only" or (self.journal.repeat == "first" and not self.journal.diverged)
 
     # -- before an attempt --------------------------------------------------------------------------------
 
@@ -114,14 +114,17 @@ class AttemptPlanner:
         request: GenerationRequest = self.request
         resumed: Resumed | None = None
         whole = kind == "non_streaming"
-        if kind == "replay" or (whole and repeat_only(request)):
+        if kind == "finish":
+            yield from self._count_all(server)
+            return
+        if kind == "replay" or (whole and self.repeats):
             request, compared = self.journal.repeated(whole=whole)
             resumed = compared
         elif kind == "continue" or whole:
             tokens, ids = yield from self._count(server)
             limit = token_limit(request)
             if limit is not None and tokens is not None and tokens >= limit:
-                self.at_limit = (yield from self._count_prompt(server)), tokens
+                self.complete = (yield from self._count_prompt(server)), tokens
                 return
             request, resumed = self.journal.continued(
                 tokens=tokens, decode_ms=self._decode_ms, prompt_tokens=ids, whole=whole
@@ -178,6 +181,15 @@ class AttemptPlanner:
                 count += sign * len(ids)
         return max(pieces, count), None
 
+    def _count_all(self, server: Server) -> Script:
+        """The answer is finished, but its token counts were lost."""
+        if self.journal.counted or self._recovery.mode == "off":
+            self.complete = (None, None)
+            return
+        shown, _ = yield from self._count(server)
+        tokens = None if shown is None else self.journal.generated_tokens(shown)
+        self.complete = (None if tokens is None else (yield from self._count_prompt(server))), tokens
+
     def _count_prompt(self, server: Server) -> Generator[Errand, Any, int | None]:
         body = self.request.body
         prompt: Any = body.get("prompt")
@@ -218,7 +230,7 @@ class AttemptPlanner:
     def blame(self, error: LlamaStreamError, now: float, *, stale: bool) -> None:
         """Note against the server that an attempt failed. `stale`: over an idle connection that had been closed."""
         failure = classify(error, elsewhere=False)
-        if stale or failure.kind in ("final", "server_error"):
+        if stale or failure.kind not in ("cut", "stall", "refused", "unavailable"):
             return
         self._servers.failed(self.server, now, certain=failure.kind in ("stall", "refused"))
         self._failed_on.add(self.server)
@@ -233,6 +245,8 @@ class AttemptPlanner:
     def learn(self, error: LlamaStreamError) -> LlamaStreamError:
         """What a failed way back tells of the server; returns the error that is to be decided on."""
         attempt, broken = self.attempt, self.broken
+        if isinstance(error, StreamDivergedError):
+            self.journal.diverged = True
         if attempt is None or broken is None or not isinstance(broken.error, LlamaStreamError):
             return error
         generation = attempt.generation
@@ -263,7 +277,7 @@ class AttemptPlanner:
             self._recovery,
         )
         kind = plan(case)
-        if kind != "finish" and kind != "fail":
+        if kind != "fail":
             broken.plan = kind
         return kind
 

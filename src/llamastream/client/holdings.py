@@ -1,8 +1,8 @@
 """What servers hold for a client (generations under an id) is dropped in the background, and after a crash by the next
 process.
 
-Closing the connection does not end such a generation; only `DELETE /v1/stream` does, and it also frees the memory of one
-that has ended. No stream waits for that: one thread of the process does it, for all clients, sync and async.
+Closing the connection does not end such a generation; only `DELETE /v1/stream` does, and it also frees the memory of
+one that has ended. No stream waits for that: one thread of the process does it, for all clients, sync and async.
 """
 
 from __future__ import annotations
@@ -117,6 +117,8 @@ _making = threading.Lock()
 
 def _get_worker() -> _Worker:
     global _worker  # one for the process, made when it is first needed
+    if _worker is not None:  # without the lock, since a finalizer may come in the middle of anything
+        return _worker
     with _making:
         if _worker is None:
             _worker = _Worker()

@@ -43,7 +43,7 @@ def state_directory() -> Path:
 
 
 class Ledger:
-    """The file of this process. Thread-safe; after a fork the child has a file of its own. Never raises for the disk."""
+    """The file of this process. Thread-safe; a forked child has a file of its own. Never raises for the disk."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -198,10 +198,10 @@ class StreamSession:
         self._look_whether_complete()
 
     def _look_whether_complete(self) -> None:
-        at_limit = self._planner.at_limit
-        if at_limit is not None and not self.ended:
-            self._events += self._planner.journal.close_at_limit(*at_limit)
-            self._end_well(self._events)
+        complete = self._planner.complete
+        if complete is not None and not self.ended:
+            self._events += self._planner.journal.complete(*complete)
+            self._end_well(self._events, "finish")
 
     def begin(self, now: float, *, reused_connection: bool) -> None:
         """An attempt begins: the runner has a connection, or is about to make one."""
@@ -307,7 +307,11 @@ class StreamSession:
             chunks = self._exchange.assembler.content_chunks
             if chunks != self._content_chunks:
                 self._content(chunks, now)
-            self._finish(events)
+            exchange = self._exchange
+            if exchange.error is None and not (exchange.whole or exchange.terminated or self._planner.journal.counted):
+                self.fail(ConnectionLostError(f"{self.url} broke off before the token counts"), now)
+            else:
+                self._finish(events)
             events += self.take_events()
         return events
 
@@ -387,14 +391,13 @@ class StreamSession:
             planner.broken.fruitless += 1
         reported = planner.learn(error)
         kind = planner.after_break(reported, now)
-        if kind == "finish":
-            self._end_well(self._events)
-            return
         broken = planner.broken
         assert broken is not None
         retry = self._state.retry
         failure = classify(error, elsewhere=planner.elsewhere(now))
         wait = delay(failure, broken.attempts, self._random(), base=retry.base_delay, longest=LONGEST_RECOVERY_DELAY)
+        if kind == "finish":
+            wait = 0.0
         if kind == "fail" or now + wait >= self._clocks.end:
             self._end_badly(reported)
             return
@@ -482,12 +485,11 @@ class StreamSession:
             self.fail(self._exchange.error, self._now)
             return
         self._planner.ended()
-        self._end_well(events)
+        self._end_well(events, self.attempt.kind)
 
-    def _end_well(self, events: list[StreamEvent]) -> None:
+    def _end_well(self, events: list[StreamEvent], kind: str) -> None:
         if self._planner.broken is not None:
-            finished = self._planner.at_limit is not None or self.next_attempt_at is not None or self._exchange.error
-            self._mended("finish" if finished else self.attempt.kind, self._now)
+            self._mended(kind, self._now)
         self.ended = True
         self.next_attempt_at = None
         self._state.servers.succeeded(self.server)

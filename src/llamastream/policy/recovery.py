@@ -20,6 +20,7 @@ from llamastream.errors import (
     MidStreamError,
     ProtocolError,
     RateLimitedError,
+    StreamDivergedError,
     StreamTimeoutError,
     TotalTimeoutError,
     UnavailableError,
@@ -70,14 +71,28 @@ def _reattach(case: Case) -> bool:
 
 RULES: tuple[Rule, ...] = (
     Rule(
+        "all is there but the token counts, and the server holds the generation",
+        "reattach",
+        lambda case: (
+            case.journal.finished
+            and not case.journal.counted
+            and _reattach(case)
+            and case.options.mode != "off"
+            and case.failure.kind != "final"
+        ),
+    ),
+    Rule(
         "every choice has its finish reason, only end marks are missing",
         "finish",
         lambda case: case.journal.finished,
     ),
     Rule(
-        "another attempt would meet the same (400, 401, 404, total timeout, an event too large, a web page)",
+        "another attempt would meet the same (400, 401, 404, total timeout, an event too large, a web page), or what "
+        "can only be repeated came out differently",
         "fail",
-        lambda case: case.failure.kind == "final",
+        lambda case: (
+            case.failure.kind == "final" or (case.failure.kind == "diverged" and case.journal.repeat == "only")
+        ),
     ),
     Rule(
         "the caller has no content yet (then the rules of retries say when, and how often)",
@@ -109,7 +124,12 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "tools, several choices, log probabilities, a raw grammar, a schema of a text completion",
         "replay",
-        lambda case: case.journal.repeat_only,
+        lambda case: case.journal.repeat == "only",
+    ),
+    Rule(
+        "a structured answer (of which the server hides blanks and fences), unless a repetition has differed",
+        "replay",
+        lambda case: case.journal.repeat == "first" and not case.journal.diverged,
     ),
     Rule(
         "the server cannot continue a begun answer",
@@ -134,6 +154,7 @@ _KINDS: tuple[tuple[type[LlamaStreamError], str], ...] = (
     (EventTooLargeError, "final"),
     (UnexpectedResponseError, "final"),
     (ProtocolError, "cut"),
+    (StreamDivergedError, "diverged"),
     (RateLimitedError, "unavailable"),
     (UnavailableError, "unavailable"),
     (InternalServerError, "server_error"),

@@ -34,6 +34,7 @@ class GenerationExchange:
         done: the stream has ended, well or not; nothing more will come of it.
         error: why it did not end well, or None.
         steady: the next bytes are likely one more piece of text; `feed_text` may take them.
+        terminated: the end mark (`[DONE]`, or the last chunk) came.
         accepted: the response header is there. whole: the answer comes as one JSON body, not as a stream.
     """
 
@@ -54,6 +55,7 @@ class GenerationExchange:
         self.done = False
         self.error: LlamaStreamError | None = None
         self.accepted = False
+        self.terminated = False
         self._expected_choices = expected_choices
         self._reader = ResponseReader()
         self._decoder = SseDecoder(max_event_bytes)
@@ -221,6 +223,7 @@ class GenerationExchange:
     def _finish(self, out: list[StreamEvent]) -> None:
         """`[DONE]`, or the proper end of the body."""
         reader = self._reader
+        self.terminated = True
         if self.whole:
             self._add(bytes(self._body), out)
         if self._rejected:

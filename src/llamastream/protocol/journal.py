@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from llamastream.protocol.assembler import Assembler
 from llamastream.protocol.requests import CHAT_PATH, GenerationRequest
@@ -20,24 +20,29 @@ def token_limit(request: GenerationRequest) -> int | None:
     return min(limits, default=None)
 
 
-def repeat_only(request: GenerationRequest) -> bool:
-    """Whether a broken answer to this request cannot be continued, but only repeated and compared.
+def repetition(request: GenerationRequest) -> Literal["no", "first", "only"]:
+    """Whether a broken answer to this request cannot be continued, but `only` repeated and compared, or `first` that.
 
     - Tools: the assistant's message with tool calls cannot be continued, and a lazy grammar would lose its trigger.
     - Several choices and log probabilities: there is no message that holds them.
     - A raw grammar begins anew at its root, and so does the schema of a text completion (in the server that xllamacpp
       carries, whatever `generation_prompt` says).
     - A last message in parts (images) to go on with.
+
+    A structured answer is better repeated first: llama-server takes blanks and fences around the JSON away, so that the
+    text does not show all that the model wrote.
     """
     body = request.body
     if request.choices > 1 or body.get("logprobs") or body.get("n_probs") or body.get("grammar"):
-        return True
+        return "only"
     if request.path != CHAT_PATH:
-        return bool(body.get("json_schema")) or not isinstance(body.get("prompt"), str | list)
+        return "only" if body.get("json_schema") or not isinstance(body.get("prompt"), str | list) else "no"
     if body.get("tools") and body.get("tool_choice") != "none":
-        return True
+        return "only"
     last = body["messages"][-1]
-    return last.get("role") == "assistant" and not isinstance(last.get("content"), str | None)
+    if last.get("role") == "assistant" and not isinstance(last.get("content"), str | None):
+        return "only"
+    return "first" if body.get("response_format") or body.get("json_schema") else "no"
 
 
 def with_seed(request: GenerationRequest, seed: int) -> GenerationRequest:
@@ -53,13 +58,14 @@ class Journal:
 
     Attributes:
         assembler: what has been received, over all attempts.
-        request: as the caller made it.
+        request: as the caller made it. repeat: see `repetition`. diverged: a repetition was something else.
     """
 
     def __init__(self, request: GenerationRequest) -> None:
         self.assembler = Assembler()
         self.request = request
-        self._repeat_only = repeat_only(request)
+        self.repeat = repetition(request)
+        self.diverged = False
 
     @property
     def text(self) -> str:
@@ -79,13 +85,29 @@ class Journal:
             for choice in self.assembler.result(Stats()).choices
         )
 
+    @property
+    def counted(self) -> bool:
+        """Whether the usage is there, or is not to be expected."""
+        options = self.request.body.get("stream_options")
+        wanted = isinstance(options, dict) and options.get("include_usage")
+        return self.assembler.usage is not None or not wanted
+
+    def generated_tokens(self, shown: int) -> int | None:
+        """How many tokens were generated for a finished answer that shows `shown`; None: cannot be said."""
+        reason = self.assembler.finish_reason()
+        if self.repeat != "no" or (reason == "stop" and self.request.body.get("stop")):
+            return None
+        return shown + (reason == "stop")  # the end mark is a token that no text shows
+
     def state(self, *, held: bool, fruitless: int, seconds: float, recoveries: int) -> JournalState:
         """The facts that a decision rests on."""
         return JournalState(
             finished=self.assembler.finished(self.request.choices),
             emitted=self.assembler.content_chunks > 0,
             held=held,
-            repeat_only=self._repeat_only,
+            counted=self.counted,
+            repeat=self.repeat,
+            diverged=self.diverged,
             fruitless=fruitless,
             seconds=seconds,
             recoveries=recoveries,
@@ -151,11 +173,13 @@ class Journal:
         )
         return (request.without_stream() if whole else request), answer
 
-    def close_at_limit(self, prompt: int | None, tokens: int) -> list[StreamEvent]:
-        """All tokens that the request allows are there, only the end was lost: write it."""
-        events: list[StreamEvent] = [ChoiceFinish("length")]
-        self.assembler.close("length")
-        if prompt is not None:
+    def complete(self, prompt: int | None, tokens: int | None) -> list[StreamEvent]:
+        """All of the answer is there, only the end was lost: write it, with the token counts if they are known."""
+        events: list[StreamEvent] = []
+        if not self.assembler.finished(self.request.choices):
+            self.assembler.close("length")
+            events.append(ChoiceFinish("length"))
+        if prompt is not None and tokens is not None:
             self.assembler.usage = Usage(prompt, tokens, prompt + tokens)
             events.append(self.assembler.usage)
         return events
