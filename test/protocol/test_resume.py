@@ -334,6 +334,7 @@ def repeated(**known: Any) -> RepeatedAnswer:
     [
         ({"text": "0 1 2 "}, [said(content="0 1 "), said(0, "stop")]),
         ({"text": "0 1 2 "}, [said(0, "length")]),
+        ({"text": "0 1 2 ", "finish_reason": "stop"}, [said(content="0 1 "), said(0, "stop")]),
         ({"reasoning": "hm so"}, [said(reasoning_content="hm "), said(0, "stop")]),
         ({"text": "0", "reasoning": "hm"}, [said(content="0"), said(0, "stop")]),
         ({"tool_calls": (ToolCall("a", "f", "[1,"),)}, [said(content="no"), said(0, "stop")]),
@@ -349,6 +350,30 @@ def test_a_repetition_that_ends_early_is_another_answer(known: Any, pieces: list
     with pytest.raises(StreamDivergedError, match="ended before it came to"):
         for piece in pieces:
             adapted(answer, piece)
+
+
+@pytest.mark.parametrize("settled", [False, True], ids=["another choice is not settled", "all is settled"])
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [said(content="0 1 2 ")],
+        [said(content="0 1 "), said(content="2 ")],
+        [said(content="0 1 "), said(reasoning_content="hm")],
+        [said(content="0 1 "), said(tool_calls=[{"index": 0, "function": {"name": "f", "arguments": ""}}])],
+    ],
+)
+def test_a_choice_that_was_finished_must_not_go_on(pieces: list[Any], settled: bool) -> None:
+    answer = RepeatedAnswer((Choice(text="0 1 ", finish_reason="stop"), Choice(1, text="" if settled else "0 ")))
+    with pytest.raises(StreamDivergedError, match="where the one that the caller has was finished"):
+        for piece in pieces:
+            adapted(answer, piece)
+
+
+def test_a_choice_that_was_finished_may_end_again() -> None:
+    answer = RepeatedAnswer((Choice(text="0 1 ", finish_reason="stop"), Choice(1, text="0 ")))
+    for piece in [said(content="0 1 "), said(content=""), said(0, "stop"), said(1, content="0 ")]:
+        adapted(answer, piece)
+    assert answer.settled
 
 
 def test_another_tool_is_another_answer() -> None:
