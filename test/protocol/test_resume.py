@@ -114,6 +114,13 @@ def test_a_completion_has_its_text_elsewhere() -> None:
     assert (chunk.choices[0].text, answer.settled) == ("2 ", True)
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_completion_never_repeats_its_prompt(whole: bool) -> None:
+    chunk = adapted(continuation(text="ha", chunks=2, whole=whole), {"index": 0, "text": "hahaha"})
+    assert chunk.choices is not None
+    assert chunk.choices[0].text == "hahaha"
+
+
 def test_other_choices_are_left_alone() -> None:
     assert delta_of(adapted(continuation(), said(1, content="0 1 2 "))).content == "0 1 2 "
 

@@ -78,8 +78,7 @@ class ContinuedAnswer:
                 delta.content = self._without(delta.content, self._text)
                 self.settled = True
         elif choice.text:
-            choice.text = self._without(choice.text, self._text)
-            self.settled = True
+            self.settled = True  # a completion never repeats its prompt
 
     def _without(self, piece: str, known: str) -> str:
         if known and self._telling and piece.startswith(known):
