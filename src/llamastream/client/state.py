@@ -13,7 +13,7 @@ import msgspec
 
 from llamastream.client.servers import Server, Servers
 from llamastream.errors import LlamaStreamError
-from llamastream.events import ClientEvent, Hint, Listener, StreamRecovered
+from llamastream.events import ClientEvent, Hint, Listener
 from llamastream.policy.prompt_cache import PromptCacheWatch
 from llamastream.policy.retry import Retry, RetryBudget, RetryState, decide
 from llamastream.types import PromptFacts, Recovery, RetryPolicy
@@ -81,8 +81,9 @@ class ClientState:
         logger.warning(message)
         self.notify(Hint(request_id, topic, message))
 
-    def recovered(self, request_id: int, recovery: Recovery) -> None:
-        """A stream that broke in the middle goes on: tell it, and log it once."""
+    @staticmethod
+    def log_recovery(recovery: Recovery) -> None:
+        """A stream that broke in the middle goes on: a line in the log."""
         where = (
             recovery.server
             if recovery.server == recovery.from_server
@@ -97,7 +98,6 @@ class ClientState:
             "verified" if recovery.verified else "not verified",
             recovery.error,
         )
-        self.notify(StreamRecovered(request_id, recovery))
 
     def decide_retry(self, error: LlamaStreamError, state: RetryState, random: float) -> Retry | None:
         """Whether to send again; takes the cost from the budget."""
