@@ -1,0 +1,236 @@
+"""Broken streams over real sockets, on a server whose tokens are numbers: no gap, no repetition, whatever breaks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import pytest
+
+from drivers import DRIVERS, Driver
+from faults import each_driver
+from llamastream.errors import LlamaStreamError, StreamDivergedError
+from llamastream.testing import (
+    ChaosProxy,
+    Fault,
+    Garbage,
+    HalfClose,
+    HtmlError,
+    NumberedServer,
+    Refuse,
+    Reset,
+    Stall,
+    Trickle,
+    TruncatedChunk,
+    Unavailable,
+    WrongChunkSize,
+)
+from llamastream.types import (
+    ReasoningDelta,
+    Result,
+    RetryPolicy,
+    StreamEnd,
+    StreamEvent,
+    TextDelta,
+    Timeouts,
+    ToolCallDelta,
+)
+from wires import numbers
+
+MESSAGES = [{"role": "user", "content": "count"}]
+TOOLS = [{"type": "function", "function": {"name": "count", "parameters": {}}}]
+RETRY = RetryPolicy(max_retries=10, base_delay=0.001, max_delay=0.01, loading_interval=0.001, recovery_patience=20.0)
+QUICK_CLOCKS = Timeouts(content_idle=0.15, prefill=0.3)
+TOKENS = 8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+class Kind(NamedTuple):
+    """A kind of server and of request, and what may come of it."""
+
+    name: str
+    server: dict[str, Any]
+    request: dict[str, Any]
+    path: str = "chat"
+    text: str = numbers(0, TOKENS)
+    reasoning: str = ""
+    arguments: str = ""
+    finish: str = "stop"
+    may_diverge: bool = False
+    echoes: bool = False
+
+
+LIMIT = {"max_tokens": 5}
+AMPLE = {"max_tokens": 100}
+THOUGHT = "r0 r1 r2 "
+CALL = '{"n":[0,1,2,3,4,5,6,7]}'
+
+KINDS = [
+    Kind("chat", {}, {}),
+    Kind("chat, held", {}, AMPLE),
+    Kind("chat, limited", {"reattach": False}, LIMIT, text=numbers(0, 5), finish="length"),
+    Kind("chat, limited and held", {}, LIMIT, text=numbers(0, 5), finish="length"),
+    Kind("completion", {}, {}, path="completion"),
+    Kind("completion, limited", {"reattach": False}, LIMIT, "completion", numbers(0, 5), finish="length"),
+    Kind("completion, held", {}, AMPLE, path="completion"),
+    Kind("reasoning", {"reasoning_tokens": 3}, {}, reasoning=THOUGHT),
+    Kind("reasoning, held", {"reasoning_tokens": 3}, AMPLE, reasoning=THOUGHT),
+    Kind("a tool call", {"tool_call": True}, {"tools": TOOLS}, text="", arguments=CALL, finish="tool_calls"),
+    Kind(
+        "a tool call, held",
+        {"tool_call": True},
+        {"tools": TOOLS, **AMPLE},
+        text="",
+        arguments=CALL,
+        finish="tool_calls",
+    ),
+    Kind("cannot continue", {"continues": False}, {}),
+    Kind("cannot continue, held", {"continues": False}, AMPLE),
+    Kind("cannot continue, reasoning", {"continues": False, "reasoning_tokens": 3}, {}, reasoning=THOUGHT),
+    Kind("repeats the beginning", {"repeats_prefix": True}, {}, echoes=True),
+    Kind("repeats the beginning, held", {"repeats_prefix": True}, AMPLE, echoes=True),
+    Kind(
+        "repeats the beginning, reasoning",
+        {"repeats_prefix": True, "reasoning_tokens": 3},
+        {},
+        reasoning=THOUGHT,
+        echoes=True,
+    ),
+    Kind(
+        "a tool call comes out differently",
+        {"tool_call": True, "diverge_at": 3},
+        {"tools": TOOLS, **AMPLE},
+        text="",
+        arguments=CALL,
+        finish="tool_calls",
+        may_diverge=True,
+    ),
+    Kind("a text comes out differently", {"continues": False, "diverge_at": 3}, {}, may_diverge=True),
+    Kind("a text comes out differently, held", {"continues": False, "diverge_at": 3}, AMPLE, may_diverge=True),
+]
+
+
+class Outcome(NamedTuple):
+    text: str
+    reasoning: str
+    arguments: str
+    finish: str | None
+    completion_tokens: int | None
+    recoveries: list[str]
+
+
+def outcome(driver: Driver, url: str, kind: Kind, options: dict[str, Any]) -> Outcome:
+    """What the caller gets, joined from the events where there are some."""
+    if kind.path == "completion":
+        result: Result = driver.call(url, "complete", "Count: ", options=options, **kind.request)
+        recoveries = [recovery.kind for recovery in result.stats.recoveries]
+        tokens = result.usage.completion_tokens if result.usage else None
+        return Outcome(result.text, result.reasoning, "", result.finish_reason, tokens, recoveries)
+    events = driver.events(url, MESSAGES, options, **kind.request)
+    assert [type(event).__name__ for event in events].count("StreamStart") == 1
+    end = events[-1]
+    assert isinstance(end, StreamEnd)
+    return Outcome(
+        joined(events, TextDelta),
+        joined(events, ReasoningDelta),
+        "".join(event.arguments for event in events if isinstance(event, ToolCallDelta)),
+        end.finish_reason,
+        end.usage.completion_tokens if end.usage else None,
+        [recovery.kind for recovery in end.stats.recoveries],
+    )
+
+
+def joined(events: list[StreamEvent], kind: type[TextDelta | ReasoningDelta]) -> str:
+    return "".join(event.text for event in events if isinstance(event, kind))
+
+
+def random_fault(rng: random.Random, kind: Kind, stalls: bool) -> Fault | None:
+    # Of a server that repeats the beginning nobody can tell it as long as there was a single piece.
+    place = rng.choice([0, 1, 3, 4, 5, 6, 7, 8] if kind.echoes else range(TOKENS + 4))
+    at_byte = rng.randint(0, 3000)
+    return rng.choice(
+        [
+            None,
+            Reset(after_events=place),
+            Reset(after_events=place),
+            HalfClose(after_events=place),
+            HalfClose(after_events=place) if kind.echoes else HalfClose(after_bytes=at_byte),
+            Reset(after_events=place) if kind.echoes else Reset(after_bytes=at_byte),
+            Reset(),
+            Garbage(after_events=place),
+            TruncatedChunk(after_events=place),
+            WrongChunkSize(after_events=place),
+            Unavailable(message="busy"),
+            Unavailable(),
+            Refuse(reset=rng.random() < 0.5),
+            HtmlError(),
+            Trickle() if rng.random() < 0.2 else None,
+            Stall(after_events=max(3, place)) if stalls else None,
+        ]
+    )
+
+
+class Faults:
+    """Gives each generation, and each attempt to take one up again, the next fault of a list that can be set anew."""
+
+    def __init__(self) -> None:
+        self.left: list[Fault | None] = []
+        self.gone = 0.0
+        self.rng = random.Random(0)
+
+    def __call__(self, number: int, request_line: str) -> Fault | None:
+        if request_line.startswith("GET /v1/stream"):
+            if self.rng.random() < self.gone:
+                return HtmlError(status="404 Not Found")
+        elif not request_line.startswith("POST /v1/c"):
+            return None
+        return self.left.pop(0) if self.left else None
+
+
+SEQUENCES = 17  # for each kind and driver; 20 kinds and 3 drivers make 1,020
+
+
+@pytest.mark.parametrize("driver", DRIVERS, ids=lambda driver: driver.name)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_random_faults_neither_lose_nor_repeat_anything(kind: Kind, driver: Driver) -> None:
+    mended = 0
+    with ExitStack() as stack:
+        faults, proxy = Faults(), None
+        for number in range(SEQUENCES):
+            seed = f"{kind.name} {driver.name} {number}"
+            rng = faults.rng = random.Random(seed)
+            if proxy is None or kind.may_diverge:
+                server = stack.enter_context(NumberedServer(tokens=TOKENS, **kind.server))
+                proxy = stack.enter_context(ChaosProxy(server.url, faults, everything=True))
+            stalls = rng.random() < 0.06
+            faults.gone = rng.choice([0.0, 0.0, 0.5, 1.0])
+            faults.left = [random_fault(rng, kind, stalls) for _ in range(rng.randint(1, 6))]
+            case = f"{seed}: {faults.left}"
+            options: dict[str, Any] = {"retry": RETRY}
+            if stalls:
+                options["timeouts"] = QUICK_CLOCKS
+            try:
+                got = outcome(driver, proxy.url, kind, options)
+            except StreamDivergedError:
+                assert kind.may_diverge, case
+                continue
+            except LlamaStreamError as error:
+                raise AssertionError(case) from error
+            mended += len(got.recoveries)
+            if kind.may_diverge:  # one answer or the other, but no mixture
+                other = (kind.text.replace("3 ", "x3 "), kind.arguments.replace("3", "-4", 1))
+                assert (got.text, got.arguments) in [(kind.text, kind.arguments), other], case
+                continue
+            assert (got.text, got.reasoning, got.arguments) == (kind.text, kind.reasoning, kind.arguments), case
+            assert got.finish == kind.finish, case
+            if got.completion_tokens is not None and not kind.reasoning and "finish" not in got.recoveries:
+                assert got.completion_tokens == (5 if kind.finish == "length" else TOKENS), case
+    assert mended > 3, "these sequences do break streams in the middle"
