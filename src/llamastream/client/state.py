@@ -19,6 +19,8 @@ from llamastream.policy.retry import Retry, RetryBudget, RetryState, decide
 from llamastream.types import PromptFacts, Recovery, RetryPolicy
 
 logger = logging.getLogger("llamastream")
+recovery_logger = logging.getLogger("llamastream.recovery")
+"""Apart, since a program that shows breaks in its own way may not want them in the log."""
 
 
 class Holdings(Protocol):
@@ -89,7 +91,7 @@ class ClientState:
             if recovery.server == recovery.from_server
             else f"{recovery.from_server} → {recovery.server}"
         )
-        logger.warning(
+        recovery_logger.warning(
             "%s: recovered by %s after %d characters, gap %.3f s, %s (%s)",
             where,
             recovery.kind,
