@@ -13,7 +13,7 @@ from llamastream.client import endpoints
 from llamastream.client.attempt import Attempt, AttemptKind, Break, Errand, Generation
 from llamastream.client.servers import PROBE_TIMEOUT, Server
 from llamastream.client.state import ClientState
-from llamastream.errors import LlamaStreamError, ServerError, StreamDivergedError
+from llamastream.errors import LlamaStreamError, MidStreamError, ServerError, StreamDivergedError
 from llamastream.policy.recovery import Case, PlanKind, RecoveryOptions, classify, plan
 from llamastream.protocol.journal import Journal, repetition, token_limit, with_seed
 from llamastream.protocol.requests import CHAT_PATH, GenerationRequest
@@ -74,10 +74,10 @@ class AttemptPlanner:
         """The server of the attempt; before the first, the one that is listed first."""
         return self.attempt.generation.server if self.attempt is not None else self._servers.all[0]
 
-    @property
-    def repeats(self) -> bool:
+    def _repeats(self, server: Server) -> bool:
         """Whether a broken answer is repeated and compared, rather than continued."""
-        return self.journal.repeat == "only" or (self.journal.repeat == "first" and not self.journal.diverged)
+        first = self.journal.repeat == "first" and not self.journal.diverged
+        return first or self.journal.repeat == "only" or server.continues is False
 
     # -- before an attempt --------------------------------------------------------------------------------
 
@@ -117,7 +117,7 @@ class AttemptPlanner:
         if kind == "finish":
             yield from self._count_all(server)
             return
-        if kind == "replay" or (whole and self.repeats):
+        if kind == "replay" or (whole and self._repeats(server)):
             request, compared = self.journal.repeated(whole=whole)
             resumed = compared
         elif kind == "continue" or whole:
@@ -256,7 +256,7 @@ class AttemptPlanner:
                 return broken.error if isinstance(error, ServerError) else error
             if classify(error, elsewhere=False).kind == "refused":
                 generation.lost = True  # it went down with its process
-        elif attempt.kind == "continue" and isinstance(error, ServerError) and error.status in _REFUSALS:
+        elif attempt.kind in ("continue", "non_streaming") and not generation.compared and _refused(error):
             generation.server.continues = False
             return broken.error
         return error
@@ -287,6 +287,11 @@ class AttemptPlanner:
         self._mended += 1
         self._failed_on.clear()
         return broken
+
+
+def _refused(error: LlamaStreamError) -> bool:
+    """Whether a server said no to a request, rather than failed at it."""
+    return isinstance(error, ServerError) and not isinstance(error, MidStreamError) and error.status in _REFUSALS
 
 
 def _common_prefix(one: str, other: str) -> int:

@@ -345,8 +345,7 @@ class StreamSession:
     def _mended(self, kind: str) -> None:
         broken = self._planner.mended()
         assert broken is not None
-        repeated = kind == "replay" or (kind == "non_streaming" and self._planner.repeats)
-        verified = repeated or kind in ("reattach", "finish")
+        verified = kind in ("reattach", "finish") or self.attempt.generation.compared
         self._record.mended(broken, kind, self.server.url, self._now, verified=verified)
 
     def cancel(self, now: float) -> None:

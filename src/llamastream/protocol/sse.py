@@ -67,9 +67,7 @@ class SseDecoder:
     @property
     def between_events(self) -> bool:
         """Whether the next byte begins a new event, with nothing held back."""
-        return not (
-            self._buffer or self._data or self._event or self._skip_lf or self._start or self._lines_bytes
-        )
+        return not (self._buffer or self._data or self._event or self._skip_lf or self._start or self._lines_bytes)
 
     def feed(self, data: bytes) -> list[SseEvent]:
         """Take bytes; returns the events that they complete, in order.
