@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -235,3 +236,129 @@ def test_random_faults_neither_lose_nor_repeat_anything(kind: Kind, driver: Driv
             if got.completion_tokens is not None and not kind.reasoning and "finish" not in got.recoveries:
                 assert got.completion_tokens == (5 if kind.finish == "length" else TOKENS), case
     assert mended, "these sequences do break streams in the middle"
+
+
+# -- faults one by one ----------------------------------------------------------------------------------------
+
+
+@each_driver
+@pytest.mark.parametrize("after", range(12))
+@pytest.mark.parametrize("held", [True, False], ids=["re-attached", "continued"])
+def test_a_cut_behind_each_event(driver: Driver, after: int, held: bool) -> None:
+    with NumberedServer(tokens=8, reattach=held) as server, ChaosProxy(server.url, Reset(after_events=after)) as proxy:
+        options = {"retry": RETRY}
+        result = driver.result(proxy.url, MESSAGES, options, max_tokens=6)
+        assert (result.text, result.finish_reason) == (numbers(0, 6), "length")
+        if 2 <= after < 9:
+            assert len(result.stats.recoveries) == 1
+            assert result.stats.recoveries[0].text_at_break == min(12, 2 * (after - 1))
+            assert result.stats.recoveries[0].verified or result.stats.recoveries[0].kind == "continue"
+
+
+@each_driver
+def test_a_server_that_dies_and_comes_back_goes_on(driver: Driver) -> None:
+    with NumberedServer(tokens=6, gate=True) as first:
+        first.release(4)
+        again: list[NumberedServer] = []
+
+        def heard(event: Any) -> None:
+            if type(event).__name__ == "StreamBroke":
+                again.append(stack.enter_context(NumberedServer(tokens=6, port=first.port)))
+
+        def kill(server: NumberedServer) -> None:
+            assert server.wait_for(lambda server: server._permits == 0)
+            server.close()
+
+        with ExitStack() as stack:
+            thread = threading.Thread(target=kill, args=(first,))
+            thread.start()
+            options = {"retry": RETRY, "listeners": [heard]}
+            result = driver.result(first.url, MESSAGES, options, max_tokens=50)
+            thread.join()
+            assert result.text == numbers(0, 6)
+            assert len(again) == 1
+            assert [recovery.kind for recovery in result.stats.recoveries] == ["continue"]
+
+
+@each_driver
+def test_a_frozen_server_is_left_for_another(driver: Driver) -> None:
+    with (
+        NumberedServer(tokens=6) as one,
+        NumberedServer(tokens=6) as two,
+        ChaosProxy(one.url, Stall(after_events=3)) as frozen,
+    ):
+        options = {"retry": RETRY, "timeouts": Timeouts(content_idle=0.2)}
+        result = driver.result([frozen.url, two.url], MESSAGES, options, max_tokens=50)  # type: ignore[arg-type]
+        assert result.text == numbers(0, 6)
+        (recovery,) = result.stats.recoveries
+        assert (recovery.kind, recovery.server, recovery.from_server) == ("continue", two.url, frozen.url)
+        assert recovery.error == "ContentIdleTimeoutError"
+
+
+@each_driver
+def test_the_generation_that_was_left_is_dropped(driver: Driver) -> None:
+    with NumberedServer(tokens=500, gate=True) as one, NumberedServer(tokens=6) as two:
+        one.release(3)
+        with ChaosProxy(one.url, Stall(after_events=3)) as frozen:
+            options = {"retry": RETRY, "timeouts": Timeouts(content_idle=0.2)}
+            result = driver.result([frozen.url, two.url], MESSAGES, options, max_tokens=500)  # type: ignore[arg-type]
+            assert result.text == numbers(0, 6)
+            assert one.wait_for(lambda server: server.cancelled == 1), "DELETE came through"
+
+
+@each_driver
+def test_what_is_finished_but_for_its_counts_is_taken_up_again(driver: Driver) -> None:
+    # Events: the role, 4 tokens, the finish reason, the counts, [DONE].
+    with NumberedServer(tokens=9) as server, ChaosProxy(server.url, Reset(after_events=6)) as proxy:
+        result = driver.result(proxy.url, MESSAGES, {"retry": RETRY}, max_tokens=4)
+        assert [recovery.kind for recovery in result.stats.recoveries] == ["reattach"]
+        assert result.usage is not None
+        assert (result.text, result.usage.completion_tokens) == (numbers(0, 4), 4)
+        assert server.generations == 1
+
+
+@each_driver
+def test_lost_counts_are_counted_where_nothing_is_held(driver: Driver) -> None:
+    with NumberedServer(tokens=9, reattach=False) as server, ChaosProxy(server.url, Reset(after_events=6)) as proxy:
+        result = driver.result(proxy.url, MESSAGES, {"retry": RETRY}, max_tokens=4)
+        assert [recovery.kind for recovery in result.stats.recoveries] == ["finish"]
+        assert result.usage is not None
+        assert (result.text, result.usage.completion_tokens) == (numbers(0, 4), 4)
+        assert server.generations == 1
+
+
+@each_driver
+def test_a_repetition_that_differs_ends_the_stream_at_once(driver: Driver) -> None:
+    server_options: dict[str, Any] = {"tokens": 8, "continues": False, "reattach": False, "diverge_at": 1}
+    with NumberedServer(**server_options) as server, ChaosProxy(server.url, Reset(after_events=5)) as proxy:
+        with pytest.raises(StreamDivergedError) as caught:
+            driver.texts(proxy.url, MESSAGES, {"retry": RETRY})
+        assert caught.value.partial is not None
+        assert caught.value.partial.text == numbers(0, 4)
+        assert server.generations == 2
+
+
+@each_driver
+def test_where_streams_always_break_the_rest_comes_in_one_piece(driver: Driver) -> None:
+    def cut(number: int, request_line: str) -> Fault | None:
+        return Reset(after_events=3) if number == 1 else Reset(after_events=1) if number < 5 else None
+
+    with NumberedServer(tokens=8, reattach=False) as server, ChaosProxy(server.url, cut) as proxy:
+        result = driver.result(proxy.url, MESSAGES, {"retry": RETRY})
+        assert (result.text, result.stats.streamed) == (numbers(0, 8), False)
+        assert [recovery.kind for recovery in result.stats.recoveries] == ["non_streaming"]
+        assert [request.body["stream"] for request in server.requests if request.path.endswith("completions")] == [
+            True
+        ] * 4 + [False]
+
+
+@each_driver
+def test_only_as_many_breaks_as_are_allowed_are_mended(driver: Driver) -> None:
+    faults = [Reset(after_events=3)] * 5
+    retry = RetryPolicy(base_delay=0.001, max_recoveries=2)
+    with NumberedServer(tokens=20) as server, ChaosProxy(server.url, faults) as proxy:
+        with pytest.raises(LlamaStreamError) as caught:
+            driver.texts(proxy.url, MESSAGES, {"retry": retry})
+        assert caught.value.partial is not None
+        assert caught.value.partial.text == numbers(0, 6)
+        assert len(caught.value.partial.stats.recoveries) == 2
