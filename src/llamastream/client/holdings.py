@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 import weakref
-from time import monotonic
+from time import monotonic, sleep
 from typing import TypeAlias
 
 from llamastream.client import endpoints
@@ -33,8 +33,11 @@ LEAVE_ALONE = 5.0
 EXIT_TIMEOUT = 2.0
 """Seconds that the end of the process waits for what is still to be dropped."""
 
-_Job: TypeAlias = "tuple[ClientCore, Server, str | None] | threading.Event"
-"""An id to drop on a server; None: what the server holds for processes that are gone. Or a mark in the queue."""
+HEAD_START = 0.02
+"""Seconds that a request has before the one to drop it is sent after it, over another connection."""
+
+_Job: TypeAlias = "tuple[ClientCore, Server, str | None, float] | threading.Event"
+"""An id to drop on a server, and from when on; None: what the server holds for processes that are gone. Or a mark."""
 
 
 class _Worker:
@@ -70,7 +73,7 @@ class _Worker:
         """Once for each server, drop what it holds for processes that are gone."""
         if server.url not in self._reaped:
             self._reaped.add(server.url)
-            self.submit((core, server, None))
+            self.submit((core, server, None, 0.0))
 
     def _run(self) -> None:
         while True:
@@ -78,8 +81,9 @@ class _Worker:
             if isinstance(job, threading.Event):
                 job.set()
                 continue
-            core, server, conversation_id = job
+            core, server, conversation_id, begin_at = job
             del job
+            sleep(max(0.0, begin_at - monotonic()))
             if conversation_id is not None:
                 self._drop(core, server, conversation_id, ours=True)
             else:
@@ -145,8 +149,9 @@ class Holdings:
             worker.reap(core, server)
         worker.ledger.add(server.url, conversation_id)
 
-    def drop(self, server: Server, conversation_id: str) -> None:
-        """Have the server drop it, soon."""
+    def drop(self, server: Server, conversation_id: str, *, begun: bool) -> None:
+        """Have the server drop it, soon. `begun`: the server has answered, so that it knows the id."""
         core = self._core()
         if core is not None:
-            _get_worker().submit((core, server, conversation_id))
+            begin_at = 0.0 if begun else monotonic() + HEAD_START
+            _get_worker().submit((core, server, conversation_id, begin_at))

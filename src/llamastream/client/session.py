@@ -324,7 +324,7 @@ class StreamSession:
 
     def _attempt_over(self) -> None:
         """Note how far the generation was read."""
-        self._planner.ended()
+        self._planner.ended(answered=self._exchange.accepted)
         generation = self._planner.generation
         boundary = self._exchange.event_boundary
         if generation is None:
@@ -352,7 +352,7 @@ class StreamSession:
         """The caller leaves."""
         if not self.ended:
             self._now = now
-            self._planner.ended()
+            self._planner.ended(answered=self._exchange.accepted)
             self._planner.abandon()
             self.ended = True
             self.next_attempt_at = None
@@ -363,7 +363,7 @@ class StreamSession:
         if self._exchange.error is not None:
             self.fail(self._exchange.error, self._now)
             return
-        self._planner.ended()
+        self._planner.ended(answered=self._exchange.accepted)
         self._end_well(events, self.attempt.kind)
 
     def _end_well(self, events: list[StreamEvent], kind: str) -> None:
