@@ -306,8 +306,9 @@ class StreamSession:
         if self.ended:
             return
         self._now = now
-        answered = self._exchange.accepted
-        if self.next_attempt_at is None:
+        under_way = self.next_attempt_at is None
+        answered = under_way and self._exchange.accepted
+        if under_way:
             self._attempt_over()
             self._planner.blame(error, now, stale=self._reused_connection and not answered)
         emitted = self._content_chunks > 0
@@ -325,6 +326,7 @@ class StreamSession:
     def _attempt_over(self) -> None:
         """Note how far the generation was read."""
         self._planner.ended(answered=self._exchange.accepted)
+        self._exchange.steady = False  # what still arrives is not taken
         generation = self._planner.generation
         boundary = self._exchange.event_boundary
         if generation is None:
