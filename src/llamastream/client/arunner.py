@@ -245,8 +245,8 @@ class AsyncRunner:
 
     def closed(self, error: OSError | None) -> None:
         session = self.session
-        if session is None or session.ended:
-            return
+        if session is None or session.ended or session.next_attempt_at is not None:
+            return  # of an attempt that is over already, perhaps
         if error is None:
             self.queue.extend(session.feed_eof(monotonic()))
         else:
