@@ -45,6 +45,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self.ledger = Ledger()
+        self._of_parents: set[str] = set()  # what processes hold that this one was forked from
         self._start_anew()
         atexit.register(self._exit)
         if hasattr(os, "register_at_fork"):
@@ -56,18 +57,29 @@ class _Worker:
         self._thread: threading.Thread | None = None
         self._reaped: set[str] = set()
         self._silent: dict[str, float] = {}
+        self._starting = threading.Lock()
 
     def _after_fork(self) -> None:
         self._start_anew()
-        self.ledger.after_fork()
+        self._of_parents |= self.ledger.after_fork()
+
+    def drop(self, core: ClientCore, server: Server, conversation_id: str, begin_at: float) -> None:
+        """Drop it, unless this is a copy of a stream that goes on in a parent process."""
+        if conversation_id not in self._of_parents:
+            self.submit((core, server, conversation_id, begin_at))
 
     def submit(self, job: _Job) -> None:
         self._jobs.put(job)
-        if self._thread is None or not self._thread.is_alive():
-            thread = threading.Thread(target=self._run, name="llamastream-holdings", daemon=True)
-            with contextlib.suppress(RuntimeError):  # the interpreter is going down
-                thread.start()
-                self._thread = thread
+        if self._thread is not None and self._thread.is_alive():
+            return
+        if self._starting.acquire(blocking=False):  # else somebody is about to
+            try:
+                thread = threading.Thread(target=self._run, name="llamastream-holdings", daemon=True)
+                with contextlib.suppress(RuntimeError):  # the interpreter is going down
+                    thread.start()
+                    self._thread = thread
+            finally:
+                self._starting.release()
 
     def reap(self, core: ClientCore, server: Server) -> None:
         """Once for each server, drop what it holds for processes that are gone."""
@@ -154,4 +166,4 @@ class Holdings:
         core = self._core()
         if core is not None:
             begin_at = 0.0 if begun else monotonic() + HEAD_START
-            _get_worker().submit((core, server, conversation_id, begin_at))
+            _get_worker().drop(core, server, conversation_id, begin_at)

@@ -105,12 +105,14 @@ class Ledger:
                     return
             file.close()
 
-    def after_fork(self) -> None:
-        """In the child: the file is the parent's."""
+    def after_fork(self) -> set[str]:
+        """In the child: the file is the parent's, and so is what it holds, which is returned."""
         if self._file is not None:
             self._file.close()
         self._lock = threading.Lock()
+        held = set(self._held)
         self._forget()
+        return held
 
     def close(self) -> None:
         """At the end of the process: a file without generations goes."""
