@@ -21,7 +21,7 @@ from llamastream.client import StreamingClient, holdings
 from llamastream.client.holdings import Holdings, flush
 from llamastream.client.ledger import state_directory
 from llamastream.client.servers import Server
-from llamastream.testing import ChaosProxy, NumberedServer, Refuse, Reset
+from llamastream.testing import ChaosProxy, Fault, NumberedServer, Refuse, Reset
 from llamastream.types import RetryPolicy
 from ports import free_port
 
@@ -104,7 +104,7 @@ def test_a_stream_that_is_left_ends_its_generation(driver: Driver) -> None:
 
 @each_driver
 def test_each_generation_of_a_stream_that_breaks_is_dropped_once(driver: Driver) -> None:
-    faults = [Reset(after_events=3), Refuse(), Reset(after_events=2)]
+    faults: list[Fault | None] = [Reset(after_events=3), Refuse(), Reset(after_events=2)]
     with NumberedServer(tokens=8) as server, ChaosProxy(server.url, faults) as proxy:
         options = {"retry": RetryPolicy(base_delay=0.001)}
         driver.texts(proxy.url, MESSAGES, options, max_tokens=100)
@@ -156,12 +156,14 @@ def test_a_server_that_is_back_is_told_again(monkeypatch: pytest.MonkeyPatch) ->
 def test_flush_says_whether_all_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
     assert flush(0.0), "nothing was to be done"
     monkeypatch.setattr(holdings, "DROP_TIMEOUT", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        with StreamingClient(f"http://127.0.0.1:{silent.getsockname()[1]}") as client:
-            held, where = parts(client)
-            held.drop(where, "a", begun=True)
-            assert not flush(0.01)
-            assert flush(10)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        StreamingClient(f"http://127.0.0.1:{silent.getsockname()[1]}") as client,
+    ):
+        held, where = parts(client)
+        held.drop(where, "a", begun=True)
+        assert not flush(0.01)
+        assert flush(10)
 
 
 def test_a_client_that_nobody_keeps_is_freed_after_its_drops() -> None:

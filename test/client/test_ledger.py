@@ -15,11 +15,10 @@ from typing import Any
 
 import pytest
 
-from llamastream.client import ledger as module
 from llamastream.client.ledger import MAX_AGE, MAX_HELD, Ledger, orphans, state_directory
 
+fcntl = pytest.importorskip("fcntl", reason="nothing is written on Windows")
 URL, OTHER = "http://127.0.0.1:8080", "http://127.0.0.1:9090"
-pytestmark = pytest.mark.skipif(module.fcntl is None, reason="nothing is written on Windows")
 
 
 @pytest.fixture(autouse=True)
@@ -165,11 +164,11 @@ def test_without_a_home(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_full_disk(ledger: Ledger) -> None:
     ledger.add(URL, "a")
     (path,) = files()
-    ledger._file, full = Path("/dev/full").open("wb", buffering=0), ledger._file
-    ledger.add(URL, "b")
-    ledger.remove("b")
-    ledger._file.close()
-    ledger._file = full
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        ledger._file, file = full, ledger._file
+        ledger.add(URL, "b")
+        ledger.remove("b")
+        ledger._file = file
     assert lines(path) == [{"id": "a", "url": URL}]
 
 
@@ -253,7 +252,8 @@ def test_a_living_process_keeps_its_file_and_a_killed_one_does_not() -> None:
 def test_a_file_that_is_taken_for_a_dead_ones_before_it_is_locked(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, taken = module.fcntl.flock, []
+    lock = fcntl.flock
+    taken: list[Path] = []
 
     def slow(file: Any, operation: int) -> None:
         if not taken:
@@ -261,7 +261,7 @@ def test_a_file_that_is_taken_for_a_dead_ones_before_it_is_locked(
             assert orphans({URL}) == []
         lock(file, operation)
 
-    monkeypatch.setattr(module.fcntl, "flock", slow)
+    monkeypatch.setattr(fcntl, "flock", slow)
     ledger.add(URL, "a")
     (path,) = files()
     assert [path] != taken

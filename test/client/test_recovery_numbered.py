@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import pytest
+from wires import numbers
 
 from drivers import DRIVERS, Driver
 from faults import each_driver
@@ -38,7 +39,6 @@ from llamastream.types import (
     Timeouts,
     ToolCallDelta,
 )
-from wires import numbers
 
 MESSAGES = [{"role": "user", "content": "count"}]
 TOOLS = [{"type": "function", "function": {"name": "count", "parameters": {}}}]
@@ -354,7 +354,7 @@ def test_where_streams_always_break_the_rest_comes_in_one_piece(driver: Driver) 
 
 @each_driver
 def test_only_as_many_breaks_as_are_allowed_are_mended(driver: Driver) -> None:
-    faults = [Reset(after_events=3)] * 5
+    faults: list[Fault | None] = [Reset(after_events=3)] * 5
     retry = RetryPolicy(base_delay=0.001, max_recoveries=2)
     with NumberedServer(tokens=20) as server, ChaosProxy(server.url, faults) as proxy:
         with pytest.raises(LlamaStreamError) as caught:

@@ -243,8 +243,16 @@ def test_what_kind_of_failure_an_error_is(name: str, elsewhere: bool) -> None:
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(None, "server_error"), (200, "server_error"), (399, "server_error"), (400, "final"), (429, "final")]
-    + [(499, "final"), (500, "server_error"), (503, "server_error")],
+    [
+        (None, "server_error"),
+        (200, "server_error"),
+        (399, "server_error"),
+        (400, "final"),
+        (429, "final"),
+        (499, "final"),
+        (500, "server_error"),
+        (503, "server_error"),
+    ],
 )
 def test_an_error_inside_a_stream_is_judged_by_its_code(status: int | None, kind: str) -> None:
     assert classify(MidStreamError("it broke", status=status), elsewhere=False).kind == kind
@@ -255,8 +263,15 @@ def test_an_error_inside_a_stream_is_judged_by_its_code(status: int | None, kind
 
 @pytest.mark.parametrize(
     ("kind", "elsewhere", "seconds"),
-    [("cut", False, 0.0), ("stall", False, 0.0), ("refused", True, 0.0), ("server_error", True, 0.0)]
-    + [("refused", False, 0.125), ("unavailable", False, 0.125), ("server_error", False, 0.125)],
+    [
+        ("cut", False, 0.0),
+        ("stall", False, 0.0),
+        ("refused", True, 0.0),
+        ("server_error", True, 0.0),
+        ("refused", False, 0.125),
+        ("unavailable", False, 0.125),
+        ("server_error", False, 0.125),
+    ],
 )
 def test_the_first_attempt_goes_at_once_unless_the_server_is_known_to_be_down(
     kind: Any, elsewhere: bool, seconds: float

@@ -274,8 +274,8 @@ def joined(events: list[StreamEvent]) -> dict[Any, Any]:
         for field in ("text", "arguments", "name"):
             value = getattr(event, field, "")
             if value:
-                key = (type(event).__name__, field, getattr(event, "index", 0), getattr(event, "call", 0))
-                whole[key] = whole.get(key, "") + value
+                piece = (type(event).__name__, field, getattr(event, "index", 0), getattr(event, "call", 0))
+                whole[piece] = whole.get(piece, "") + value
         if type(event).__name__ == "ChoiceFinish":
             key = ("finish", getattr(event, "index", 0))
             assert key not in whole, "a choice ends once"
@@ -318,7 +318,9 @@ def test_a_changed_character_is_found(seed: int) -> None:
     script = Script(rng)
     assembler = Assembler()
     fed(assembler, script.deltas())
-    places = [(choice, key) for choice in script.choices for key in ("text", "reasoning") if choice[key]]
+    places: list[tuple[dict[str, Any], Any]] = [
+        (choice, key) for choice in script.choices for key in ("text", "reasoning") if choice[key]
+    ]
     places += [(choice, number) for choice in script.choices for number, call in enumerate(choice["calls"]) if call[1]]
     choice, key = rng.choice(places)
     text = choice["calls"][key][1] if isinstance(key, int) else choice[key]
@@ -355,8 +357,7 @@ def repeated(**known: Any) -> RepeatedAnswer:
 def test_a_repetition_that_ends_early_is_another_answer(known: Any, pieces: list[Any]) -> None:
     answer = repeated(**known)
     with pytest.raises(StreamDivergedError, match="ended before it came to"):
-        for piece in pieces:
-            adapted(answer, piece)
+        fed(Assembler(), pieces, answer)
 
 
 @pytest.mark.parametrize("settled", [False, True], ids=["another choice is not settled", "all is settled"])
@@ -372,8 +373,7 @@ def test_a_repetition_that_ends_early_is_another_answer(known: Any, pieces: list
 def test_a_choice_that_was_finished_must_not_go_on(pieces: list[Any], settled: bool) -> None:
     answer = RepeatedAnswer((Choice(text="0 1 ", finish_reason="stop"), Choice(1, text="" if settled else "0 ")))
     with pytest.raises(StreamDivergedError, match="where the one that the caller has was finished"):
-        for piece in pieces:
-            adapted(answer, piece)
+        fed(Assembler(), pieces, answer)
 
 
 def test_a_choice_that_was_finished_may_end_again() -> None:
