@@ -107,7 +107,8 @@ class AttemptPlanner:
         if kind == "reattach" and generation is not None:
             self.attempt = Attempt("reattach", generation)
             return
-        if generation is not None and generation.lost and generation.server.reattach is None:
+        held_once = generation is not None and generation.conversation_id is not None and generation.lost
+        if generation is not None and held_once and generation.server.reattach is None:
             generation.server.reattach = yield Errand(generation.server, endpoints.reattach_probe(), PROBE_TIMEOUT)
         server = yield from self._choose()
         self.abandon()
