@@ -86,7 +86,7 @@ class AsyncRunner:
             session.cancel(monotonic())
             return
         session.prepare(monotonic())
-        while not session.ended and (errand := session.errand) is not None:
+        while not (session.ended or self._cancelled) and (errand := session.errand) is not None:
             session.errand_done(await self._ask(errand.server, errand.call, errand.timeout), monotonic())
         if session.ended:
             self.queue.extend(session.take_events())

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from llamastream.client.attempt import Attempt, Errand
@@ -153,7 +154,11 @@ class StreamSession:
     @property
     def errand(self) -> Errand | None:
         """A question to a server which is to be asked before anything else."""
-        return self._planner.errand if self.next_attempt_at is not None else None
+        errand = self._planner.errand if self.next_attempt_at is not None else None
+        if errand is not None and self._now + errand.timeout > self._watch.end:
+            left = max(0.001, self._watch.end - self._now)
+            return msgspec.structs.replace(errand, timeout=left)
+        return errand
 
     def prepare(self, now: float) -> None:
         """The next attempt is due: settle it. Afterwards there is an errand, or it may begin."""
@@ -166,6 +171,8 @@ class StreamSession:
         self._now = now
         self._planner.errand_done(answer, now)
         self._look_whether_complete()
+        if now >= self._watch.end:
+            self.timed_out(now)
 
     def _look_whether_complete(self) -> None:
         complete = self._planner.complete
