@@ -13,7 +13,7 @@ THINKING = """\
     {%- if message.role == 'assistant' %}
         {{- '<|im_start|>assistant\\n' }}
         {%- if message.reasoning_content %}
-            {{- '<think>\\n' + message.reasoning_content + '\\n</think>\\n\\n' }}
+            {{- '<think>\\n' + message.reasoning_content + '</think>' }}
         {%- endif %}
         {{- message.content + '<|im_end|>\\n' }}
     {%- else %}
