@@ -53,6 +53,9 @@ class Ask(Struct, frozen=True):
     def with_body(self, **body: Any) -> Ask:
         return Ask(self.name, self.messages, self.prompt, {**self.body, **body})
 
+    def named(self, name: str) -> Ask:
+        return Ask(name, self.messages, self.prompt, self.body)
+
 
 def chat(question: str, *, system: str | None = None, name: str = "chat", **body: Any) -> Ask:
     """A conversation of one question, at temperature 0."""
