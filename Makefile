@@ -9,7 +9,7 @@ BENCH := .venv-bench
 BENCH_LOCK := benchmarks/requirements.txt
 
 .PHONY: help setup demo chat serve check test test-all docs lint types format picture llama-server lock wheel clean \
-  bench bench-client
+  bench bench-client bench-recovery
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,10 +41,13 @@ test: $(READY) ## Run the tests against a real llama-server
 
 test-all: test ## The same, with all that needs environments of its own (nothing yet)
 
-bench: bench-client ## All benchmarks
+bench: bench-client bench-recovery ## All benchmarks
 
 bench-client: $(BENCH)/.ready ## What streaming costs, beside other clients: make bench-client ARGS=--quick
 	@$(BENCH)/bin/python benchmarks/client.py $(ARGS)
+
+bench-recovery: $(BENCH)/.ready ## What recovery costs a stream that nothing happens to
+	@$(BENCH)/bin/python benchmarks/recovery.py $(ARGS)
 
 # Other clients need pins of their own, so the benchmarks have their own environment.
 $(BENCH)/.ready: pyproject.toml $(BENCH_LOCK) scripts/find_python.sh

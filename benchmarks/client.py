@@ -81,14 +81,14 @@ class Bench:
         found: dict[str, Any] = json.loads(_python(str(HERE / "clients.py"), json.dumps(order)))
         return found
 
-    def client(self, client: str, mode: str, chunks: int) -> dict[str, Any]:
+    def client(self, client: str, mode: str, chunks: int, **more: Any) -> dict[str, Any]:
         """CPU per chunk of one client.
 
         Raises:
             RuntimeError: it did not read what was sent.
         """
         model = "burst" if mode == "burst" else f"paced-{PACE}"
-        found = self.run(client=client, model=model, chunks=chunks, warm_up=min(chunks, 300))
+        found = self.run(client=client, model=model, chunks=chunks, warm_up=min(chunks, 300), **more)
         if "missing" in found:
             return found
         if client.startswith("raw"):

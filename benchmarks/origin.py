@@ -117,6 +117,9 @@ class Origin:
         with connection, contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             request = _read_request(connection)
+            if request is None:
+                connection.sendall(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+                return
             chunks: int = request["max_tokens"]
             mode, _, rate = request["model"].partition("-")
             if mode == "paced":
@@ -152,7 +155,8 @@ def _burst(connection: socket.socket, chunks: int) -> None:
     connection.sendall(_CYCLE * cycles + b"".join(_CHUNKS[:rest]) + _end(chunks))
 
 
-def _read_request(connection: socket.socket) -> dict[str, Any]:
+def _read_request(connection: socket.socket) -> dict[str, Any] | None:
+    """The JSON of a request for a stream; None: it asks for something else (to drop a generation)."""
     data = b""
     while b"\r\n\r\n" not in data:
         more = connection.recv(65536)
@@ -160,6 +164,8 @@ def _read_request(connection: socket.socket) -> dict[str, Any]:
             raise ConnectionError("no request")
         data += more
     head, _, body = data.partition(b"\r\n\r\n")
+    if not head.startswith(b"POST "):
+        return None
     length = next(
         int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")
     )

@@ -219,7 +219,7 @@ class Recovery(Struct, frozen=True):
         kind: how: `reattach`, `continue`, `replay`, `restart`, `non_streaming`, or `finish` (all had arrived already).
         error, message: what had gone wrong (the name of its class, and its text).
         text_at_break: characters of text, reasoning and tool calls that the caller had.
-        gap: seconds from the break to the next content, or to the end.
+        gap: seconds from the last content before the break to the next after it, or to the end.
         verified: whether it is certain that nothing is lost, repeated or changed: byte-exact (`reattach`), compared
             (`replay`), or nothing had been given out. A continuation is exact if the model repeats itself, which
             nobody can see from outside: False.

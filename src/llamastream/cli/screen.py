@@ -112,6 +112,8 @@ def summary_line(stats: Stats, finish_reason: str | None) -> str:
     parts.append(f"{count:,} token{'' if count == 1 else 's'}")
     if stats.cached_tokens:
         parts.append(f"{stats.cached_tokens:,} of {stats.prompt_tokens:,} prompt tokens cached")
+    if stats.recoveries:
+        parts.append(f"mended {len(stats.recoveries)} ×" if len(stats.recoveries) > 1 else "mended once")
     parts.append(finish_reason or "unfinished")
     return " · ".join(parts)
 
@@ -119,7 +121,7 @@ def summary_line(stats: Stats, finish_reason: str | None) -> str:
 def stats_rows(stats: Stats, finish_reason: str | None) -> Iterator[tuple[str, str]]:
     """What is known of an answer, with names to read."""
     for field, value in msgspec.structs.asdict(stats).items():
-        if value is None or field in ("failed_attempts", "streamed", "buffered"):
+        if value is None or field in ("failed_attempts", "recoveries", "streamed", "buffered"):
             continue
         name = field.replace("_", " ").replace(" p50", ", median").replace(" p95", ", 95 %").replace(" max", ", most")
         if "tokens_per_second" in field:
@@ -130,6 +132,9 @@ def stats_rows(stats: Stats, finish_reason: str | None) -> Iterator[tuple[str, s
             yield name, f"{value:,}"
     for attempt in stats.failed_attempts:
         yield "failed attempt", one_line(attempt.message)
+    for recovery in stats.recoveries:
+        how = f"{recovery.kind.replace('_', ' ')} after {recovery.error}, gap {milliseconds(recovery.gap)}"
+        yield "recovered by", how
     if not stats.streamed:
         yield "streamed", "no: the answer came as one piece"
     elif stats.buffered:

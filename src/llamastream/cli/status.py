@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 
@@ -64,6 +65,10 @@ class StatusRelay:
 
     def __init__(self) -> None:
         self.show: Callable[[str], None] | None = None
+        # Without a log, Python would write the library's lines into the answer.
+        quiet = logging.getLogger("llamastream.recovery")
+        quiet.propagate = False
+        quiet.addHandler(logging.NullHandler())
 
     def __call__(self, event: ClientEvent) -> None:
         line = status_line(event)

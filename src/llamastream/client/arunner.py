@@ -17,8 +17,9 @@ from llamastream.client.aunary import call_once
 from llamastream.client.connection import LONGEST_WAIT
 from llamastream.client.core import ClientCore, describe_stream
 from llamastream.client.endpoints import Call
+from llamastream.client.oserrors import connection_lost
 from llamastream.client.servers import Server
-from llamastream.client.session import StreamSession, connection_lost
+from llamastream.client.session import StreamSession
 from llamastream.client.unary import LOOK_TIMEOUT
 from llamastream.errors import LlamaStreamError
 from llamastream.protocol.http1 import ResponseReader

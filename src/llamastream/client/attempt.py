@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from llamastream.client.endpoints import Call
 from llamastream.client.servers import Server
+from llamastream.errors import LlamaStreamError
 from llamastream.protocol.requests import GenerationRequest
 from llamastream.protocol.resume import Resumed
 
@@ -76,16 +77,20 @@ class Break:
     """A break in mid-stream that is not mended yet.
 
     Attributes:
-        error: what happened first. at: when. characters: what the caller had. server: where it happened.
+        error: what happened first. at: when. silent_since: when the last content had come.
+        characters: what the caller had. server: where it happened.
         tried: servers that failed since. attempts: how many there were since. plan: how the stream is to go on.
         fruitless: answers in a row that began and broke without new content.
     """
 
-    __slots__ = ("at", "attempts", "characters", "error", "fruitless", "plan", "server", "tried")
+    __slots__ = ("at", "attempts", "characters", "error", "fruitless", "plan", "server", "silent_since", "tried")
 
-    def __init__(self, error: Exception, at: float, characters: int, server: Server) -> None:
+    def __init__(
+        self, error: LlamaStreamError, at: float, silent_since: float, characters: int, server: Server
+    ) -> None:
         self.error = error
         self.at = at
+        self.silent_since = silent_since
         self.characters = characters
         self.server = server
         self.tried: set[Server] = set()

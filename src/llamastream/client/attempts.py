@@ -247,7 +247,7 @@ class AttemptPlanner:
         attempt, broken = self.attempt, self.broken
         if isinstance(error, StreamDivergedError):
             self.journal.diverged = True
-        if attempt is None or broken is None or not isinstance(broken.error, LlamaStreamError):
+        if attempt is None or broken is None:
             return error
         generation = attempt.generation
         if attempt.kind == "reattach":
@@ -261,11 +261,11 @@ class AttemptPlanner:
             return broken.error
         return error
 
-    def after_break(self, error: LlamaStreamError, now: float) -> PlanKind:
-        """How a stream of which the caller has a part, or all, goes on."""
+    def after_break(self, error: LlamaStreamError, now: float, silent_since: float) -> PlanKind:
+        """How a stream of which the caller has a part, or all, goes on. `silent_since`: when content last came."""
         assert self.attempt is not None
         if self.broken is None:
-            self.broken = Break(error, now, self.journal.characters, self.server)
+            self.broken = Break(error, now, silent_since, self.journal.characters, self.server)
             self.broken.tried = {self.server} if self.server in self._failed_on else set()
         broken, generation = self.broken, self.attempt.generation
         case = Case(

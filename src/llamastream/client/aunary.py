@@ -10,8 +10,8 @@ from llamastream.client.aconnection import AsyncConnection
 from llamastream.client.apool import AsyncConnectionPool
 from llamastream.client.core import ClientCore
 from llamastream.client.endpoints import Answer, Call
+from llamastream.client.oserrors import connection_lost
 from llamastream.client.servers import Server
-from llamastream.client.session import connection_lost
 from llamastream.errors import ConnectionLostError, LlamaStreamError
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from math import inf
 from time import monotonic
 
 from llamastream.address import Address
-from llamastream.client.session import describe_os_error
+from llamastream.client.oserrors import describe_os_error
 from llamastream.errors import ConnectError, ConnectTimeoutError
 from llamastream.protocol.http1 import ResponseReader
 

@@ -76,10 +76,14 @@ class LatencyMeter:
         self._last = last
         del self._times[:]
 
+    @property
+    def last_content(self) -> float:
+        """When content last came; before the first, when the stream began."""
+        return self._times[-1] if self._times else self._last
+
     def decode_ms(self) -> float:
         """Milliseconds from the first content to the last."""
-        last = self._times[-1] if self._times else self._last
-        return 0.0 if self._first is None else (last - self._first) * 1e3
+        return 0.0 if self._first is None else (self.last_content - self._first) * 1e3
 
     def quantile(self, q: float) -> float | None:
         """The gap (seconds) that a share `q` of all gaps does not exceed, within 3 %."""

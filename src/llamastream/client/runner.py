@@ -11,9 +11,10 @@ from llamastream.client import endpoints
 from llamastream.client.connection import Connection
 from llamastream.client.core import ClientCore, describe_stream
 from llamastream.client.endpoints import Call
+from llamastream.client.oserrors import connection_lost
 from llamastream.client.pool import ConnectionPool
 from llamastream.client.servers import Server
-from llamastream.client.session import StreamSession, connection_lost
+from llamastream.client.session import StreamSession
 from llamastream.client.unary import LOOK_TIMEOUT, call_once
 from llamastream.errors import LlamaStreamError
 from llamastream.protocol.http1 import ResponseReader

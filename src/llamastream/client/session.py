@@ -13,36 +13,22 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from llamastream.client.attempt import Attempt, Errand
 from llamastream.client.attempts import AttemptPlanner
-from llamastream.client.meter import LatencyMeter
+from llamastream.client.record import StreamRecord
+from llamastream.client.sequel import FailedAt, Sequel, Sequels
 from llamastream.client.servers import Server
 from llamastream.client.state import ClientState
-from llamastream.errors import ConnectionLostError, LlamaStreamError, ModelLoadingError
-from llamastream.events import (
-    AttemptStarted,
-    FirstToken,
-    RequestEnded,
-    RequestStarted,
-    RetryScheduled,
-    StreamBroke,
-)
-from llamastream.policy.buffering import buffering_advice, looks_buffered
-from llamastream.policy.clocks import Clocks, Phase
-from llamastream.policy.recovery import RecoveryOptions, classify, delay
-from llamastream.policy.retry import RetryState
-from llamastream.policy.stall import made_progress
+from llamastream.errors import ConnectionLostError, LlamaStreamError
+from llamastream.policy.clocks import Phase
+from llamastream.policy.recovery import RecoveryOptions
+from llamastream.policy.watch import Watch
 from llamastream.protocol.exchange import GenerationExchange
-from llamastream.protocol.failures import streaming_unsupported
 from llamastream.protocol.requests import GenerationRequest
 from llamastream.types import (
-    FailedAttempt,
     Fallback,
-    PromptFacts,
-    Recovery,
     RecoveryMode,
     Result,
     Stats,
@@ -52,17 +38,11 @@ from llamastream.types import (
     Timeouts,
 )
 
-MAX_RECORDED = 64
-"""Failed attempts, and recoveries, that are kept in the figures; what goes on for long must not make them grow."""
-
 LONGEST_STEADY = 86400.0
 """Seconds: a content-idle clock that runs longer is watched by deadlines."""
 
 REATTACH_HEADER = 5.0
 """Seconds until a server answers that is asked for the rest of a generation: there is no queue for it."""
-
-LONGEST_RECOVERY_DELAY = 2.0
-"""Seconds between two attempts to go on, at most."""
 
 
 class SessionOptions(Struct, frozen=True):
@@ -98,7 +78,6 @@ class StreamSession:
         self.next_attempt_at: float | None = now
         self._options = options
         self._state = state
-        self._random = random
         self._path = request.path
         retry = state.retry
         recovery = RecoveryOptions(
@@ -107,28 +86,19 @@ class StreamSession:
         self._planner = AttemptPlanner(
             request.without_stream() if options.fallback == "always" else request, recovery, state, random
         )
-        self._id = state.next_request_id()
-        self._started = now
         self._now = now
         self._attempt_began = now
         self._reused_connection = False
-        self._loading_since: float | None = None
-        self._retries = 0
-        self._attempts = 0
-        self._failed: list[FailedAttempt] = []
-        self._recoveries: list[Recovery] = []
+        self._sequels = Sequels(self._planner, state, options.fallback, random)
         self._start_emitted = False
         self._last_was_content = False
         self._content_chunks = 0
         self._swallowed = 0
-        self._earlier_bytes = 0
-        self._clocks = Clocks(options.timeouts, now)
-        self._slots: list[dict[str, Any]] | None = None
-        self._look_at = inf
-        self._meter = LatencyMeter(now)
+        self._watch = Watch(options.timeouts, now)
         self._events: list[StreamEvent] = []
+        self._record = StreamRecord(state, self.url, now)
+        self._meter = self._record.meter
         self._exchange = self._new_exchange(None)
-        state.notify(RequestStarted(self._id, self.url))
 
     def _new_exchange(self, attempt: Attempt | None) -> GenerationExchange:
         planner = self._planner
@@ -160,13 +130,13 @@ class StreamSession:
     @property
     def deadline(self) -> float:
         """Until when the runner may wait, by the same clock; `math.inf` for ever."""
-        return min(self._clocks.deadline, self._look_at) if self._look_at != inf else self._clocks.deadline
+        return self._watch.wait_until
 
     @property
     def queue_deadline(self) -> float:
         """Until when the runner may wait for a free connection of the pool."""
         limit = self._options.timeouts.first_byte
-        return min(self._clocks.end, inf if limit is None else self._now + limit)
+        return min(self._watch.end, inf if limit is None else self._now + limit)
 
     @property
     def exchange(self) -> GenerationExchange:
@@ -206,22 +176,20 @@ class StreamSession:
     def begin(self, now: float, *, reused_connection: bool) -> None:
         """An attempt begins: the runner has a connection, or is about to make one."""
         attempt = self._planner.begin()
-        self._earlier_bytes += self._exchange.body_bytes
+        self._record.earlier_bytes += self._exchange.body_bytes
         self._exchange = self._new_exchange(attempt)
         self._swallowed = 0 if attempt.generation.resumed is None else attempt.generation.resumed.swallowed
-        self._attempts += 1
         self._now = self._attempt_began = now
         self._reused_connection = reused_connection
         self.next_attempt_at = None
-        self._look_at = inf
-        self._clocks.enter(Phase.CONNECT, now)
-        self._state.notify(AttemptStarted(self._id, self._attempts, reused_connection, self.server.url, attempt.kind))
+        self._watch.begin(now)
+        self._record.attempt(attempt, reused_connection=reused_connection)
 
     def connected(self, now: float) -> None:
         """The connection stands and the request is about to be sent."""
         self._now = now
         self._meter.connect_time = None if self._reused_connection else now - self._attempt_began
-        self._clocks.enter(Phase.FIRST_BYTE, now, REATTACH_HEADER if self.attempt.kind == "reattach" else inf)
+        self._watch.enter(Phase.FIRST_BYTE, now, REATTACH_HEADER if self.attempt.kind == "reattach" else inf)
 
     @property
     def steady_idle(self) -> float | None:
@@ -229,7 +197,7 @@ class StreamSession:
 
         None: wait until `deadline`. After a ping, say, what is left of the clock is less than the whole.
         """
-        steady = self._exchange.steady and self._last_was_content and self._clocks.end == inf
+        steady = self._exchange.steady and self._last_was_content and self._watch.end == inf
         idle = self._options.timeouts.content_idle
         return idle if steady and idle is not None and idle < LONGEST_STEADY else None
 
@@ -243,7 +211,7 @@ class StreamSession:
             self._now = now
             self._content_chunks += 1
             self._meter.one(now)
-            self._clocks.content(now)
+            self._watch.content(now)
         return text
 
     def feed(self, data: bytes, now: float) -> list[StreamEvent]:
@@ -257,13 +225,13 @@ class StreamSession:
         self._last_was_content = chunks != self._content_chunks
         if self._last_was_content:
             self._content(chunks, now)
-        elif exchange.accepted and self._clocks.phase is Phase.FIRST_BYTE:
+        elif exchange.accepted and self._watch.phase is Phase.FIRST_BYTE:
             self._header(now)
         elif exchange.resumed is not None and exchange.resumed.swallowed != self._swallowed:
             self._swallowed = exchange.resumed.swallowed
-            self._clocks.content(now)
+            self._watch.content(now)
         elif events:
-            self._clocks.progress(now)
+            self._watch.progress(now)
         if events and type(events[0]) is StreamStart:
             self._see_start(events)
         if exchange.done:
@@ -275,22 +243,18 @@ class StreamSession:
         if not self._content_chunks:
             self._meter.header_at = now
         if self.attempt.kind == "reattach":
-            self._clocks.content(now)  # its prefill is over
+            self._watch.content(now)  # its prefill is over
         else:
-            self._clocks.enter(Phase.PREFILL, now)
-            self._plan_look(now)
+            self._watch.prefill(now)
 
     def _content(self, chunks: int, now: float) -> None:
         if not self._content_chunks:
-            if self._meter.header_at is None:
-                self._meter.header_at = now
-            self._state.notify(FirstToken(self._id, now - self._started))
+            self._record.first_token(now)
         self._meter.content(chunks - self._content_chunks, now)
         self._content_chunks = chunks
-        self._look_at = inf
-        self._clocks.content(now)
+        self._watch.arrived(now)
         if self._planner.broken is not None:
-            self._mended(self.attempt.kind, now)
+            self._mended(self.attempt.kind)
 
     def _see_start(self, events: list[StreamEvent]) -> None:
         """A repetition starts its stream anew, but the caller hears of one start."""
@@ -315,38 +279,24 @@ class StreamSession:
             events += self.take_events()
         return events
 
-    def _plan_look(self, now: float) -> None:
-        """The first look at the slots comes when half of the prefill clock has run, the second at its end."""
-        if self._clocks.deadline != inf:
-            self._look_at = now + (self._clocks.deadline - now) / 2
-
     def wants_slots(self, now: float) -> bool:
         """Whether the runner should ask `/slots` now and tell the answer by `slots_seen`."""
-        in_prefill = self._clocks.phase is Phase.PREFILL and self.next_attempt_at is None and not self.ended
-        return in_prefill and now < self._clocks.end and (now >= self._look_at or now >= self._clocks.deadline)
+        return self.next_attempt_at is None and not self.ended and self._watch.wants_slots(now)
 
     def slots_seen(self, slots: list[dict[str, Any]] | None, now: float) -> None:
         """What `/slots` answered (None: nothing useful). Progress starts the prefill clock anew."""
-        self._look_at = inf
-        if self._clocks.phase is not Phase.PREFILL or self.ended:
-            return
-        if now < self._clocks.deadline:
-            self._slots = slots
-        elif slots is not None and self._slots is not None and made_progress(self._slots, slots):
-            self._slots = slots
-            self._clocks.progress(now)
-        else:
+        if not self.ended and self.next_attempt_at is None and not self._watch.slots_seen(slots, now):
             self.timed_out(now)
 
     def reader_waited(self, now: float) -> None:
         """The reader took its time and now wants more: that time is not counted as the server's."""
-        self._clocks.restart(now)
+        self._watch.restart(now)
 
     # -- ends -------------------------------------------------------------------------------------------
 
     def timed_out(self, now: float) -> bool:
         """Check the clocks; True if one ran out."""
-        error = None if self.ended else self._clocks.expired(now, self.url)
+        error = None if self.ended else self._watch.expired(now, self.url)
         if error is not None:
             self.fail(error, now)
         return error is not None
@@ -356,24 +306,33 @@ class StreamSession:
         if self.ended:
             return
         self._now = now
-        self._attempt_over()
-        planner = self._planner
-        planner.blame(error, now, stale=self._reused_connection and not self._exchange.accepted)
-        if self._content_chunks:
-            self._go_on(error)
-        elif not (self._fall_back(error) or self._retry(error, now)):
-            self._end_badly(error)
+        answered = self._exchange.accepted
+        if self.next_attempt_at is None:
+            self._attempt_over()
+            self._planner.blame(error, now, stale=self._reused_connection and not answered)
+        emitted = self._content_chunks > 0
+        at = FailedAt(now, self._watch.end, self._meter.last_content, emitted, answered, self._reused_connection)
+        sequel = self._sequels.after(error, at)
+        if not isinstance(sequel, Sequel):
+            self._end_badly(sequel)
+            return
+        self.next_attempt_at = now + sequel.delay
+        if sequel.broke is not None:
+            self._record.broke(error, sequel.broke, sequel.delay)
+        elif not sequel.silent:
+            self._record.retry(error, sequel.delay)
 
     def _attempt_over(self) -> None:
         """Note how far the generation was read."""
         self._planner.ended()
         generation = self._planner.generation
-        if generation is not None and self.next_attempt_at is None:
-            boundary = self._exchange.event_boundary
-            if boundary is None:
-                generation.lost = True
-            elif self._exchange.accepted:
-                generation.offset += boundary
+        boundary = self._exchange.event_boundary
+        if generation is None:
+            return
+        if boundary is None:
+            generation.lost = True
+        elif self._exchange.accepted:
+            generation.offset += boundary
 
     def _end_badly(self, error: LlamaStreamError) -> None:
         self.ended = True
@@ -381,93 +340,14 @@ class StreamSession:
         self.error = error
         self._planner.abandon()
         error.partial = self._exchange.assembler.result(self.stats(), "error")
-        self._state.notify(RequestEnded(self._id, "error", error.partial.stats, error))
+        self._record.ended("error", error.partial.stats, error)
 
-    def _go_on(self, error: LlamaStreamError) -> None:
-        """A break in mid-stream."""
-        planner, now = self._planner, self._now
-        first = planner.broken is None
-        if planner.broken is not None and self._exchange.accepted:
-            planner.broken.fruitless += 1
-        reported = planner.learn(error)
-        kind = planner.after_break(reported, now)
-        broken = planner.broken
-        assert broken is not None
-        retry = self._state.retry
-        failure = classify(error, elsewhere=planner.elsewhere(now))
-        wait = delay(failure, broken.attempts, self._random(), base=retry.base_delay, longest=LONGEST_RECOVERY_DELAY)
-        if kind == "finish":
-            wait = 0.0
-        if kind == "fail" or now + wait >= self._clocks.end:
-            self._end_badly(reported)
-            return
-        broken.attempts += 1
-        self.next_attempt_at = now + wait
-        if first:
-            self._state.notify(StreamBroke(self._id, error, kind, wait))
-        else:
-            self._record_failure(error, wait)
-
-    def _mended(self, kind: str, now: float) -> None:
+    def _mended(self, kind: str) -> None:
         broken = self._planner.mended()
         assert broken is not None
-        error = broken.error
-        assert isinstance(error, LlamaStreamError)
         repeated = kind == "replay" or (kind == "non_streaming" and self._planner.repeats)
-        recovery = Recovery(
-            kind=kind,
-            error=type(error).__name__,
-            message=error.message,
-            text_at_break=broken.characters,
-            gap=now - broken.at,
-            verified=repeated or kind in ("reattach", "finish"),
-            attempts=broken.attempts,
-            server=self.server.url,
-            from_server=broken.server.url,
-        )
-        if len(self._recoveries) < MAX_RECORDED:
-            self._recoveries.append(recovery)
-        self._state.recovered(self._id, recovery)
-
-    def _fall_back(self, error: LlamaStreamError) -> bool:
-        """Where the server says that it cannot stream, ask for the whole answer at once."""
-        request = self._planner.request
-        if self._options.fallback != "auto" or not request.body.get("stream"):
-            return False
-        if not streaming_unsupported(error):
-            return False
-        self._record_failure(error, 0.0)
-        self._planner.request = request.without_stream()
-        return True
-
-    def _retry(self, error: LlamaStreamError, now: float) -> bool:
-        state = RetryState(
-            retries=self._retries,
-            loading_since=self._loading_since,
-            now=now,
-            budget=0.0,  # the client's state fills it in
-            reused_connection=self._reused_connection,
-            answered=self._exchange.accepted,
-            emitted=False,
-            elsewhere=self._planner.elsewhere(now),
-        )
-        retry = self._state.decide_retry(error, state, self._random())
-        if retry is None or now + retry.delay >= self._clocks.end:
-            return False
-        if isinstance(error, ModelLoadingError) and self._loading_since is None:
-            self._loading_since = now
-        self._retries += retry.counts
-        if retry.counts or retry.delay:
-            self._record_failure(error, retry.delay)
-        else:
-            self.next_attempt_at = now  # a stale connection: replaced without a word
-        return True
-
-    def _record_failure(self, error: LlamaStreamError, delay: float) -> None:
-        self.next_attempt_at = self._now + delay
-        if len(self._failed) < MAX_RECORDED:
-            self._failed.append(FailedAttempt(type(error).__name__, error.message, error.status, delay))
-        self._state.notify(RetryScheduled(self._id, self._attempts, error, delay))
+        verified = repeated or kind in ("reattach", "finish")
+        self._record.mended(broken, kind, self.server.url, self._now, verified=verified)
 
     def cancel(self, now: float) -> None:
         """The caller leaves."""
@@ -478,7 +358,7 @@ class StreamSession:
             self.ended = True
             self.next_attempt_at = None
             self.cancelled = True
-            self._state.notify(RequestEnded(self._id, "cancelled", self.stats()))
+            self._record.ended("cancelled", self.stats())
 
     def _finish(self, events: list[StreamEvent]) -> None:
         if self._exchange.error is not None:
@@ -489,7 +369,7 @@ class StreamSession:
 
     def _end_well(self, events: list[StreamEvent], kind: str) -> None:
         if self._planner.broken is not None:
-            self._mended(kind, self._now)
+            self._mended(kind)
         self.ended = True
         self.next_attempt_at = None
         self._state.servers.succeeded(self.server)
@@ -498,34 +378,14 @@ class StreamSession:
         stats = self.stats()
         reason = assembler.finish_reason() or "stop"
         events.append(StreamEnd(reason, assembler.usage, stats))
-        self._give_hints(stats)
-        self._state.notify(RequestEnded(self._id, reason, stats))
-
-    def _give_hints(self, stats: Stats) -> None:
-        prompt = None
-        system_prompt = self._planner.request.system_prompt
-        if stats.prompt_tokens is not None and system_prompt:
-            prompt = PromptFacts(system_prompt, stats.prompt_tokens, stats.cached_tokens or 0)
-        hint = self._state.succeeded(prompt)
-        if hint is not None:
-            self._state.hint(self._id, "prompt_cache", hint)
-        if stats.buffered:
-            self._state.hint(self._id, "buffering", f"{self.url}: {buffering_advice(self._exchange.headers)}")
+        self._record.hints(stats, self._planner.request.system_prompt, self._exchange)
+        self._record.ended(reason, stats)
 
     # -- what is known ------------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
         """The figures as of the last thing that happened."""
-        assembler = self._exchange.assembler
-        body_bytes = self._earlier_bytes + self._exchange.body_bytes
-        stats = self._meter.stats(self._now, assembler.usage, assembler.timings, body_bytes)
-        return msgspec.structs.replace(
-            stats,
-            failed_attempts=tuple(self._failed),
-            recoveries=tuple(self._recoveries),
-            streamed=not self._exchange.whole,
-            buffered=not self._exchange.whole and looks_buffered(stats, assembler.timings),
-        )
+        return self._record.stats(self._now, self._exchange)
 
     @property
     def finish_reason(self) -> str | None:
@@ -538,13 +398,3 @@ class StreamSession:
         """The answer so far; whole once the stream has ended well."""
         stand_in = "error" if self.error else "cancelled" if self.cancelled else None
         return self._exchange.assembler.result(self.stats(), stand_in)
-
-
-def connection_lost(url: str, error: OSError) -> ConnectionLostError:
-    """The error for a read or a write that failed."""
-    return ConnectionLostError(f"{url}: the connection broke: {describe_os_error(error)}")
-
-
-def describe_os_error(error: OSError) -> str:
-    """An operating system's error in words, without Python's number brackets."""
-    return error.strerror or str(error) or type(error).__name__

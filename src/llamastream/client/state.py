@@ -13,12 +13,14 @@ import msgspec
 
 from llamastream.client.servers import Server, Servers
 from llamastream.errors import LlamaStreamError
-from llamastream.events import ClientEvent, Hint, Listener, StreamRecovered
+from llamastream.events import ClientEvent, Hint, Listener
 from llamastream.policy.prompt_cache import PromptCacheWatch
 from llamastream.policy.retry import Retry, RetryBudget, RetryState, decide
 from llamastream.types import PromptFacts, Recovery, RetryPolicy
 
 logger = logging.getLogger("llamastream")
+recovery_logger = logging.getLogger("llamastream.recovery")
+"""Apart, since a program that shows breaks in its own way may not want them in the log."""
 
 
 class Holdings(Protocol):
@@ -81,14 +83,15 @@ class ClientState:
         logger.warning(message)
         self.notify(Hint(request_id, topic, message))
 
-    def recovered(self, request_id: int, recovery: Recovery) -> None:
-        """A stream that broke in the middle goes on: tell it, and log it once."""
+    @staticmethod
+    def log_recovery(recovery: Recovery) -> None:
+        """A stream that broke in the middle goes on: a line in the log."""
         where = (
             recovery.server
             if recovery.server == recovery.from_server
             else f"{recovery.from_server} → {recovery.server}"
         )
-        logger.warning(
+        recovery_logger.warning(
             "%s: recovered by %s after %d characters, gap %.3f s, %s (%s)",
             where,
             recovery.kind,
@@ -97,7 +100,6 @@ class ClientState:
             "verified" if recovery.verified else "not verified",
             recovery.error,
         )
-        self.notify(StreamRecovered(request_id, recovery))
 
     def decide_retry(self, error: LlamaStreamError, state: RetryState, random: float) -> Retry | None:
         """Whether to send again; takes the cost from the budget."""

@@ -8,9 +8,9 @@ from typing import TypeVar
 from llamastream.client.connection import Connection
 from llamastream.client.core import ClientCore
 from llamastream.client.endpoints import Answer, Call
+from llamastream.client.oserrors import connection_lost
 from llamastream.client.pool import ConnectionPool
 from llamastream.client.servers import Server
-from llamastream.client.session import connection_lost
 from llamastream.errors import ConnectionLostError, LlamaStreamError
 
 T = TypeVar("T")
