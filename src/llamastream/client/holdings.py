@@ -51,6 +51,8 @@ class _Worker:
         # SimpleQueue.put may be called from a finalizer, in the middle of anything.
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        # With the core, since in a finalizer a weak reference to it may be dead already.
+        self._held: dict[str, tuple[ClientCore, Server]] = {}
         self._reaped: set[str] = set()
         self._silent: dict[str, float] = {}
 
@@ -58,7 +60,19 @@ class _Worker:
         self._start_anew()
         self.ledger.after_fork()
 
-    def submit(self, job: _Job) -> None:
+    def add(self, core: ClientCore, server: Server, conversation_id: str) -> None:
+        """A server is about to hold a generation."""
+        self._held[conversation_id] = core, server
+        self._reap(core, server)
+        self.ledger.add(server.url, conversation_id)
+
+    def drop(self, conversation_id: str) -> None:
+        """Have the server drop it, soon."""
+        held = self._held.pop(conversation_id, None)
+        if held is not None:
+            self._submit((*held, conversation_id))
+
+    def _submit(self, job: _Job) -> None:
         self._jobs.put(job)
         if self._thread is None or not self._thread.is_alive():
             thread = threading.Thread(target=self._run, name="llamastream-holdings", daemon=True)
@@ -66,11 +80,11 @@ class _Worker:
                 thread.start()
                 self._thread = thread
 
-    def reap(self, core: ClientCore, server: Server) -> None:
+    def _reap(self, core: ClientCore, server: Server) -> None:
         """Once for each server, drop what it holds for processes that are gone."""
         if server.url not in self._reaped:
             self._reaped.add(server.url)
-            self.submit((core, server, None))
+            self._submit((core, server, None))
 
     def _run(self) -> None:
         while True:
@@ -107,6 +121,8 @@ class _Worker:
         return mark.wait(timeout)
 
     def _exit(self) -> None:
+        for conversation_id in list(self._held):  # of streams that nobody will read any more
+            self.drop(conversation_id)
         self.flush(EXIT_TIMEOUT)
         self.ledger.close()
 
@@ -139,14 +155,10 @@ class Holdings:
 
     def add(self, server: Server, conversation_id: str) -> None:
         """A server is about to hold a generation."""
-        worker = _get_worker()
         core = self._core()
-        if core is not None:
-            worker.reap(core, server)
-        worker.ledger.add(server.url, conversation_id)
+        if core is not None:  # always: the stream that asks has it
+            _get_worker().add(core, server, conversation_id)
 
     def drop(self, server: Server, conversation_id: str) -> None:
         """Have the server drop it, soon."""
-        core = self._core()
-        if core is not None:
-            _get_worker().submit((core, server, conversation_id))
+        _get_worker().drop(conversation_id)
