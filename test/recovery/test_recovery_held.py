@@ -166,7 +166,7 @@ def test_a_stream_that_broke_and_is_left_while_it_waits(engine: Engine, slots_fr
 # -- processes --------------------------------------------------------------------------------------------
 
 PROGRAM = """
-    import asyncio, os, signal, sys
+    import asyncio, os, signal, sys, time
     from llamastream import AsyncStreamingClient, StreamingClient
 
     URL, HELD = {url!r}, {held!r}
@@ -243,7 +243,7 @@ def test_what_a_killed_process_left_the_next_one_drops(
 
 
 def test_what_a_living_process_holds_is_left_alone(engine: Engine, tmp_path: Path) -> None:
-    with _program(engine, tmp_path, "stream = begin()\nprint('begun', flush=True)\nsys.stdin.read()") as process:
+    with _program(engine, tmp_path, "stream = begin()\nprint('begun', flush=True)\ntime.sleep(60)") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
         with _program(engine, tmp_path, "StreamingClient(URL).chat(MESSAGES, max_tokens=3)") as other:
