@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 from llamastream.errors import LlamaStreamError
-from llamastream.testing import ChaosProxy, Fault, HtmlError
+from llamastream.testing import ChaosProxy, Fault, HtmlError, Reset
 from llamastream.testing.chaos import GENERATION_PATHS
 from tools.faults.asking import Answer, Ask, How, answer, losses
 
@@ -82,3 +83,11 @@ def cut(
     choose = in_order(*faults) if reattach else without_reattach(*faults)
     with ChaosProxy(url, choose, everything=True) as proxy:
         return survive(proxy.url, ask, whole, how, **options)
+
+
+def divergence(url: str, ask: Ask, whole: Answer, events: int, how: How = "sync") -> tuple[Answer, int]:
+    """The answer that was continued behind so many events, and how many characters of it are those of `whole`."""
+    with ChaosProxy(url, without_reattach(Reset(after_events=events)), everything=True) as proxy:
+        got = answer(proxy.url, ask, how)
+    pairs = zip(got.result.text, whole.result.text, strict=False)
+    return got, sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
