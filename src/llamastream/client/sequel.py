@@ -70,6 +70,7 @@ class Sequels:
         broken = planner.broken
         if broken is not None and at.answered:
             broken.fruitless += 1
+        way = None if broken is None else broken.plan
         reported = planner.learn(error)
         kind = planner.after_break(reported, at.now, at.last_content)
         first, broken = broken is None, planner.broken
@@ -77,8 +78,8 @@ class Sequels:
         failure = classify(error, elsewhere=planner.elsewhere(at.now))
         base = self._state.retry.base_delay
         wait = delay(failure, broken.attempts, self._random(), base=base, longest=LONGEST_RECOVERY_DELAY)
-        if kind == "finish":
-            wait = 0.0
+        if kind == "finish" or (reported is not error and kind != way):
+            wait = 0.0  # nothing is needed of a server, or one refused this way and is asked for another
         if kind == "fail" or at.now + wait >= at.end:
             return reported
         broken.attempts += 1
