@@ -11,9 +11,8 @@ import pytest
 
 from llamastream.engine import Engine, EngineOptions, launch
 from ports import free_port
-from recovery import Start, Whole
+from recovering import Start, Whole
 from tools.faults.asking import Answer, Ask, undisturbed
-
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,10 @@ import pytest
 
 from llamastream.engine import Engine
 from llamastream.errors import LlamaStreamError
-from llamastream.testing import Reset
-from recovery import Whole
+from llamastream.protocol.exchange import GenerationExchange
+from llamastream.testing import HtmlError, Reset
+from llamastream.types import RetryPolicy
+from recovering import Whole
 from tools.faults.asking import SCHEMA, SYSTEM, Ask, How, chat, completion, events_of, structured, tool_call
 from tools.faults.breaking import cut
 
@@ -78,6 +80,24 @@ def test_a_reset_in_the_middle_of_an_event(engine: Engine, whole: Whole) -> None
 def test_a_server_that_forgot_the_generation(engine: Engine, whole: Whole) -> None:
     ask = chat(HELLO, max_tokens=300)
     for events in (3, 20, 45):
-        got = cut(engine.url, ask, whole(ask), Reset(after_events=events), reattach=False)
+        slow = RetryPolicy(base_delay=5)
+        got = cut(engine.url, ask, whole(ask), Reset(after_events=events), reattach=False, retry=slow)
         assert not isinstance(got, LlamaStreamError), got
         assert got.kinds == ["continue"]
+        assert got.longest_gap < 0.5  # another way is tried at once
+
+
+def test_something_on_the_way_is_down_for_a_moment(engine: Engine, whole: Whole) -> None:
+    ask = chat(HELLO, max_tokens=300)
+    for status in ("502 Bad Gateway", "503 Service Unavailable", "504 Gateway Timeout", "429 Too Many Requests"):
+        retry = RetryPolicy(base_delay=0.02)
+        got = cut(engine.url, ask, whole(ask), Reset(after_events=20), HtmlError(status=status), retry=retry)
+        assert not isinstance(got, LlamaStreamError), got
+        assert got.kinds == ["reattach"]  # the generation is still there
+
+
+def test_bytes_of_an_error_page_are_no_bytes_of_the_answer() -> None:
+    exchange = GenerationExchange("http://x/v1/chat/completions")
+    exchange.feed(b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\nContent-Length: 99\r\n\r\n<html>")
+    exchange.feed_eof()
+    assert exchange.event_boundary == 0

@@ -25,7 +25,7 @@ from llamastream.testing import (
     WrongChunkSize,
 )
 from llamastream.types import RetryPolicy, Timeouts
-from recovery import Whole
+from recovering import Whole
 from tools.faults.asking import Ask, How, chat, structured
 from tools.faults.breaking import cut
 

@@ -12,6 +12,7 @@ import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from llamastream.types import Timeouts
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 # Nine seconds of work: whoever finds the slot free sooner finds a generation that was dropped.
-HELD = {"ignore_eos": True, "max_tokens": 7500}
+HELD: dict[str, Any] = {"ignore_eos": True, "max_tokens": 7500}
 SOON = 2.0
 SyncLeave = Callable[[StreamingClient], None]
 
@@ -169,7 +170,7 @@ PROGRAM = """
     import asyncio, os, signal, sys, time
     from llamastream import AsyncStreamingClient, StreamingClient
 
-    URL, HELD = {url!r}, {held!r}
+    URL, HELD: dict[str, Any] = {url!r}, {held!r}
     MESSAGES = [{{"role": "user", "content": "hi"}}]
 
     def begin():

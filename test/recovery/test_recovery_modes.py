@@ -8,7 +8,7 @@ from llamastream.engine import Engine
 from llamastream.errors import ConnectionLostError, LlamaStreamError
 from llamastream.testing import Reset
 from llamastream.types import RetryPolicy
-from recovery import Whole
+from recovering import Whole
 from tools.faults.asking import Ask, How, chat, structured, tool_call
 from tools.faults.breaking import cut
 

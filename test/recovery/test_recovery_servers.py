@@ -11,7 +11,7 @@ import pytest
 
 from llamastream.client import AsyncStreamingClient, StreamingClient
 from llamastream.types import RetryPolicy, StreamEnd, TextDelta, Timeouts
-from recovery import Start
+from recovering import Start
 from tools.faults.asking import Answer, Ask, astream, chat, losses, stream, undisturbed
 
 STREAMS = 10
@@ -38,12 +38,15 @@ async def _read_all(urls: list[str], ask: Ask, pid: int, number: signal.Signals,
                     os.kill(pid, number)
         return Answer(events, await answer.result())
 
-    async with AsyncStreamingClient(urls, **options) as client:  # type: ignore[arg-type]
+    async with AsyncStreamingClient(urls, **options) as client:
         return await asyncio.gather(*(one(client) for _ in range(STREAMS)))
 
 
-@pytest.mark.parametrize("ask", [LONG, UNLIMITED], ids=lambda ask: ask.name)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("ask", "number"),
+    [(LONG, signal.SIGKILL), (UNLIMITED, signal.SIGKILL), (LONG, signal.SIGSTOP)],
+    ids=["limited, killed", "killed", "limited, stopped"],
+)
 def test_all_streams_survive_the_end_of_a_server(start: Start, ask: Ask, number: signal.Signals) -> None:
     first, second = start(parallel=5), start(parallel=STREAMS)
     expected = undisturbed(second.url, ask)

@@ -216,4 +216,3 @@ def _counts(result: Result) -> tuple[int, ...]:
 def events_of(whole: Answer) -> int:
     """About how many events the server sent for an answer: the role, pieces of content, the end, usage, `[DONE]`."""
     return whole.result.stats.chunks + 4
-
