@@ -6,13 +6,15 @@ import asyncio
 import os
 import signal
 import threading
+from typing import Any
 
 import pytest
 
-from llamastream.client import AsyncStreamingClient, StreamingClient
-from llamastream.types import RetryPolicy, StreamEnd, TextDelta, Timeouts
+from llamastream.client import StreamingClient
+from llamastream.types import Recovery, RetryPolicy, StreamEnd, TextDelta, Timeouts
 from recovering import Start
-from tools.faults.asking import Answer, Ask, astream, chat, losses, stream, undisturbed
+from tools.faults.asking import Answer, Ask, chat, losses, stream, undisturbed
+from tools.faults.storm import storm
 
 STREAMS = 10
 # So long that the server is far from through when the client has read a little.
@@ -20,26 +22,6 @@ LONG = chat("Tell me a story.", name="long chat", ignore_eos=True, max_tokens=80
 # Without a limit: the demo model ends by itself.
 UNLIMITED = chat("Tell me a long story.", name="chat")
 SHORT = Timeouts(connect=1, first_byte=5, prefill=5, content_idle=0.5)
-
-
-async def _read_all(urls: list[str], ask: Ask, pid: int, number: signal.Signals, **options: object) -> list[Answer]:
-    """As many streams at once, with a signal to one server as soon as more than half of them have read a little."""
-    begun = 0
-
-    async def one(client: AsyncStreamingClient) -> Answer:
-        nonlocal begun
-        answer = astream(client, ask)
-        events = []
-        async for event in answer.events():
-            events.append(event)
-            if len(events) == 5:
-                begun += 1
-                if begun == STREAMS // 2 + 1:
-                    os.kill(pid, number)
-        return Answer(events, await answer.result())
-
-    async with AsyncStreamingClient(urls, **options) as client:
-        return await asyncio.gather(*(one(client) for _ in range(STREAMS)))
 
 
 @pytest.mark.parametrize(
@@ -51,11 +33,14 @@ def test_all_streams_survive_the_end_of_a_server(start: Start, ask: Ask, number:
     first, second = start(parallel=5), start(parallel=STREAMS)
     expected = undisturbed(second.url, ask)
     undisturbed(first.url, ask)
-    options = {"timeouts": SHORT} if number is signal.SIGSTOP else {}
-    answers = asyncio.run(_read_all([first.url, second.url], ask, first.pid, number, **options))
+    options: dict[str, Any] = {"timeouts": SHORT} if number is signal.SIGSTOP else {}
+    answers = asyncio.run(storm([first.url, second.url], ask, STREAMS, first.pid, number, **options))
     assert len(answers) == STREAMS
-    assert [losses(answer, expected) for answer in answers] == [[]] * STREAMS
-    broken = [recovery for answer in answers for recovery in answer.recoveries]
+    broken: list[Recovery] = []
+    for answer in answers:
+        assert isinstance(answer, Answer), answer
+        assert losses(answer, expected) == []
+        broken += answer.recoveries
     assert broken
     assert all(recovery.server == second.url and recovery.from_server == first.url for recovery in broken)
     assert max(recovery.gap for recovery in broken) < 5

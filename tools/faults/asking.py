@@ -77,8 +77,8 @@ def structured(question: str, **body: Any) -> Ask:
 
 def tool_call(**body: Any) -> Ask:
     """A question that a tool answers."""
-    name = "tool call"
-    return chat("What is the weather in Berlin?", name=name, tools=TOOLS, tool_choice="required", **body)
+    body = {"tools": TOOLS, "tool_choice": "required", **body}
+    return chat("What is the weather in Berlin?", name="tool call", **body)
 
 
 class Answer(Struct, frozen=True):

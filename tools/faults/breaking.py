@@ -45,7 +45,15 @@ def without_reattach(*faults: Fault | None) -> Callable[[int, str], Fault | None
 
 
 class WrongAnswerError(AssertionError):
-    """A stream that broke gave something else than the undisturbed one, without a word."""
+    """A stream that broke gave something else than the undisturbed one.
+
+    Attributes:
+        owned: it went on by a continuation, and so does not claim to be the same.
+    """
+
+    def __init__(self, message: str, *, owned: bool = False) -> None:
+        super().__init__(message)
+        self.owned = owned
 
 
 def survive(
@@ -72,7 +80,8 @@ def survive(
         return error
     lost = losses(got, whole, counted=counted)
     if lost:
-        raise WrongAnswerError(f"after {got.kinds or 'no recovery'}: {'; '.join(lost)}")
+        owned = any(not recovery.verified for recovery in got.recoveries)
+        raise WrongAnswerError(f"after {got.kinds or 'no recovery'}: {'; '.join(lost)}", owned=owned)
     return got
 
 

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from llamastream.client.attempts import AttemptPlanner
 from llamastream.client.state import ClientState
-from llamastream.errors import LlamaStreamError, ModelLoadingError
+from llamastream.errors import LlamaStreamError, ModelLoadingError, ServerError
 from llamastream.policy.recovery import classify, delay
 from llamastream.policy.retry import RetryState
 from llamastream.protocol.failures import streaming_unsupported
@@ -68,7 +68,7 @@ class Sequels:
     def _in_the_middle(self, error: LlamaStreamError, at: FailedAt) -> Sequel | LlamaStreamError:
         planner = self._planner
         broken = planner.broken
-        if broken is not None and at.answered:
+        if broken is not None and at.answered and not isinstance(error, ServerError):
             broken.fruitless += 1
         way = None if broken is None else broken.plan
         reported = planner.learn(error)
