@@ -50,7 +50,7 @@ def measured(rows: Sequence[Row], seconds: float, date: str) -> str:
     minutes = max(1, round(seconds / 60))
     streams = sum(row.tried for row in rows)
     lines = [
-        f"Measured on {date} with the embedded llama-server on {where}: {streams:,} broken streams in {minutes} minutes.",
+        f"Measured on {date} with the embedded server on {where}: {streams:,} broken streams in {minutes} minutes.",
         "",
         "| fault | times tried | survived | longest gap | notes |",
         "|---|--:|--:|--:|---|",

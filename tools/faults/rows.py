@@ -327,7 +327,7 @@ class Table:
             mean = sum(same) / max(1, len(same))
             row.notes = (
                 "«survived» here: the same as undisturbed, which is chance. What was given out stays, the rest is "
-                f"another answer (the same for {mean:.0f} characters on average); `Recovery.verified` is False each time"
+                f"another answer (the same for {mean:.0f} characters on average); `verified` is False each time"
             )
             yield row
 
