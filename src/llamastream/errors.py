@@ -75,13 +75,18 @@ class StreamTruncatedError(ConnectionLostError):
 
 
 class StreamTimeoutError(LlamaStreamError, TimeoutError):
-    """One of the five clocks ran out; the subclass says which."""
+    """One of the five clocks ran out; the subclass says which, and what was waited for."""
 
     retryable = True
 
 
 class ConnectTimeoutError(StreamTimeoutError):
     """No connection (TCP and TLS) within `Timeouts.connect`."""
+
+
+class PoolTimeoutError(StreamTimeoutError):
+    """All connections that the client may have to the server were in use within `Timeouts.first_byte`; the server has
+    no part in it, so nothing is sent again and no other server is asked."""
 
 
 class FirstByteTimeoutError(StreamTimeoutError):

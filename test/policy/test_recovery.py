@@ -190,6 +190,7 @@ KINDS: dict[str, str] = {
     "StreamTruncatedError": "cut",
     "StreamTimeoutError": "stall",
     "ConnectTimeoutError": "refused",
+    "PoolTimeoutError": "final",
     "FirstByteTimeoutError": "stall",
     "PrefillTimeoutError": "stall",
     "ContentIdleTimeoutError": "stall",

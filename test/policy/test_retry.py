@@ -19,6 +19,7 @@ from llamastream.errors import (
     LlamaStreamError,
     ModelLoadingError,
     NotFoundError,
+    PoolTimeoutError,
     PrefillTimeoutError,
     ProtocolError,
     RateLimitedError,
@@ -57,6 +58,7 @@ def state(**changes: Any) -> RetryState:
         (FirstByteTimeoutError, False),  # the caller has waited long enough
         (PrefillTimeoutError, False),
         (ContentIdleTimeoutError, False),
+        (PoolTimeoutError, False),
     ],
 )
 def test_which_errors_are_worth_another_attempt(kind: type[LlamaStreamError], again: bool) -> None:
@@ -118,3 +120,7 @@ def test_the_budget_keeps_retries_a_fraction_of_the_load() -> None:
     for _ in range(1000):
         budget.earn()
     assert budget.tokens == 10.0, "what is saved is bounded"
+
+
+def test_a_full_pool_is_no_reason_to_ask_another_server() -> None:
+    assert decide(PoolTimeoutError("x"), state(elsewhere=True), POLICY, 0.5) is None

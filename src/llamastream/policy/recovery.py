@@ -18,6 +18,7 @@ from llamastream.errors import (
     InternalServerError,
     LlamaStreamError,
     MidStreamError,
+    PoolTimeoutError,
     ProtocolError,
     RateLimitedError,
     StreamDivergedError,
@@ -150,6 +151,7 @@ def plan(case: Case) -> PlanKind:
 _KINDS: tuple[tuple[type[LlamaStreamError], str], ...] = (
     (TotalTimeoutError, "final"),
     (ConnectTimeoutError, "refused"),
+    (PoolTimeoutError, "final"),
     (StreamTimeoutError, "stall"),
     (ConnectError, "refused"),
     (ConnectionLostError, "cut"),

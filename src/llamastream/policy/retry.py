@@ -15,6 +15,7 @@ from llamastream.errors import (
     ConnectTimeoutError,
     LlamaStreamError,
     ModelLoadingError,
+    PoolTimeoutError,
     ServerError,
     TotalTimeoutError,
 )
@@ -81,8 +82,9 @@ def decide(error: LlamaStreamError, state: RetryState, policy: RetryPolicy, rand
 
 
 def _elsewhere_helps(error: LlamaStreamError) -> bool:
-    # A clock that ran out is no reason to ask the same server again, but one to ask another.
-    return error.retryable and not isinstance(error, TotalTimeoutError)
+    # A clock that ran out is no reason to ask the same server again, but one to ask another; not so if it is no server
+    # that kept us waiting.
+    return error.retryable and not isinstance(error, TotalTimeoutError | PoolTimeoutError)
 
 
 def _worth_it(error: LlamaStreamError) -> bool:
