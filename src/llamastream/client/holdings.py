@@ -153,6 +153,15 @@ _worker: _Worker | None = None
 _making = threading.Lock()
 
 
+def _renew() -> None:
+    global _making  # in a forked child; a thread that made a worker at that moment does not exist there
+    _making = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+
+
 def _get_worker() -> _Worker:
     global _worker  # one for the process, made when it is first needed
     if _worker is not None:  # without the lock, since a finalizer may come in the middle of anything

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Collection, Sequence
 
 from llamastream.address import Address
+from llamastream.client.forks import renew_after_fork
 from llamastream.policy.breaker import Breaker, BreakerState
 from llamastream.policy.selection import Candidate, choose
 from llamastream.types import Capabilities
@@ -20,10 +21,11 @@ class Server:
 
     Attributes:
         index: its place in the list. address, url: where it is. tls: how to talk https, or None.
+        in_flight: streams that it serves. waiting: streams in line for a connection to it.
         reattach, continues: what it can do as far as learned (see `Capabilities`); None: not known.
     """
 
-    __slots__ = ("address", "breaker", "continues", "in_flight", "index", "reattach", "tls", "url")
+    __slots__ = ("address", "breaker", "continues", "in_flight", "index", "reattach", "tls", "url", "waiting")
 
     def __init__(self, index: int, address: Address, tls: ssl.SSLContext | None) -> None:
         self.index = index
@@ -32,6 +34,7 @@ class Server:
         self.tls = tls if address.scheme == "https" else None
         self.breaker = Breaker()
         self.in_flight = 0
+        self.waiting = 0
         self.reattach: bool | None = None
         self.continues: bool | None = None
 
@@ -48,6 +51,11 @@ class Servers:
 
     def __init__(self, addresses: Sequence[Address], tls: ssl.SSLContext | None) -> None:
         self.all = tuple(Server(index, address, tls) for index, address in enumerate(addresses))
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A lock of its own for the child of a fork."""
         # Reentrant: the garbage collector may end a stream in the middle of any of the methods below.
         self._lock = threading.RLock()
 
@@ -63,7 +71,10 @@ class Servers:
                 choose(
                     [
                         Candidate(
-                            each.breaker.state(now), each.in_flight, each in failed, each.breaker.open_until or 0.0
+                            each.breaker.state(now),
+                            each.in_flight + each.waiting,
+                            each in failed,
+                            each.breaker.open_until or 0.0,
                         )
                         for each in self.all
                     ]

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import msgspec
 
+from llamastream.client.forks import renew_after_fork
 from llamastream.client.servers import Server, Servers
 from llamastream.errors import LlamaStreamError
 from llamastream.events import ClientEvent, Hint, Listener
@@ -41,11 +42,16 @@ class ClientState:
         self.servers = servers
         self.holdings = holdings
         self._listeners = tuple(listeners)
-        self._lock = threading.Lock()
+        self.after_fork()
+        renew_after_fork(self)
         self._budget = RetryBudget()
         self._numbers = itertools.count(1)
         self._hinted: set[str] = set()
         self._prompt_cache = PromptCacheWatch()
+
+    def after_fork(self) -> None:
+        """A lock of its own for the child of a fork."""
+        self._lock = threading.Lock()
 
     def next_request_id(self) -> int:
         return next(self._numbers)

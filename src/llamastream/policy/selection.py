@@ -16,7 +16,7 @@ class Candidate(Struct, frozen=True):
 
     Attributes:
         breaker: what its breaker allows. open_until: if that is open, until when.
-        in_flight: streams of this client that it serves now.
+        in_flight: streams of this client that it serves now, or that wait in line for it.
         failed: the stream that asks has just failed there.
     """
 
