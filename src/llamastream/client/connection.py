@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import encodings.idna  # noqa: F401  # else the first look-up of a name does, which may hang in the child of a fork
 import socket
 import ssl
 import struct
@@ -48,7 +49,13 @@ class Connection:
             if self._tls is not None and self._address.scheme == "https":
                 self._arm(deadline)
                 # server_hostname in brackets or with a zone would not match a certificate; urlsplit has removed both.
-                self._socket = self._tls.wrap_socket(self._socket, server_hostname=self._address.host)
+                wrapped = self._tls.wrap_socket(
+                    self._socket, server_hostname=self._address.host, do_handshake_on_connect=False
+                )
+                self._socket = wrapped  # before the handshake, so that `abort` can end that
+                if self._aborted:
+                    raise ConnectionAbortedError
+                wrapped.do_handshake()
         except TimeoutError:
             self.close()
             raise ConnectTimeoutError(
@@ -69,11 +76,13 @@ class Connection:
         failure: OSError = OSError("no address found")
         connected: socket.socket | None = None
         for sock, where in candidates:
-            if connected is not None or self._aborted:
+            if connected is not None:
                 sock.close()
                 continue
             self._socket = sock
             try:
+                if self._aborted:
+                    raise ConnectionAbortedError
                 self._arm(deadline)
                 sock.connect(where)  # type: ignore[arg-type]  # getaddrinfo's own address tuples, or a path
                 if address.socket is None:
