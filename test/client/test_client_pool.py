@@ -1,27 +1,28 @@
-"""The connection pool: kept where that is real, bounded, fair, safe across threads, tasks and forks, no leaks."""
+"""The connection pool: kept where that is real, bounded, fair, safe across threads and tasks, no leaks."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import random
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from drivers import DRIVERS, Driver
+from faults import wait_until
 from llamastream.address import parse_address
 from llamastream.client import AsyncStreamingClient, StreamingClient
 from llamastream.client.connection import Connection
-from llamastream.client.pool import ConnectionPool, PoolLimits
+from llamastream.client.pool import ConnectionPool, Place, PoolLimits
 from llamastream.client.servers import Server
 from llamastream.engine import Engine
 from llamastream.engine.demo import demo_questions
-from llamastream.errors import ConnectTimeoutError
+from llamastream.events import AttemptStarted, RequestStarted
 from llamastream.testing import Script, ServerDouble, http_answer, sse_answer
 from llamastream.types import Timeouts
 
@@ -87,12 +88,17 @@ def test_a_connection_that_the_server_closed_meanwhile_is_replaced_without_an_er
 
 def test_a_connection_that_is_closed_as_the_request_arrives_is_replaced_without_an_error() -> None:
     """The race that no look before sending can win: the server closes when the second request reaches it."""
-    first = Script(HEALTHY, repeat=True, requests=1)
-    with ServerDouble(first, Script(sse_answer(["x"]))) as server, StreamingClient(server.url) as client:
+    heard: list[Any] = []
+    double = ServerDouble(Script(HEALTHY, repeat=True, requests=1), Script(sse_answer(["x"])))
+    with double as server, StreamingClient(server.url, listeners=[heard.append]) as client:
         assert client.check_server_health()
         result = client.chat(MESSAGES)
         assert (result.text, result.stats.failed_attempts) == ("x", ())
         assert server.accepted == 2
+    started, first, second, *_ = heard
+    assert isinstance(started, RequestStarted)
+    assert first == AttemptStarted(1, 1, True, server.url, "first")
+    assert second == AttemptStarted(1, 2, False, server.url, "restart"), "nothing in between: it is no failure"
 
 
 @each_driver
@@ -105,10 +111,13 @@ def test_llama_server_is_not_believed_its_keep_alive(engine: Engine, driver: Dri
 
 def test_idle_connections_expire_and_are_few() -> None:
     pool = ConnectionPool(NOWHERE, PoolLimits(idle=2, idle_seconds=0.0))
-    connection, reused = pool.acquire(0.0)
+    place = Place()
+    acquired = pool.acquire(place, 0.0)
+    assert acquired is not None
+    connection, reused = acquired
     assert isinstance(connection, Connection)
     assert not reused
-    pool.release(connection, None)
+    pool.release(place, connection, None)
     with ServerDouble(Script(HEALTHY, repeat=True)) as server:
         client = StreamingClient(server.url)
         threads = [threading.Thread(target=client.health) for _ in range(30)]
@@ -140,7 +149,7 @@ def test_no_more_connections_than_allowed_and_first_come_first_served() -> None:
             if number < 2:
                 assert server.wait_for(lambda double, n=number: len(double.requests) == n + 1)  # type: ignore[misc]
             else:
-                assert wait_until(lambda n=number: len(client._pools[0]._waiters) == n - 1)  # type: ignore[misc]
+                assert wait_until(lambda n=number: len(client._pools[0]._line) == n - 1)  # type: ignore[misc]
         assert len(server.requests) == 2
         server.release(5)
         for thread in threads:
@@ -148,14 +157,6 @@ def test_no_more_connections_than_allowed_and_first_come_first_served() -> None:
         assert server.most_connections <= 2
         assert sorted(done) == [0, 1, 2, 3, 4]
         client.close()
-
-
-def wait_until(condition: Callable[[], bool]) -> bool:
-    for _ in range(1000):
-        if condition():
-            return True
-        threading.Event().wait(0.005)  # a poll of the pool's own state, which tells nobody of its changes
-    return False
 
 
 def test_tasks_wait_in_line_and_a_cancelled_one_leaves_it() -> None:
@@ -180,30 +181,7 @@ def test_tasks_wait_in_line_and_a_cancelled_one_leaves_it() -> None:
         asyncio.run(work(server))
 
 
-@each_driver
-def test_waiting_in_line_has_an_end(driver: Driver) -> None:
-    pool = ConnectionPool(NOWHERE, PoolLimits(connections=1))
-    pool.acquire(0.0)
-    with pytest.raises(ConnectTimeoutError, match="max_connections"):
-        pool.acquire(0.0)
-
-
-# -- forks, loops, threads and tasks --------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
-def test_a_fork_starts_anew() -> None:
-    with ServerDouble(Script(HEALTHY, repeat=True)) as server, StreamingClient(server.url) as client:
-        assert client.check_server_health()
-        client._pools[0]._lock.acquire()  # as if another thread held it in the moment of the fork
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0 if client.check_server_health() else 1)
-        client._pools[0]._lock.release()
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        assert client.check_server_health(), "the parent's connection still works"
-        assert server.accepted == 2
+# -- loops, threads and tasks --------------------------------------------------------------------------
 
 
 def test_a_client_may_be_used_in_one_loop_after_another(engine: Engine) -> None:

@@ -11,9 +11,8 @@ from time import monotonic
 from msgspec import Struct
 
 from llamastream.client.aconnection import AsyncConnection
-from llamastream.client.pool import PoolLimits
+from llamastream.client.pool import Place, PoolLimits, all_in_use
 from llamastream.client.servers import Server
-from llamastream.errors import ConnectTimeoutError
 from llamastream.protocol.http1 import ResponseReader
 
 
@@ -31,8 +30,9 @@ class AsyncConnectionPool:
         self._limits = limits
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle: list[_Idle] = []
-        self._waiters: deque[asyncio.Future[None]] = deque()
-        self._in_use = 0
+        self._places: set[Place] = set()
+        self._line: deque[tuple[Place, asyncio.Future[None]]] = deque()
+        self._closed = False
         self._guard: AsyncGenerator[None, None] | None = None
         self.streams_keep_alive = True
 
@@ -41,23 +41,46 @@ class AsyncConnectionPool:
             # Connections of a loop that is gone went with it, as did those who waited.
             self._loop = loop
             self._idle = []
-            self._waiters = deque()
-            self._in_use = 0
+            self._places = set()
+            self._line = deque()
+            self.server.waiting = 0
             self._guard = _close_with_loop(self)
             await anext(self._guard)
 
-    async def acquire(self, deadline: float) -> tuple[AsyncConnection, bool]:
+    async def acquire(self, place: Place, deadline: float) -> tuple[AsyncConnection, bool]:
         """A connection, and whether it has been used before; a new one is not connected yet.
 
+        Whatever comes of it, `release` is to be called once it is not needed any more.
+
         Raises:
-            ConnectTimeoutError: every connection was in use until the deadline.
+            PoolTimeoutError: every connection was in use until the deadline.
         """
-        loop = asyncio.get_running_loop()
-        await self._belong_to(loop)
-        if self._in_use < self._limits.connections:
-            self._in_use += 1
-        else:
-            await self._wait(loop, deadline)
+        acquired = await self.acquire_now(place)
+        if acquired is not None:
+            return acquired
+        began = monotonic()
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line.append((place, turn))
+        self.server.waiting = len(self._line)
+        try:
+            async with asyncio.timeout(None if deadline == inf else max(0.0, deadline - monotonic())):
+                await turn
+        except BaseException as error:
+            self.release(place, None, None)  # it may have come in the same moment
+            if isinstance(error, TimeoutError):
+                raise all_in_use(self.server, self._limits, monotonic() - began) from None
+            raise
+        return self._connection()
+
+    async def acquire_now(self, place: Place) -> tuple[AsyncConnection, bool] | None:
+        """As `acquire`, without a wait: None if all are in use."""
+        await self._belong_to(asyncio.get_running_loop())
+        if self._line or len(self._places) >= self._limits.connections:
+            return None
+        self._places.add(place)
+        return self._connection()
+
+    def _connection(self) -> tuple[AsyncConnection, bool]:
         while self._idle:
             idle = self._idle.pop()
             idle.expiry.cancel()
@@ -66,31 +89,18 @@ class AsyncConnectionPool:
             idle.connection.abort()
         return AsyncConnection(), False
 
-    async def _wait(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
-        waiter = loop.create_future()
-        self._waiters.append(waiter)
-        try:
-            async with asyncio.timeout(None if deadline == inf else max(0.0, deadline - monotonic())):
-                await waiter
-        except BaseException as error:
-            if waiter.done() and not waiter.cancelled():
-                self._pass_on()  # the place came in the same moment: give it to the next
-            elif waiter in self._waiters:
-                self._waiters.remove(waiter)
-            if isinstance(error, TimeoutError):
-                raise ConnectTimeoutError(
-                    f"{self.server.url}: all {self._limits.connections} connections of this client were in use "
-                    "(max_connections)"
-                ) from None
-            raise
-
-    def _pass_on(self) -> None:
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
-        self._in_use -= 1
+    def _give_back(self, place: Place) -> None:
+        """A place is free, or one that stood in line has left it."""
+        if place in self._places:
+            self._places.remove(place)
+        else:
+            self._line = deque(each for each in self._line if each[0] is not place)
+        while self._line and len(self._places) < self._limits.connections:
+            following, turn = self._line.popleft()
+            if not turn.done():  # else it was cancelled, and is about to leave
+                self._places.add(following)
+                turn.set_result(None)
+        self.server.waiting = len(self._line)
 
     def replace(self, connection: AsyncConnection) -> AsyncConnection:
         """A new connection, not connected yet, in the place of one that turned out to be dead: nobody goes back in line
@@ -98,15 +108,22 @@ class AsyncConnectionPool:
         connection.abort()
         return AsyncConnection()
 
-    def release(self, connection: AsyncConnection, reader: ResponseReader | None) -> None:
-        """Give a connection back after use. `reader`: of the response that came over it, if it may be kept."""
-        if self._loop is None or connection.loop is not self._loop:
-            connection.abort()
+    def release(self, place: Place, connection: AsyncConnection | None, reader: ResponseReader | None) -> None:
+        """Give a place back, and the connection, if it came to one; a second time has no effect.
+
+        `reader`: of the response that came over the connection, if that may be kept.
+        """
+        ours = place in self._places  # not if it was got in a loop before this one
+        self._give_back(place)
+        if connection is None:
             return
-        self._pass_on()
         is_stream = reader is not None and reader.headers.get("content-type", "").startswith("text/event-stream")
         if (
-            reader is None
+            self._loop is None
+            or connection.loop is not self._loop
+            or self._closed
+            or not ours
+            or reader is None
             or not (reader.header_complete and reader.keep_alive)
             or reader.trailing
             or not connection.usable
@@ -136,7 +153,11 @@ class AsyncConnectionPool:
         self._expire(connection)
 
     def close(self) -> None:
-        """Close what is idle; what is in use is closed when it comes back."""
+        """Close what is idle; what is in use, or is used from now on, is closed when it comes back."""
+        self._closed = True
+        self.close_idle()
+
+    def close_idle(self) -> None:
         for idle in list(self._idle):
             idle.expiry.cancel()
             idle.connection.abort()
@@ -149,7 +170,7 @@ async def _close_with_loop(pool: AsyncConnectionPool) -> AsyncGenerator[None, No
     try:
         yield
     finally:
-        pool.close()
+        pool.close_idle()
 
 
 class _Watch:

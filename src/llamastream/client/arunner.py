@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from math import inf
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llamastream.client import endpoints
 from llamastream.client.aconnection import AsyncConnection
@@ -18,10 +18,11 @@ from llamastream.client.connection import LONGEST_WAIT
 from llamastream.client.core import ClientCore, describe_stream
 from llamastream.client.endpoints import Call
 from llamastream.client.oserrors import connection_lost
+from llamastream.client.pool import Place
 from llamastream.client.servers import Server
 from llamastream.client.session import StreamSession
 from llamastream.client.unary import LOOK_TIMEOUT
-from llamastream.errors import LlamaStreamError
+from llamastream.errors import LlamaStreamError, PoolTimeoutError
 from llamastream.protocol.http1 import ResponseReader
 from llamastream.protocol.requests import GenerationRequest
 from llamastream.types import StreamEvent, TextDelta, Timeouts
@@ -51,7 +52,8 @@ class AsyncRunner:
         self.text_waiter: asyncio.Future[str] | None = None
         self._core = core
         self._pools = pools
-        self._pool = pools[0]  # the one that the connection belongs to
+        self._place: Place | None = None  # in line for a connection, or with it
+        self._pool = pools[0]  # the one that the place belongs to
         self._request = request
         self._timeouts = timeouts
         self._connection: AsyncConnection | None = None
@@ -60,6 +62,7 @@ class AsyncRunner:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_deadline = inf
         self._errand: asyncio.Task[None] | None = None
+        self._step: asyncio.Timeout | None = None  # what `close` has to end
         self._paused = False
         self._cancelled = False
         request.encoded()  # what JSON cannot express is refused now, not at the first iteration
@@ -71,11 +74,23 @@ class AsyncRunner:
             self.session = self._core.session(self._request, self._timeouts, monotonic())
         while not self.session.ended and self.session.next_attempt_at is not None:
             try:
-                await self._attempt(self.session, self.session.next_attempt_at)
+                await self._unless_left(self._attempt(self.session, self.session.next_attempt_at))
             except BaseException:
                 self.close()
                 raise
         return self.session
+
+    async def _unless_left(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it, but end it at once when the stream is left: whoever reads must not wait for a connection, or for the
+        answer to a question, that nobody wants any more."""
+        try:
+            async with asyncio.timeout(None) as self._step:
+                await work
+        except TimeoutError:
+            if not self._cancelled:
+                raise
+        finally:
+            self._step = None
 
     async def _attempt(self, session: StreamSession, begin_at: float) -> None:
         if (delay := begin_at - monotonic()) > 0 and not self._cancelled:
@@ -95,19 +110,22 @@ class AsyncRunner:
         if pool is not self._pool:
             self._let_go(None)
             self._pool = pool
-        try:
-            if self._connection is not None:
-                connection, reused = pool.replace(self._connection), False
-            else:
-                connection, reused = await pool.acquire(session.queue_deadline)
-        except LlamaStreamError as error:
-            session.fail(error, monotonic())
-            return
+        if self._connection is not None:
+            connection, reused = pool.replace(self._connection), False
+        else:
+            self._let_go(None)
+            self._place = Place()
+            try:
+                connection, reused = await pool.acquire(self._place, session.queue_deadline)
+            except PoolTimeoutError as error:
+                session.fail(error, monotonic())
+                return
         self._connection = connection
-        session.begin(monotonic(), reused_connection=reused)
         if self._cancelled:
             session.cancel(monotonic())
+            self._let_go(None)
             return
+        session.begin(monotonic(), reused_connection=reused)
         try:
             if reused:
                 connection.keep(self)
@@ -161,7 +179,7 @@ class AsyncRunner:
                 self._connection.resume()
             try:
                 if session.wants_slots(monotonic()):
-                    await self._look_at_slots(session)
+                    await self._unless_left(self._look_at_slots(session))
                 else:
                     await self._wait(None)
             except asyncio.CancelledError:
@@ -358,6 +376,9 @@ class AsyncRunner:
         if self.session is not None:
             self.session.cancel(monotonic())
         self._release()
+        if self._step is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended already
+                self._step.reschedule(0.0)
         self._wake()
 
     def _release(self) -> None:
@@ -374,8 +395,9 @@ class AsyncRunner:
 
     def _let_go(self, reader: ResponseReader | None) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None:
-            if self._paused:
-                self._paused = False
-                connection.resume()
-            self._pool.release(connection, reader)
+        place, self._place = self._place, None
+        if connection is not None and self._paused:
+            self._paused = False
+            connection.resume()
+        if place is not None:
+            self._pool.release(place, connection, reader)

@@ -11,6 +11,7 @@ from llamastream.client.apool import AsyncConnectionPool
 from llamastream.client.core import ClientCore
 from llamastream.client.endpoints import Answer, Call
 from llamastream.client.oserrors import connection_lost
+from llamastream.client.pool import Place
 from llamastream.client.servers import Server
 from llamastream.errors import ConnectionLostError, LlamaStreamError
 
@@ -56,19 +57,29 @@ async def call_once(core: ClientCore, server: Server, call: Call[T], timeout: fl
 
 
 async def call_pooled(core: ClientCore, pool: AsyncConnectionPool, call: Call[T], timeout: float) -> T:
-    """One request over a connection of the pool; a stale one is replaced. Raises as `call_once`."""
+    """One request over a connection of the pool; a stale one is replaced. Raises as `call_once`.
+
+    If all of the pool are in use, it goes over one more: whether a server is well must not depend on how many streams
+    its client reads.
+    """
     deadline = monotonic() + timeout
     while True:
-        connection, reused = await pool.acquire(deadline)
+        place = Place()
+        connection: AsyncConnection | None = None
         answer: Answer[T] | None = None
+        reused = False
         try:
+            acquired = await pool.acquire_now(place)
+            if acquired is None:
+                return await call_once(core, pool.server, call, max(0.001, deadline - monotonic()))
+            connection, reused = acquired
             answer = await _exchange(core, pool.server, connection, reused, call, max(0.001, deadline - monotonic()))
             return answer.value()
         except ConnectionLostError:
             if not reused:
                 raise
         finally:
-            pool.release(connection, answer.reader if answer is not None else None)
+            pool.release(place, connection, answer.reader if answer is not None else None)
 
 
 async def _exchange(

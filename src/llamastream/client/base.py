@@ -29,7 +29,7 @@ class ClientBase:
         fallback: whether an answer may come as one piece: `auto` (where streaming fails), `always`, `never`.
         recovery: how a stream that breaks in the middle may go on: `full`, `reattach` (only where the server still
             holds the generation), or `off` (it ends with the error).
-        max_connections: open to a server at the same time; further requests wait in line.
+        max_connections: in use to a server at the same time; further streams wait in line, as long as `first_byte`.
         listeners: called with the events of `llamastream.events` (requests, attempts, first tokens, retries, ends).
 
     Raises:

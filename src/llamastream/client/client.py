@@ -207,7 +207,7 @@ class StreamingClient(ClientBase):
     # -- end --------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close idle connections. Streams that still run go on; close them by themselves."""
+        """Close idle connections, and keep none from now on. Streams that run go on; close them by themselves."""
         for pool in self._pools:
             pool.close()
 

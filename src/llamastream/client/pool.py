@@ -1,4 +1,8 @@
-"""Blocking connections that are kept for the next request, and a bound on how many there are."""
+"""Blocking connections that are kept for the next request, and a bound on how many there are.
+
+The bound is one on places. Whoever wants a connection brings a `Place` of his own, and gives it back whatever happened,
+by `release`: so there is no moment in which an interruption (Ctrl-C, a cancelled task) could lose one.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,15 @@ import contextlib
 import os
 import threading
 from collections import deque
+from queue import Empty, SimpleQueue
 from time import monotonic
 
 from msgspec import Struct
 
-from llamastream.client.connection import Connection
+from llamastream.client.connection import LONGEST_WAIT, Connection
+from llamastream.client.forks import renew_after_fork
 from llamastream.client.servers import Server
-from llamastream.errors import ConnectTimeoutError
+from llamastream.errors import PoolTimeoutError
 from llamastream.protocol.http1 import ResponseReader
 
 
@@ -20,9 +26,11 @@ class PoolLimits(Struct, frozen=True):
     """Bounds of a client's pool.
 
     Attributes:
-        connections: open at the same time; more requests wait in line, first come first served.
+        connections: in use at the same time; more streams wait in line, first come first served.
         idle: kept for the next request.
-        idle_seconds: how long; llama-server closes an idle connection after 5 s itself.
+        idle_seconds: how long; llama-server closes an idle connection after 5 s itself. The blocking pool has no thread
+            to look at the time: one that has expired is not used any more, and closed when the next connection is
+            asked for or comes back, at `close`, or with the client.
     """
 
     connections: int = 512
@@ -36,6 +44,42 @@ class _Idle(Struct):
     since: float
 
 
+class Place:
+    """A place in the pool: first in line for it, then with a connection. For one use only."""
+
+    __slots__ = ("_news",)
+
+    def __init__(self) -> None:
+        # Its `put` may come in the middle of anything: from another thread, a finalizer, a signal's handler.
+        self._news: SimpleQueue[bool] = SimpleQueue()
+
+    def leave(self) -> None:
+        """Wait in line no more; from any thread, at any time."""
+        self._news.put(False)
+
+    def serve(self) -> None:
+        """It is this one's turn."""
+        self._news.put(True)
+
+    def wait(self, deadline: float) -> bool | None:
+        """Whether it is its turn (False: it was left); None if nothing happened until the deadline."""
+        while True:
+            left = max(0.0, deadline - monotonic())
+            try:
+                return self._news.get(timeout=min(left, LONGEST_WAIT))
+            except Empty:
+                if left <= LONGEST_WAIT:
+                    return None
+
+
+def all_in_use(server: Server, limits: PoolLimits, seconds: float) -> PoolTimeoutError:
+    """The error for who waited in line in vain."""
+    return PoolTimeoutError(
+        f"{server.url}: the client's bound of {limits.connections} connections to this server was in use for "
+        f"{seconds:.1f} s; raise max_connections, close streams that nobody reads, or wait longer (Timeouts.first_byte)"
+    )
+
+
 class ConnectionPool:
     """The connections of one client to one server. Safe across threads, and across a fork: the child starts anew."""
 
@@ -43,55 +87,77 @@ class ConnectionPool:
         self.server = server
         self._limits = limits
         self._idle: list[_Idle] = []
-        self._start()
-
-    def _start(self) -> None:
-        self._lock = threading.Lock()
-        self._idle = []
-        self._waiters: deque[_Waiter] = deque()
-        self._in_use = 0
-        self._pid = os.getpid()
         self._closed = False
         # llama-server announces keep-alive and closes after every stream; seen once, it is believed no more.
         self.streams_keep_alive = True
+        self._start()
+        renew_after_fork(self)
 
-    def _after_fork(self) -> None:
-        """In the child of a fork the sockets are the parent's: let go of them without a word on the wire."""
+    def _start(self) -> None:
+        # Reentrant: the garbage collector may end a stream, which gives its place back, in the middle of the below.
+        self._lock = threading.RLock()
+        self._idle = []
+        self._places: set[Place] = set()
+        self._line: deque[Place] = deque()
+        self.server.waiting = 0
+        self._pid = os.getpid()
+
+    def after_fork(self) -> None:
+        """In the child the sockets and the places are the parent's: let go of them without a word on the wire."""
         inherited = self._idle
-        self._start()  # the old lock may be held by a thread that does not exist here
+        self._start()
         for idle in inherited:
             idle.connection.close()
 
-    def acquire(self, deadline: float) -> tuple[Connection, bool]:
-        """A connection, and whether it has been used before; a new one is not connected yet.
+    def acquire(self, place: Place, deadline: float) -> tuple[Connection, bool] | None:
+        """A connection, and whether it has been used before; a new one is not connected yet. None: the place was left.
+
+        Whatever comes of it, `release` is to be called once it is not needed any more.
 
         Raises:
-            ConnectTimeoutError: every connection was in use until the deadline.
+            PoolTimeoutError: every connection was in use until the deadline.
         """
-        if self._pid != os.getpid():
-            self._after_fork()
+        self._look_at_process()
+        began = monotonic()
         with self._lock:
-            waiter = None
-            if self._in_use >= self._limits.connections:
-                waiter = _Waiter()
-                self._waiters.append(waiter)
-            else:
-                self._in_use += 1
-        if waiter is not None:
-            self._wait(waiter, deadline)
-        return self._take_idle() or (Connection(self.server.address, self.server.tls), False)
+            self._line.append(place)
+            self._serve()
+        try:
+            served = place.wait(deadline)
+            if served is None and place not in self._places:
+                raise all_in_use(self.server, self._limits, monotonic() - began)
+            if served is not False:
+                return self._connection()
+        except BaseException:
+            self.release(place, None, None)
+            raise
+        self.release(place, None, None)
+        return None
 
-    def _wait(self, waiter: _Waiter, deadline: float) -> None:
-        if waiter.event.wait(min(max(0.0, deadline - monotonic()), threading.TIMEOUT_MAX)):
-            return
+    def acquire_now(self, place: Place) -> tuple[Connection, bool] | None:
+        """As `acquire`, without a wait: None if all are in use."""
+        self._look_at_process()
         with self._lock:
-            if waiter.event.is_set():
-                return  # handed over in the last moment
-            self._waiters.remove(waiter)
-        raise ConnectTimeoutError(
-            f"{self.server.url}: all {self._limits.connections} connections of this client were in use "
-            "(max_connections)"
-        )
+            if self._line or len(self._places) >= self._limits.connections:
+                return None
+            self._places.add(place)
+        return self._connection()
+
+    def _look_at_process(self) -> None:
+        if self._pid != os.getpid():  # a fork that Python was not told of, as some servers written in C do it
+            self.after_fork()
+
+    def _serve(self) -> None:
+        """Whose turn it is; under the lock."""
+        while self._line and len(self._places) < self._limits.connections:
+            with contextlib.suppress(IndexError):  # a finalizer was quicker, see `_start`
+                place = self._line.popleft()
+                self._places.add(place)
+                place.serve()
+        self.server.waiting = len(self._line)
+
+    def _connection(self) -> tuple[Connection, bool]:
+        return self._take_idle() or (Connection(self.server.address, self.server.tls), False)
 
     def _take_idle(self) -> tuple[Connection, bool] | None:
         while True:
@@ -112,10 +178,14 @@ class ConnectionPool:
         connection.close()
         return Connection(self.server.address, self.server.tls)
 
-    def release(self, connection: Connection, reader: ResponseReader | None) -> None:
-        """Give a connection back after use. `reader`: of the response that came over it, if it may be kept."""
+    def release(self, place: Place, connection: Connection | None, reader: ResponseReader | None) -> None:
+        """Give a place back, and the connection, if it came to one; a second time has no effect.
+
+        `reader`: of the response that came over the connection, if that may be kept.
+        """
         keep = (
-            reader is not None
+            connection is not None
+            and reader is not None
             and reader.header_complete
             and reader.keep_alive
             and not reader.trailing
@@ -125,24 +195,25 @@ class ConnectionPool:
         close = []
         now = monotonic()
         with self._lock:
-            if self._pid == os.getpid():
-                if self._waiters:
-                    self._waiters.popleft().event.set()  # the place goes on to the next in line
-                else:
-                    self._in_use -= 1
-            if keep and reader is not None and not self._closed:
+            ours = place in self._places  # not if it was got before a fork
+            if ours:
+                self._places.remove(place)
+            elif place in self._line:
+                self._line.remove(place)
+            self._serve()
+            if connection is not None and reader is not None and keep and ours and not self._closed:
                 self._idle.append(_Idle(connection, reader, now))
-                while len(self._idle) > self._limits.idle or (
-                    self._idle and now - self._idle[0].since > self._limits.idle_seconds
-                ):
-                    close.append(self._idle.pop(0).connection)
-            else:
+            elif connection is not None:
                 close.append(connection)
+            while len(self._idle) > self._limits.idle or (
+                self._idle and now - self._idle[0].since > self._limits.idle_seconds
+            ):
+                close.append(self._idle.pop(0).connection)
         for unused in close:
             unused.close()
 
     def close(self) -> None:
-        """Close what is idle; what is in use is closed when it comes back."""
+        """Close what is idle; what is in use, or is used from now on, is closed when it comes back."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -153,10 +224,3 @@ class ConnectionPool:
         # A client that nobody closed: its idle sockets are closed in order all the same.
         with contextlib.suppress(Exception):
             self.close()
-
-
-class _Waiter:
-    __slots__ = ("event",)
-
-    def __init__(self) -> None:
-        self.event = threading.Event()

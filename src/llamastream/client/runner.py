@@ -12,11 +12,11 @@ from llamastream.client.connection import Connection
 from llamastream.client.core import ClientCore, describe_stream
 from llamastream.client.endpoints import Call
 from llamastream.client.oserrors import connection_lost
-from llamastream.client.pool import ConnectionPool
+from llamastream.client.pool import ConnectionPool, Place
 from llamastream.client.servers import Server
-from llamastream.client.session import StreamSession
+from llamastream.client.session import EARLY, StreamSession
 from llamastream.client.unary import LOOK_TIMEOUT, call_once
-from llamastream.errors import LlamaStreamError
+from llamastream.errors import LlamaStreamError, PoolTimeoutError
 from llamastream.protocol.http1 import ResponseReader
 from llamastream.protocol.requests import GenerationRequest
 from llamastream.types import StreamEvent, TextDelta, Timeouts
@@ -44,8 +44,10 @@ class Runner:
         self._request = request
         self._timeouts = timeouts
         self._connection: Connection | None = None
-        self._pool = pools[0]  # the one that the connection belongs to
-        self._lock = threading.Lock()
+        self._question: Connection | None = None  # over which a short question is asked
+        self._place: Place | None = None  # in line for a connection, or with it
+        self._pool = pools[0]  # the one that the place belongs to
+        self._lock = threading.RLock()  # reentrant, since `cancel` may be called by a signal's handler
         self._cancelled = threading.Event()
         self._left = False  # the same, for a look at each piece of text
         request.encoded()  # what JSON cannot express is refused now, not at the first iteration
@@ -54,8 +56,12 @@ class Runner:
         """Connect and send; what goes wrong is kept in the session, where the reader meets it."""
         if self.session is None:
             self.session = self._core.session(self._request, self._timeouts, monotonic())
-        while not self.session.ended and self.session.next_attempt_at is not None:
-            self._attempt(self.session, self.session.next_attempt_at)
+        try:
+            while not self.session.ended and self.session.next_attempt_at is not None:
+                self._attempt(self.session, self.session.next_attempt_at)
+        except BaseException:
+            self.close()
+            raise
         return self.session
 
     def _attempt(self, session: StreamSession, begin_at: float) -> None:
@@ -76,20 +82,24 @@ class Runner:
         if pool is not self._pool:
             self._let_go(None)
             self._pool = pool
-        try:
-            if self._connection is not None:
-                connection, reused = pool.replace(self._connection), False
-            else:
-                connection, reused = pool.acquire(session.queue_deadline)
-        except LlamaStreamError as error:
-            session.fail(error, monotonic())
-            return
+        if self._connection is not None:
+            connection, reused = pool.replace(self._connection), False
+        else:
+            try:
+                acquired = self._acquire(session.queue_deadline)
+            except PoolTimeoutError as error:
+                session.fail(error, monotonic())
+                return
+            if acquired is None:
+                session.cancel(monotonic())
+                return
+            connection, reused = acquired
         with self._lock:
             self._connection = connection
-        session.begin(monotonic(), reused_connection=reused)
         if self._cancelled.is_set():
             session.cancel(monotonic())
             return
+        session.begin(monotonic(), reused_connection=reused)
         try:
             if not reused:
                 connection.connect(session.deadline)
@@ -103,12 +113,28 @@ class Runner:
             # A server may answer (413, 401) and close before it has read the whole body: look for that answer.
             pass
 
+    def _acquire(self, deadline: float) -> tuple[Connection, bool] | None:
+        """A connection of the pool, after a wait in line if need be; None: `cancel` came."""
+        self._let_go(None)
+        place = Place()
+        with self._lock:
+            self._place = place
+        if self._cancelled.is_set():
+            return None
+        return self._pool.acquire(place, deadline)
+
     def _ask(self, server: Server, call: Call[T], timeout: float) -> T | None:
         """The answer to a short question, or None."""
+        connection = Connection(server.address, server.tls)
+        with self._lock:
+            self._question = connection
         try:
-            return call_once(self._core, server, call, timeout)
+            return None if self._cancelled.is_set() else call_once(self._core, server, call, timeout, connection)
         except LlamaStreamError:
             return None
+        finally:
+            with self._lock:
+                self._question = None
 
     def events(self) -> Generator[StreamEvent, None, None]:
         """All events; raises what ended the stream, if it did not end well."""
@@ -190,7 +216,7 @@ class Runner:
         if isinstance(error, TimeoutError):
             now = monotonic()
             # A timer may be a moment early; a wait that was cut at its longest is far from the deadline.
-            self._wait_is_over(session, max(now, session.deadline) if session.deadline - now < 0.01 else now)
+            self._wait_is_over(session, max(now, session.deadline) if session.deadline - now < EARLY else now)
         else:
             self._failed(session, connection_lost(session.url, error))
 
@@ -199,6 +225,8 @@ class Runner:
             session.timed_out(now)
             return
         slots = self._ask(session.server, endpoints.slots(), LOOK_TIMEOUT)
+        if self._cancelled.is_set():
+            session.cancel(monotonic())
         session.slots_seen(slots, max(now, monotonic()))
 
     def _failed(self, session: StreamSession, error: LlamaStreamError) -> None:
@@ -211,8 +239,9 @@ class Runner:
         """Give the connection back; `reader` of a response that ended well, so that it may be used again."""
         with self._lock:
             connection, self._connection = self._connection, None
-        if connection is not None:
-            self._pool.release(connection, reader)
+            place, self._place = self._place, None
+        if place is not None:
+            self._pool.release(place, connection, reader)
 
     def describe(self) -> str:
         """Endpoint and state, for people."""
@@ -223,8 +252,11 @@ class Runner:
         self._left = True
         self._cancelled.set()
         with self._lock:
-            if self._connection is not None:
-                self._connection.abort()
+            if self._place is not None:
+                self._place.leave()
+            for connection in (self._connection, self._question):
+                if connection is not None:
+                    connection.abort()
 
     def close(self) -> None:
         """In the thread that reads."""

@@ -22,7 +22,7 @@ from llamastream.client.record import StreamRecord
 from llamastream.client.sequel import FailedAt, Sequel, Sequels
 from llamastream.client.servers import Server
 from llamastream.client.state import ClientState
-from llamastream.errors import ConnectionLostError, LlamaStreamError
+from llamastream.errors import ConnectionLostError, ConnectTimeoutError, LlamaStreamError, PoolTimeoutError
 from llamastream.policy.clocks import Phase
 from llamastream.policy.recovery import RecoveryOptions
 from llamastream.policy.watch import Watch
@@ -41,6 +41,9 @@ from llamastream.types import (
 
 LONGEST_STEADY = 86400.0
 """Seconds: a content-idle clock that runs longer is watched by deadlines."""
+
+EARLY = 0.01
+"""Seconds that a timer may be early, at most."""
 
 REATTACH_HEADER = 5.0
 """Seconds until a server answers that is asked for the rest of a generation: there is no queue for it."""
@@ -312,6 +315,8 @@ class StreamSession:
         """The attempt failed: another follows, or the stream ends."""
         if self.ended:
             return
+        if isinstance(error, ConnectTimeoutError | PoolTimeoutError) and now > self._watch.end - EARLY:
+            error = self._watch.expired(max(now, self._watch.end), self.url) or error
         self._now = now
         under_way = self.next_attempt_at is None
         answered = under_way and self._exchange.accepted
