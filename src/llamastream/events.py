@@ -26,6 +26,10 @@ class AttemptStarted(Struct, frozen=True):
 
     `reused_connection`: over a connection that was idle in the pool. `server`: its base URL. `kind`: `first`,
     `restart`, or how a broken stream is to go on (see `Recovery`).
+
+    Two in a row, the first with `reused_connection` and the second a `restart`: the server had closed the idle
+    connection, and never saw the request. There is no `RetryScheduled` in between, and nothing in
+    `Stats.failed_attempts`, since nothing failed.
     """
 
     request_id: int

@@ -112,7 +112,7 @@ class ClientSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 100
     max_connections: Annotated[
         int,
-        Meta(ge=1, le=1 << 20, description="Connections to a server at the same time; further requests wait in line."),
+        Meta(ge=1, le=1 << 20, description="Connections to a server at the same time; further streams wait in line."),
     ] = 512
     max_event_bytes: Annotated[
         int, Meta(ge=1024, le=1 << 30, description="Largest server-sent event that is accepted, in bytes.")
