@@ -159,8 +159,8 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
         max_retry_after: longest `Retry-After`, in seconds, that is honoured; a longer one ends the request.
         loading_patience: how long, in seconds, a server may answer 503 «Loading model»; asked every
             `loading_interval` seconds, and not counted as repetitions.
-        recovery_patience: how long, in seconds, a stream that broke in the middle tries to go on; new content ends it,
-            and waiting in a server's queue does not count.
+        recovery_patience: for how long, in seconds, attempts to go on after a break in the middle may fail; a server
+            that loads its model has `loading_patience` besides.
         max_recoveries: breaks of one stream that are mended at most; 0 as `recovery="off"`.
     """
 

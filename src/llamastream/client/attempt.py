@@ -11,7 +11,7 @@ from llamastream.client.endpoints import Call
 from llamastream.client.servers import Server
 from llamastream.errors import LlamaStreamError
 from llamastream.protocol.requests import GenerationRequest
-from llamastream.protocol.resume import Resumed
+from llamastream.protocol.resume import RepeatedAnswer, Resumed
 
 AttemptKind: TypeAlias = Literal["first", "restart", "reattach", "continue", "replay", "non_streaming", "finish"]
 
@@ -22,11 +22,12 @@ class Generation:
     Attributes:
         server: where. request: what was asked for. resumed: joins the answer to what the caller had before.
         conversation_id: under which the server holds it, or None.
+        asked_for: the request has gone out, or may have. answered: the response has begun.
         offset: bytes of its body that have been taken, up to the last whole event.
         lost: it cannot be taken up again.
     """
 
-    __slots__ = ("conversation_id", "lost", "offset", "request", "resumed", "server")
+    __slots__ = ("answered", "asked_for", "conversation_id", "lost", "offset", "request", "resumed", "server")
 
     def __init__(
         self, server: Server, request: GenerationRequest, resumed: Resumed | None, conversation_id: str | None
@@ -35,6 +36,8 @@ class Generation:
         self.request = request
         self.resumed = resumed
         self.conversation_id = conversation_id
+        self.asked_for = False
+        self.answered = False
         self.offset = 0
         self.lost = False
 
@@ -42,6 +45,11 @@ class Generation:
     def held(self) -> bool:
         """Whether it may be taken up again."""
         return self.conversation_id is not None and not self.lost
+
+    @property
+    def compared(self) -> bool:
+        """Whether its answer repeats what the caller has, and is compared with it."""
+        return isinstance(self.resumed, RepeatedAnswer)
 
     @property
     def reattach_path(self) -> str:
@@ -81,9 +89,21 @@ class Break:
         characters: what the caller had. server: where it happened.
         tried: servers that failed since. attempts: how many there were since. plan: how the stream is to go on.
         fruitless: answers in a row that began and broke without new content.
+        loading_since: when a server first said that it loads its model, or None.
     """
 
-    __slots__ = ("at", "attempts", "characters", "error", "fruitless", "plan", "server", "silent_since", "tried")
+    __slots__ = (
+        "at",
+        "attempts",
+        "characters",
+        "error",
+        "fruitless",
+        "loading_since",
+        "plan",
+        "server",
+        "silent_since",
+        "tried",
+    )
 
     def __init__(
         self, error: LlamaStreamError, at: float, silent_since: float, characters: int, server: Server
@@ -96,4 +116,5 @@ class Break:
         self.tried: set[Server] = set()
         self.attempts = 0
         self.fruitless = 0
+        self.loading_since: float | None = None
         self.plan: AttemptKind = "restart"

@@ -13,7 +13,7 @@ from llamastream.client import endpoints
 from llamastream.client.attempt import Attempt, AttemptKind, Break, Errand, Generation
 from llamastream.client.servers import PROBE_TIMEOUT, Server
 from llamastream.client.state import ClientState
-from llamastream.errors import LlamaStreamError, ServerError, StreamDivergedError
+from llamastream.errors import LlamaStreamError, MidStreamError, ModelLoadingError, ServerError, StreamDivergedError
 from llamastream.policy.recovery import Case, PlanKind, RecoveryOptions, classify, plan
 from llamastream.protocol.journal import Journal, repetition, token_limit, with_seed
 from llamastream.protocol.requests import CHAT_PATH, GenerationRequest
@@ -77,10 +77,10 @@ class AttemptPlanner:
         """The server of the attempt; before the first, the one that is listed first."""
         return self.attempt.generation.server if self.attempt is not None else self._servers.all[0]
 
-    @property
-    def repeats(self) -> bool:
+    def _repeats(self, server: Server) -> bool:
         """Whether a broken answer is repeated and compared, rather than continued."""
-        return self.journal.repeat == "only" or (self.journal.repeat == "first" and not self.journal.diverged)
+        first = self.journal.repeat == "first" and not self.journal.diverged
+        return first or self.journal.repeat == "only" or server.continues is False
 
     # -- before an attempt --------------------------------------------------------------------------------
 
@@ -110,7 +110,8 @@ class AttemptPlanner:
         if kind == "reattach" and generation is not None:
             self.attempt = Attempt("reattach", generation)
             return
-        if generation is not None and generation.lost and generation.server.reattach is None:
+        held_once = generation is not None and generation.conversation_id is not None and generation.lost
+        if generation is not None and held_once and generation.server.reattach is None:
             generation.server.reattach = yield Errand(generation.server, endpoints.reattach_probe(), PROBE_TIMEOUT)
         server = yield from self._choose()
         self.abandon()
@@ -120,11 +121,15 @@ class AttemptPlanner:
         if kind == "finish":
             yield from self._count_all(server)
             return
-        if kind == "replay" or (whole and self.repeats):
-            request, compared = self.journal.repeated(whole=whole)
-            resumed = compared
-        elif kind == "continue" or whole:
+        repeat = kind == "replay" or (whole and self._repeats(server))
+        if kind == "continue" or (whole and not repeat):
             tokens, ids = yield from self._count(server)
+            # A prompt of token ids can be continued with token ids only.
+            repeat = ids is None and isinstance(request.body.get("prompt"), list)
+        if repeat:
+            request, compared = self.journal.repeated(whole=whole)
+            resumed, kind = compared, "non_streaming" if whole else "replay"
+        elif kind == "continue" or whole:
             limit = token_limit(request)
             if limit is not None and tokens is not None and tokens >= limit:
                 self.complete = (yield from self._count_prompt(server)), tokens
@@ -212,21 +217,24 @@ class AttemptPlanner:
         self._busy = self.server
         self._servers.began(self.server)
         generation = self.attempt.generation
+        generation.asked_for = True
         if self.attempt.kind != "reattach" and generation.conversation_id is not None:
             self._state.hold(generation.server, generation.conversation_id)
         return self.attempt
 
-    def ended(self) -> None:
-        """The attempt is over, well or not."""
+    def ended(self, *, answered: bool) -> None:
+        """The attempt is over, well or not. `answered`: the response had begun."""
         if self._busy is not None:
             self._servers.ended(self._busy)
             self._busy = None
+            if self.generation is not None and answered:
+                self.generation.answered = True
 
     def abandon(self) -> None:
         """Nobody wants the generation any more: have the server drop it, if it holds it."""
         generation, self.generation = self.generation, None
-        if generation is not None and generation.conversation_id is not None:
-            self._state.let_go(generation.server, generation.conversation_id)
+        if generation is not None and generation.conversation_id is not None and generation.asked_for:
+            self._state.let_go(generation.server, generation.conversation_id, begun=generation.answered)
 
     # -- after a failure ----------------------------------------------------------------------------------
 
@@ -260,7 +268,7 @@ class AttemptPlanner:
                 return broken.error if refused else error
             if classify(error, elsewhere=False).kind == "refused":
                 generation.lost = True  # it went down with its process
-        elif attempt.kind == "continue" and isinstance(error, ServerError) and error.status in _REFUSALS:
+        elif attempt.kind in ("continue", "non_streaming") and not generation.compared and _refused(error):
             generation.server.continues = False
             return broken.error
         return error
@@ -272,6 +280,10 @@ class AttemptPlanner:
             self.broken = Break(error, now, silent_since, self.journal.characters, self.server)
             self.broken.tried = {self.server} if self.server in self._failed_on else set()
         broken, generation = self.broken, self.attempt.generation
+        if isinstance(error, ModelLoadingError):
+            broken.loading_since = now if broken.loading_since is None else broken.loading_since
+            if now - broken.loading_since < self._state.retry.loading_patience:
+                broken.at = now  # it is coming up: patience begins anew
         case = Case(
             self.journal.state(
                 held=generation.held, fruitless=broken.fruitless, seconds=now - broken.at, recoveries=self._mended
@@ -291,6 +303,11 @@ class AttemptPlanner:
         self._mended += 1
         self._failed_on.clear()
         return broken
+
+
+def _refused(error: LlamaStreamError) -> bool:
+    """Whether a server said no to a request, rather than failed at it."""
+    return isinstance(error, ServerError) and not isinstance(error, MidStreamError) and error.status in _REFUSALS
 
 
 def _common_prefix(one: str, other: str) -> int:

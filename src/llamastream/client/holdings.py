@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 import weakref
-from time import monotonic
+from time import monotonic, sleep
 from typing import TypeAlias
 
 from llamastream.client import endpoints
@@ -33,8 +33,11 @@ LEAVE_ALONE = 5.0
 EXIT_TIMEOUT = 2.0
 """Seconds that the end of the process waits for what is still to be dropped."""
 
-_Job: TypeAlias = "tuple[ClientCore, Server, str | None] | threading.Event"
-"""An id to drop on a server; None: what the server holds for processes that are gone. Or a mark in the queue."""
+HEAD_START = 0.02
+"""Seconds that a request has before the one to drop it is sent after it, over another connection."""
+
+_Job: TypeAlias = "tuple[ClientCore, Server, str | None, float] | threading.Event"
+"""An id to drop on a server, and from when on; None: what the server holds for processes that are gone. Or a mark."""
 
 
 class _Worker:
@@ -55,6 +58,7 @@ class _Worker:
         self._held: dict[str, tuple[ClientCore, Server]] = {}
         self._reaped: set[str] = set()
         self._silent: dict[str, float] = {}
+        self._starting = threading.Lock()
 
     def _after_fork(self) -> None:
         self._start_anew()
@@ -66,25 +70,30 @@ class _Worker:
         self._reap(core, server)
         self.ledger.add(server.url, conversation_id)
 
-    def drop(self, conversation_id: str) -> None:
-        """Have the server drop it, soon."""
+    def drop(self, conversation_id: str, begin_at: float) -> None:
+        """Have the server drop it, soon. Nothing happens in a forked child, whose copy of a stream is not its own."""
         held = self._held.pop(conversation_id, None)
         if held is not None:
-            self._submit((*held, conversation_id))
+            self._submit((*held, conversation_id, begin_at))
 
     def _submit(self, job: _Job) -> None:
         self._jobs.put(job)
-        if self._thread is None or not self._thread.is_alive():
-            thread = threading.Thread(target=self._run, name="llamastream-holdings", daemon=True)
-            with contextlib.suppress(RuntimeError):  # the interpreter is going down
-                thread.start()
-                self._thread = thread
+        if self._thread is not None and self._thread.is_alive():
+            return
+        if self._starting.acquire(blocking=False):  # else somebody is about to
+            try:
+                thread = threading.Thread(target=self._run, name="llamastream-holdings", daemon=True)
+                with contextlib.suppress(RuntimeError):  # the interpreter is going down
+                    thread.start()
+                    self._thread = thread
+            finally:
+                self._starting.release()
 
     def _reap(self, core: ClientCore, server: Server) -> None:
         """Once for each server, drop what it holds for processes that are gone."""
         if server.url not in self._reaped:
             self._reaped.add(server.url)
-            self._submit((core, server, None))
+            self._submit((core, server, None, 0.0))
 
     def _run(self) -> None:
         while True:
@@ -92,8 +101,9 @@ class _Worker:
             if isinstance(job, threading.Event):
                 job.set()
                 continue
-            core, server, conversation_id = job
+            core, server, conversation_id, begin_at = job
             del job
+            sleep(max(0.0, begin_at - monotonic()))
             if conversation_id is not None:
                 self._drop(core, server, conversation_id, ours=True)
             else:
@@ -122,7 +132,7 @@ class _Worker:
 
     def _exit(self) -> None:
         for conversation_id in list(self._held):  # of streams that nobody will read any more
-            self.drop(conversation_id)
+            self.drop(conversation_id, 0.0)
         self.flush(EXIT_TIMEOUT)
         self.ledger.close()
 
@@ -159,6 +169,7 @@ class Holdings:
         if core is not None:  # always: the stream that asks has it
             _get_worker().add(core, server, conversation_id)
 
-    def drop(self, server: Server, conversation_id: str) -> None:
-        """Have the server drop it, soon."""
-        _get_worker().drop(conversation_id)
+    def drop(self, server: Server, conversation_id: str, *, begun: bool) -> None:
+        """Have the server drop it, soon. `begun`: the server has answered, so that it knows the id."""
+        del server  # the worker knows
+        _get_worker().drop(conversation_id, 0.0 if begun else monotonic() + HEAD_START)

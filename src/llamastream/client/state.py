@@ -28,7 +28,7 @@ class Holdings(Protocol):
 
     def add(self, server: Server, conversation_id: str) -> None: ...
 
-    def drop(self, server: Server, conversation_id: str) -> None: ...
+    def drop(self, server: Server, conversation_id: str, *, begun: bool) -> None: ...
 
 
 class ClientState:
@@ -60,10 +60,10 @@ class ClientState:
         if self.holdings is not None:
             self.holdings.add(server, conversation_id)
 
-    def let_go(self, server: Server, conversation_id: str) -> None:
-        """Have a server drop what it holds, in the background."""
+    def let_go(self, server: Server, conversation_id: str, *, begun: bool) -> None:
+        """Have a server drop what it holds, in the background. `begun`: it has answered already."""
         if self.holdings is not None:
-            self.holdings.drop(server, conversation_id)
+            self.holdings.drop(server, conversation_id, begun=begun)
 
     def notify(self, event: ClientEvent) -> None:
         """Tell every listener; what they raise is logged and goes no further."""

@@ -78,8 +78,7 @@ class ContinuedAnswer:
                 delta.content = self._without(delta.content, self._text)
                 self.settled = True
         elif choice.text:
-            choice.text = self._without(choice.text, self._text)
-            self.settled = True
+            self.settled = True  # a completion never repeats its prompt
 
     def _without(self, piece: str, known: str) -> str:
         if known and self._telling and piece.startswith(known):
@@ -144,9 +143,8 @@ class RepeatedAnswer:
 
     def adapt(self, chunk: WireChunk) -> None:
         for choice in chunk.choices or ():
-            if self.settled:
-                return
-            self._choice(choice)
+            if not self.settled or choice.index in self._finished:
+                self._choice(choice)
 
     def _choice(self, choice: WireChoice) -> None:
         at = choice.index
@@ -158,8 +156,10 @@ class RepeatedAnswer:
         choice.text = self._rest((at, "text"), choice.text)
         if choice.logprobs:
             self._skip_logprobs(at, choice.logprobs)
-        if choice.finish_reason is not None and at not in self._finished:
+        if choice.finish_reason is not None:
             missing = next((text for key, text in self._known.items() if key[0] == at), None)
+            if missing is None:
+                missing = next((self._calls[key] for key in self._unseen if key[0] == at), None)
             if missing is not None:
                 raise StreamDivergedError(
                     f"the repeated answer ended before it came to {missing[:60]!r}, which the caller has already"
@@ -169,6 +169,8 @@ class RepeatedAnswer:
         """What of a piece is new."""
         expected = self._known.get(key)
         if expected is None or not piece:
+            if piece and key[0] in self._finished:
+                self._goes_on(piece)
             return piece
         length = min(len(expected), len(piece))
         if expected[:length] != piece[:length]:
@@ -179,9 +181,16 @@ class RepeatedAnswer:
         self.swallowed += 1
         if length == len(expected):
             del self._known[key]
+            if length < len(piece) and key[0] in self._finished:
+                self._goes_on(piece[length:])
         else:
             self._known[key] = expected[length:]
         return piece[length:] or None
+
+    def _goes_on(self, piece: str) -> None:
+        raise StreamDivergedError(
+            f"the repeated answer goes on with {piece[:60]!r} where the one that the caller has was finished"
+        )
 
     def _tool_calls(self, at: int, delta: WireDelta) -> None:
         calls = delta.tool_calls
@@ -200,6 +209,8 @@ class RepeatedAnswer:
                 if not self._rest_of_call(key, name, call.function):
                     self.swallowed += 1
                     continue
+            elif at in self._finished:
+                self._goes_on((call.function.name if call.function is not None else None) or "a tool call")
             fresh.append(call)
         delta.tool_calls = fresh or None
 
@@ -223,7 +234,10 @@ class RepeatedAnswer:
         for key, value in list(logprobs.items()):
             skip = self._logprobs.get((at, key), 0)
             if skip and isinstance(value, list):
-                logprobs[key] = value[skip:]
+                if skip < len(value):
+                    logprobs[key] = value[skip:]
+                else:
+                    del logprobs[key]
                 self._logprobs[at, key] = skip - len(value)
                 if skip <= len(value):
                     del self._logprobs[at, key]
