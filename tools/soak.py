@@ -96,9 +96,11 @@ class Ledger:
     def failed(self, error: LlamaStreamError, expected: Answer) -> None:
         text = "" if error.partial is None else error.partial.text
         good = expected.result.text.startswith(text)
+        begun = error.partial is not None and error.partial.stats.chunks > 0
+        where = "in the middle" if begun else "before the first content"
         with self.lock:
-            self.counts["clear error" if good else "WRONG"] += 1
-            self.errors[f"{type(error).__name__}: {error.message.partition(':')[2].partition(': ')[2][:80]}"] += 1
+            self.counts[f"clear error {where}" if good else "WRONG"] += 1
+            self.errors[f"{where}: {type(error).__name__}: {error.message.rpartition(': ')[2][:80]}"] += 1
             if not good and len(self.wrong) < 20:
                 self.wrong.append(f"{error!r} with {text!r}")
 
