@@ -28,6 +28,9 @@ _NOT_OF_THE_PROMPT = frozenset({"messages", "stream", "stream_options", "max_tok
 _REFUSALS = frozenset({400, 404, 422, 500, 501})
 """How servers answer that cannot continue a begun message; a template that fails is a 500."""
 
+_PASSING = frozenset({429, 502, 503, 504})
+"""How something on the way answers for a while; the server may hold the generation all the same."""
+
 Script = Generator[Errand, Any, None]
 
 
@@ -259,9 +262,10 @@ class AttemptPlanner:
             return error
         generation = attempt.generation
         if attempt.kind == "reattach":
-            if isinstance(error, ServerError) or broken.attempts > 1:
+            refused = isinstance(error, ServerError) and error.status not in _PASSING
+            if refused or broken.attempts > 1:
                 generation.lost = True
-                return broken.error if isinstance(error, ServerError) else error
+                return broken.error if refused else error
             if classify(error, elsewhere=False).kind == "refused":
                 generation.lost = True  # it went down with its process
         elif attempt.kind in ("continue", "non_streaming") and not generation.compared and _refused(error):

@@ -45,7 +45,6 @@ class _Worker:
 
     def __init__(self) -> None:
         self.ledger = Ledger()
-        self._of_parents: set[str] = set()  # what processes hold that this one was forked from
         self._start_anew()
         atexit.register(self._exit)
         if hasattr(os, "register_at_fork"):
@@ -55,20 +54,29 @@ class _Worker:
         # SimpleQueue.put may be called from a finalizer, in the middle of anything.
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        # With the core, since in a finalizer a weak reference to it may be dead already.
+        self._held: dict[str, tuple[ClientCore, Server]] = {}
         self._reaped: set[str] = set()
         self._silent: dict[str, float] = {}
         self._starting = threading.Lock()
 
     def _after_fork(self) -> None:
         self._start_anew()
-        self._of_parents |= self.ledger.after_fork()
+        self.ledger.after_fork()
 
-    def drop(self, core: ClientCore, server: Server, conversation_id: str, begin_at: float) -> None:
-        """Drop it, unless this is a copy of a stream that goes on in a parent process."""
-        if conversation_id not in self._of_parents:
-            self.submit((core, server, conversation_id, begin_at))
+    def add(self, core: ClientCore, server: Server, conversation_id: str) -> None:
+        """A server is about to hold a generation."""
+        self._held[conversation_id] = core, server
+        self._reap(core, server)
+        self.ledger.add(server.url, conversation_id)
 
-    def submit(self, job: _Job) -> None:
+    def drop(self, conversation_id: str, begin_at: float) -> None:
+        """Have the server drop it, soon. Nothing happens in a forked child, whose copy of a stream is not its own."""
+        held = self._held.pop(conversation_id, None)
+        if held is not None:
+            self._submit((*held, conversation_id, begin_at))
+
+    def _submit(self, job: _Job) -> None:
         self._jobs.put(job)
         if self._thread is not None and self._thread.is_alive():
             return
@@ -81,11 +89,11 @@ class _Worker:
             finally:
                 self._starting.release()
 
-    def reap(self, core: ClientCore, server: Server) -> None:
+    def _reap(self, core: ClientCore, server: Server) -> None:
         """Once for each server, drop what it holds for processes that are gone."""
         if server.url not in self._reaped:
             self._reaped.add(server.url)
-            self.submit((core, server, None, 0.0))
+            self._submit((core, server, None, 0.0))
 
     def _run(self) -> None:
         while True:
@@ -123,6 +131,8 @@ class _Worker:
         return mark.wait(timeout)
 
     def _exit(self) -> None:
+        for conversation_id in list(self._held):  # of streams that nobody will read any more
+            self.drop(conversation_id, 0.0)
         self.flush(EXIT_TIMEOUT)
         self.ledger.close()
 
@@ -155,15 +165,11 @@ class Holdings:
 
     def add(self, server: Server, conversation_id: str) -> None:
         """A server is about to hold a generation."""
-        worker = _get_worker()
         core = self._core()
-        if core is not None:
-            worker.reap(core, server)
-        worker.ledger.add(server.url, conversation_id)
+        if core is not None:  # always: the stream that asks has it
+            _get_worker().add(core, server, conversation_id)
 
     def drop(self, server: Server, conversation_id: str, *, begun: bool) -> None:
         """Have the server drop it, soon. `begun`: the server has answered, so that it knows the id."""
-        core = self._core()
-        if core is not None:
-            begin_at = 0.0 if begun else monotonic() + HEAD_START
-            _get_worker().drop(core, server, conversation_id, begin_at)
+        del server  # the worker knows
+        _get_worker().drop(conversation_id, 0.0 if begun else monotonic() + HEAD_START)
