@@ -170,7 +170,7 @@ PROGRAM = """
     import asyncio, os, signal, sys, time
     from llamastream import AsyncStreamingClient, StreamingClient
 
-    URL, HELD: dict[str, Any] = {url!r}, {held!r}
+    URL, HELD = {url!r}, {held!r}
     MESSAGES = [{{"role": "user", "content": "hi"}}]
 
     def begin():
