@@ -276,7 +276,7 @@ class Table:
     # -- servers that die --------------------------------------------------------------------------------
 
     def _storms(self) -> Iterator[Row]:
-        limited = chat(STORY, ignore_eos=True, max_tokens=600)
+        limited = chat("Tell me a long story.", max_tokens=2000)
         for number, what in ((signal.SIGKILL, "killed (SIGKILL)"), (signal.SIGSTOP, "stopped (SIGSTOP)")):
             for title, ask in (("`max_tokens`", limited), ("no limit", chat("Tell me a long story."))):
                 row = Row(f"{STREAMS} streams over two servers, one dies", f"{what}, {title}")
