@@ -135,9 +135,9 @@ class Table:
             "resets": self._resets,
             "tools": self._tool_calls,
             "reasoning": self._reasoning,
+            "noise": self._noise,
             "faults": self._faults,
             "storms": self._storms,
-            "noise": self._noise,
             "numbers": self._numbered,
         }
         for name, part in parts.items():
@@ -361,7 +361,7 @@ class Table:
                 row.count(got)
         row.lenient = True
         row.notes = (
-            "gaps and repetitions: 0. An answer that is garbled, or hangs, before its first content is not asked for "
+            f"gaps and repetitions: {row.wrong}. An answer that is garbled, or hangs, before its first content is not asked for "
             "again from a single server"
         )
         yield row
