@@ -147,9 +147,10 @@ def test_a_server_that_is_back_is_told_again(monkeypatch: pytest.MonkeyPatch) ->
         assert flush(10)
         assert on_disk() == ["a"]
         with NumberedServer(port=port) as server:
-            held.drop(where, "a", begun=True)
+            held.add(where, "b")
+            held.drop(where, "b", begun=True)
             assert flush(10)
-            assert dropped(server) == ["a"]
+            assert dropped(server) == ["b", "a"]
         assert on_disk() == []
 
 
@@ -161,6 +162,7 @@ def test_flush_says_whether_all_was_done(monkeypatch: pytest.MonkeyPatch) -> Non
         StreamingClient(f"http://127.0.0.1:{silent.getsockname()[1]}") as client,
     ):
         held, where = parts(client)
+        held.add(where, "a")
         held.drop(where, "a", begun=True)
         assert not flush(0.01)
         assert flush(10)

@@ -56,6 +56,7 @@ class _Worker:
         self._thread: threading.Thread | None = None
         # With the core, since in a finalizer a weak reference to it may be dead already.
         self._held: dict[str, tuple[ClientCore, Server]] = {}
+        self._undone: dict[str, list[str]] = {}  # by server, what it was not there to drop
         self._reaped: set[str] = set()
         self._silent: dict[str, float] = {}
         self._starting = threading.Lock()
@@ -112,15 +113,26 @@ class _Worker:
             del core, server  # a client that nobody else knows must not live until the next job
 
     def _drop(self, core: ClientCore, server: Server, conversation_id: str, *, ours: bool) -> None:
-        if monotonic() < self._silent.get(server.url, 0.0):
+        if not self._ask(core, server, conversation_id):
+            if ours:
+                self._undone.setdefault(server.url, []).append(conversation_id)
             return
+        if ours:
+            self.ledger.remove(conversation_id)
+        for left in self._undone.pop(server.url, ()):  # it is back
+            if self._ask(core, server, left):
+                self.ledger.remove(left)
+
+    def _ask(self, core: ClientCore, server: Server, conversation_id: str) -> bool:
+        """Have the server drop it; whether it answered."""
+        if monotonic() < self._silent.get(server.url, 0.0):
+            return False
         try:
             call_once(core, server, endpoints.drop_generation(stream_path(conversation_id)), DROP_TIMEOUT)
         except LlamaStreamError:
             self._silent[server.url] = monotonic() + LEAVE_ALONE
-            return
-        if ours:
-            self.ledger.remove(conversation_id)
+            return False
+        return True
 
     def flush(self, timeout: float) -> bool:
         """Wait until all that was submitted is done; whether it was."""
