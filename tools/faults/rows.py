@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import os
 import random
 import signal
@@ -361,8 +362,8 @@ class Table:
                 row.count(got)
         row.lenient = True
         row.notes = (
-            f"gaps and repetitions: {row.wrong}. An answer that is garbled, or hangs, before its first content is not asked for "
-            "again from a single server"
+            f"gaps and repetitions: {row.wrong}. An answer that is garbled, or hangs, before its first content is "
+            "not asked for again from a single server"
         )
         yield row
 
@@ -385,6 +386,9 @@ def _go_on(server: Engine) -> None:
         os.kill(server.pid, signal.SIGCONT)
 
 
-def workspace() -> tempfile.TemporaryDirectory[str]:
-    """Files that live as long as the run."""
-    return tempfile.TemporaryDirectory(prefix="llamastream-faults-")
+@contextlib.contextmanager
+def workspace() -> Iterator[Path]:
+    """Files that live as long as the run; what clients write down of it goes there too, and not to the user's home."""
+    with tempfile.TemporaryDirectory(prefix="llamastream-faults-") as directory:
+        os.environ["XDG_STATE_HOME"] = directory
+        yield Path(directory)
