@@ -42,7 +42,7 @@ from tools.faults.asking import (
     tool_call,
     undisturbed,
 )
-from tools.faults.rows import random_fault
+from tools.faults.rows import random_fault, workspace
 
 ASKS: list[tuple[Ask, bool]] = [
     (chat("Hello!"), True),
@@ -180,7 +180,7 @@ class Soak:
                         await self.aone(client, chance)
 
                 await asyncio.gather(*(many() for _ in range(3)))
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(0.2)
                 left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
                 if left:
                     self.ledger.wrong.append(f"tasks are left: {left}")
@@ -196,7 +196,7 @@ class Soak:
         next_kill = time.monotonic() + 10
         try:
             while time.monotonic() < end and all(thread.is_alive() for thread in threads):
-                self.stop.wait(1)
+                self.stop.wait(0.2)
                 if time.monotonic() > next_kill and end - time.monotonic() > 5:
                     self.kill()
                     next_kill = time.monotonic() + 20
@@ -251,6 +251,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     arguments = parser.parse_args()
     logging.getLogger("llamastream").setLevel(logging.CRITICAL)
+    with workspace():
+        return soaked(arguments)
+
+
+def soaked(arguments: argparse.Namespace) -> int:
+    """The whole run; 0 if nothing was lost."""
     soak = Soak(arguments.seed)
     try:
         soak.servers += [begin(), begin()]
@@ -281,7 +287,7 @@ def _settled(*proxies: ChaosProxy) -> dict[str, int]:
     for proxy in proxies:
         proxy.wait_for(lambda proxy: proxy.connections == 0, 10)
         proxy.log.clear()
-    time.sleep(1)
+    time.sleep(0.3)
     return footprint()
 
 

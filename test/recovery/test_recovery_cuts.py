@@ -29,10 +29,13 @@ ASKS: list[tuple[Ask, str, bool]] = [
     (chat(HELLO, logprobs=True, name="log probabilities"), "replay", False),
     (tool_call(max_tokens=60).named("limited tool call"), "reattach", True),
 ]
-# The sync client goes through every place (of most); the others through every fifth, since they share its machine.
+# The sync client goes through every place (of most); the others through every seventh, since they share its machine.
 # `make faults` leaves out none.
-SAMPLED = {"emoji", "two choices", "log probabilities", "schema of a completion", "limited tool call"}
-STEPS: list[tuple[How, int, int]] = [("sync", 1, 1), ("asyncio", 1, 5), ("uvloop", 3, 5)]
+SAMPLED = {
+    "emoji", "two choices", "log probabilities", "schema of a completion", "limited tool call", "system prompt",
+    "limited completion", "limited JSON schema",
+}  # fmt: skip
+STEPS: list[tuple[How, int, int]] = [("sync", 1, 1), ("asyncio", 1, 7), ("uvloop", 4, 7)]
 
 
 @pytest.mark.parametrize(("how", "first", "step"), STEPS, ids=[how for how, _, _ in STEPS])
@@ -43,7 +46,7 @@ def test_a_reset_behind_any_event_changes_nothing(
     expected = whole(ask)
     assert expected.result.finish_reason in ("stop", "length", "tool_calls")
     last = events_of(expected)
-    step = max(step, 3 if ask.name in SAMPLED else 1)
+    step = max(step, 4 if ask.name in SAMPLED else 1)
     kinds = []
     for events in range(first, last, step):
         got = cut(engine.url, ask, expected, Reset(after_events=events), how=how, counted=countable)
