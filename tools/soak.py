@@ -78,9 +78,10 @@ class Ledger:
         self.wrong: list[str] = []
 
     def whole(self, ask: Ask, got: Answer, expected: Answer, *, counted: bool) -> None:
-        lost = losses(got, expected, counted=counted)
+        lost = losses(got, expected, counted=False)  # a server that dies tells no counts; right they must be
         with self.lock:
             self.counts["whole" if not lost else "WRONG"] += 1
+            self.counts["of these without token counts"] += counted and got.result.usage is None
             self.kinds.update(got.kinds or ["undisturbed"])
             self.longest_gap = max(self.longest_gap, got.longest_gap)
             if lost and len(self.wrong) < 20:
@@ -293,13 +294,14 @@ def _settled(*proxies: ChaosProxy) -> dict[str, int]:
 
 def _report(soak: Soak, before: dict[str, int], after: dict[str, int], still_busy: int, arguments: Any) -> int:
     ledger = soak.ledger
+    streams = sum(count for what, count in ledger.counts.items() if not what.startswith("of these"))
     problems = list(ledger.wrong)
     if still_busy:
         problems.append(f"{still_busy} slots are still busy")
     for what, allowed in (("descriptors", 2), ("threads", 1), ("resident MiB", MEMORY_MIB)):
         if after[what] > before[what] + allowed:
             problems.append(f"{what}: {before[what]} before, {after[what]} after")
-    print(f"{sum(ledger.counts.values()):,} streams in {arguments.minutes:g} minutes (seed {arguments.seed})")
+    print(f"{streams:,} streams in {arguments.minutes:g} minutes (seed {arguments.seed})")
     print(f"  {dict(ledger.counts)}; a server was killed {soak.kills} times")
     print(f"  mended: {dict(ledger.kinds)}; longest gap {ledger.longest_gap:.2f} s")
     for error, count in ledger.errors.most_common(12):
