@@ -46,7 +46,8 @@ def test_a_reset_behind_any_event_changes_nothing(
     expected = whole(ask)
     assert expected.result.finish_reason in ("stop", "length", "tool_calls")
     last = events_of(expected)
-    step = max(step, 4 if ask.name in SAMPLED else 1)
+    if ask.name in SAMPLED:
+        step *= 5 if how == "sync" else 2
     kinds = []
     for events in range(first, last, step):
         got = cut(engine.url, ask, expected, Reset(after_events=events), how=how, counted=countable)
@@ -59,7 +60,7 @@ def test_a_reset_behind_any_event_changes_nothing(
             assert recovery.server == recovery.from_server
     # Before the first content it is a retry, and at the end only marks are missing.
     assert set(kinds) <= {kind, "finish"}
-    assert kinds.count(kind) >= (last - first) // step * 0.8
+    assert kinds.count(kind) >= max(1, (last - first) // step * 0.8 - 1)
 
 
 @pytest.mark.parametrize("how", ["sync", "asyncio"])
