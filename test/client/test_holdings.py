@@ -162,6 +162,7 @@ def test_flush_says_whether_all_was_done(monkeypatch: pytest.MonkeyPatch) -> Non
         StreamingClient(f"http://127.0.0.1:{silent.getsockname()[1]}") as client,
     ):
         held, where = parts(client)
+        held.add(where, "a")
         held.drop(where, "a", begun=True)
         assert not flush(0.01)
         assert flush(10)

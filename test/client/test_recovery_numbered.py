@@ -14,6 +14,7 @@ from wires import numbers
 from drivers import DRIVERS, Driver
 from faults import each_driver
 from llamastream.errors import LlamaStreamError, StreamDivergedError
+from llamastream.events import FirstToken, StreamBroke
 from llamastream.testing import (
     ChaosProxy,
     Fault,
@@ -259,15 +260,20 @@ def test_a_cut_behind_each_event(driver: Driver, after: int, held: bool) -> None
 def test_a_server_that_dies_and_comes_back_goes_on(driver: Driver) -> None:
     with NumberedServer(tokens=6, gate=True) as first:
         first.release(4)
+        begun, gone = threading.Event(), threading.Event()
         again: list[NumberedServer] = []
 
         def heard(event: Any) -> None:
-            if type(event).__name__ == "StreamBroke":
+            if isinstance(event, FirstToken):
+                begun.set()
+            elif isinstance(event, StreamBroke):
+                assert gone.wait(30), "its port is free again"
                 again.append(stack.enter_context(NumberedServer(tokens=6, port=first.port)))
 
         def kill(server: NumberedServer) -> None:
-            assert server.wait_for(lambda server: server._permits == 0)
+            assert begun.wait(30)
             server.close()
+            gone.set()
 
         with ExitStack() as stack:
             thread = threading.Thread(target=kill, args=(first,))

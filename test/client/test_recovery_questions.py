@@ -29,7 +29,6 @@ FAILURE = b'data: {"error":{"code":500,"message":"out of memory","type":"server_
 @pytest.fixture(autouse=True)
 def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    return
 
 
 class Asked(ServerDouble):

@@ -97,3 +97,11 @@ def test_what_cannot_be_mended_is_a_clear_error(engine: Engine, whole: Whole, fa
         assert isinstance(got, LlamaStreamError)
         assert got.partial is not None
         assert got.partial.stats.chunks > 10
+
+
+def test_a_busy_server_is_no_reason_to_give_up_streaming(engine: Engine, whole: Whole) -> None:
+    storm = Unavailable(times=5, message="busy")
+    got = cut(engine.url, ASKS[2], whole(ASKS[2]), Reset(after_events=20), storm, retry=QUICK)
+    assert not isinstance(got, LlamaStreamError), got
+    assert got.kinds == ["replay"]
+    assert got.result.stats.streamed
