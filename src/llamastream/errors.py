@@ -124,11 +124,13 @@ class ServerError(LlamaStreamError):
         type: `error.type` of the body (`invalid_request_error`, `unavailable_error`, ...), or "".
         body: the answer's body as it came, at most 64 KiB of it.
         retry_after: seconds to wait that the server asked for, or None.
+        retry_at: the date, in seconds since the epoch, if it asked to wait until a date.
     """
 
     type: str = ""
     body: bytes = b""
     retry_after: float | None = None
+    retry_at: float | None = None
 
 
 class BadRequestError(ServerError):

@@ -10,7 +10,7 @@ from llamastream.client.attempts import AttemptPlanner
 from llamastream.client.state import ClientState
 from llamastream.errors import LlamaStreamError, ModelLoadingError, ServerError
 from llamastream.policy.recovery import classify, delay
-from llamastream.policy.retry import RetryState
+from llamastream.policy.retry import RetryState, too_long
 from llamastream.protocol.failures import streaming_unsupported
 from llamastream.types import Fallback
 
@@ -106,6 +106,9 @@ class Sequels:
         )
         retry = self._state.decide_retry(error, state, self._random())
         if retry is None or at.now + retry.delay >= at.end:
+            if said := too_long(error, self._state.retry, at.end - at.now):
+                error.message = f"{error.message}; {said}"
+                error.args = (error.message,)
             return None
         if isinstance(error, ModelLoadingError) and self._loading_since is None:
             self._loading_since = at.now

@@ -22,7 +22,7 @@ from llamastream.client.record import StreamRecord
 from llamastream.client.sequel import FailedAt, Sequel, Sequels
 from llamastream.client.servers import Server
 from llamastream.client.state import ClientState
-from llamastream.errors import ConnectionLostError, LlamaStreamError
+from llamastream.errors import ConnectionLostError, LlamaStreamError, ServerError
 from llamastream.policy.clocks import Phase
 from llamastream.policy.recovery import RecoveryOptions
 from llamastream.policy.watch import Watch
@@ -47,12 +47,13 @@ REATTACH_HEADER = 5.0
 
 
 class SessionOptions(Struct, frozen=True):
-    """What a stream takes from its client and its call."""
+    """What a stream takes from its client and its call. `epoch`: the wall time at which its clock stood at 0."""
 
     timeouts: Timeouts
     max_event_bytes: int
     fallback: Fallback
     recovery: RecoveryMode = "full"
+    epoch: float | None = None
 
 
 class StreamSession:
@@ -313,6 +314,9 @@ class StreamSession:
         if self.ended:
             return
         self._now = now
+        epoch = self._options.epoch
+        if isinstance(error, ServerError) and error.retry_after is None and error.retry_at is not None and epoch:
+            error.retry_after = max(0.0, error.retry_at - (epoch + now))
         under_way = self.next_attempt_at is None
         answered = under_way and self._exchange.accepted
         if under_way:
