@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import logging
 import re
 import socket
@@ -125,6 +126,26 @@ def test_retry_after_is_waited_for(driver: Driver) -> None:
         result = driver.result(server.url, MESSAGES, {"retry": QUICK})
         assert time.monotonic() - started >= 1.0
         assert result.stats.failed_attempts[0].delay == 1.0
+
+
+@each_driver
+def test_a_date_to_retry_after_is_waited_for(driver: Driver) -> None:
+    # Dates have no fractions of a second.
+    date = email.utils.formatdate(int(time.time()) + 2, usegmt=True)
+    with ServerDouble(failing("429 Too Many Requests", b"{}", f"Retry-After: {date}"), GOOD) as server:
+        result = driver.result(server.url, MESSAGES, {"retry": QUICK})
+        assert 0.5 < result.stats.failed_attempts[0].delay <= 2.0
+
+
+@each_driver
+def test_a_wait_that_is_too_long_says_what_was_asked_and_what_forbids_it(driver: Driver) -> None:
+    with ServerDouble(failing("503 Service Unavailable", b"{}", "Retry-After: 100")) as server:
+        with pytest.raises(UnavailableError, match=r"asks to wait 100 s .*max_retry_after allows \(60 s\)$"):
+            driver.result(server.url, MESSAGES)
+        patient = {"retry": RetryPolicy(max_retry_after=1e6), "timeouts": Timeouts(total=5)}
+        with pytest.raises(UnavailableError, match=r"asks to wait 100 s \(Retry-After\), but Timeouts.total leaves"):
+            driver.result(server.url, MESSAGES, patient)
+        assert len(server.requests) == 2
 
 
 @each_driver
