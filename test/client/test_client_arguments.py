@@ -92,7 +92,7 @@ def test_what_is_unusual_but_right_is_taken() -> None:
 
 def test_the_key_in_wrong_settings_is_not_shown() -> None:
     with pytest.raises(SettingError) as caught:
-        StreamingClient(settings={"api_key": "sesame"})  # type: ignore[arg-type]
+        StreamingClient(settings={"api_key": "sesame"})
     assert "sesame" not in str(caught.value)
 
 
@@ -163,7 +163,7 @@ def test_a_stream_that_was_closed_before_it_began() -> None:
     assert stream.finish_reason == stream.result().finish_reason == "cancelled"
     for read in (iter, next, Stream.events):
         with pytest.raises(StreamConsumedError, match="this stream was closed"):
-            read(stream)  # type: ignore[operator]
+            read(stream)
 
 
 def test_the_same_in_asyncio() -> None:

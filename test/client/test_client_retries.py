@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 
 from drivers import DRIVERS, Driver
+from llamastream.address import parse_address
 from llamastream.client import AsyncStreamingClient, StreamingClient
+from llamastream.client.servers import Servers
+from llamastream.client.whole import REMEMBERED, WholeOnly
 from llamastream.errors import (
     BadRequestError,
     ConnectError,
@@ -35,6 +38,7 @@ from llamastream.events import (
     RequestStarted,
     RetryScheduled,
 )
+from llamastream.protocol.requests import chat_request
 from llamastream.testing import Script, ServerDouble, chunked, http_answer, sse_answer, sse_events
 from llamastream.types import RetryPolicy, Timeouts
 
@@ -262,6 +266,35 @@ def test_where_streaming_is_not_supported_the_same_call_asks_again_without(drive
         assert (result.text, result.stats.streamed) == ("all at once", False)
         assert b'"stream":true' in server.requests[0]
         assert b'"stream":false' in server.requests[1]
+
+
+def test_a_client_remembers_which_server_cannot_stream() -> None:
+    with ServerDouble(UNSUPPORTED, Script(WHOLE)) as server, StreamingClient(server.url) as client:
+        for _ in range(3):
+            assert client.chat(MESSAGES).text == "all at once"
+        client.chat(MESSAGES, model="other")
+        asked = [b'"stream":true' in request for request in server.requests]
+        assert asked == [True, False, False, False, True], "once; another model may have another template"
+    with ServerDouble(UNSUPPORTED, Script(WHOLE)) as server, StreamingClient(server.url) as client:
+        client.chat(MESSAGES)
+        with pytest.raises(LlamaStreamError):
+            StreamingClient(server.url, fallback="never").chat(MESSAGES)
+        assert b'"stream":true' in server.requests[-1]
+
+
+def test_what_is_remembered_ends_after_a_time_and_holds_for_one_kind_of_request() -> None:
+    first, other = Servers([parse_address("http://a"), parse_address("http://b")], None).all
+    chat, tools = chat_request(MESSAGES), chat_request(MESSAGES, extra={"tools": [{"type": "function"}]})
+    memory = WholeOnly()
+    assert not memory.applies(first, tools, 0.0)
+    memory.refused(first, tools, 0.0)
+    assert memory.applies(first, tools, REMEMBERED - 1)
+    assert not memory.applies(first, tools, REMEMBERED)
+    assert not memory.applies(first, chat, 1.0)
+    assert not memory.applies(other, tools, 1.0)
+    for number in range(1000):
+        memory.refused(first, chat_request(MESSAGES, model=str(number)), 0.0)
+    assert len(memory._until) <= 256
 
 
 @each_driver

@@ -27,7 +27,7 @@ MAX_STDIN_BYTES = 64 * 1024 * 1024
 
 
 def _errors_as_json(command: Callable[..., None]) -> Callable[..., None]:
-    """With --json, whatever goes wrong is an object on stdout, too: also before the first event, and in the settings."""
+    """With --json, whatever goes wrong is an object on stdout, too: also in the settings, before the first event."""
 
     @functools.wraps(command)
     def run(**arguments: Any) -> None:

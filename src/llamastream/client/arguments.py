@@ -105,11 +105,11 @@ def check_retry(retry: Any) -> None:
     for name in RetryPolicy.__struct_fields__:
         value = getattr(retry, name)
         if name in _COUNTS:
-            good, allowed = type(value) is int and 0 <= value, "a whole number from 0 upwards"
+            good, allowed = type(value) is int and value >= 0, "a whole number from 0 upwards"
         elif name == "loading_interval":  # at 0 a server that loads would be asked without a pause
             good, allowed = _is_number(value) and 0 < value < inf, "a number of seconds above 0"
         else:
-            good = _is_number(value) and 0 <= value and (value < inf or name in _ENDLESS)
+            good = _is_number(value) and value >= 0 and (value < inf or name in _ENDLESS)
             allowed = "a number of seconds from 0 upwards"
         if not good:
             raise SettingError(f"RetryPolicy.{name} must be {allowed}, not {_kind(value)}")
@@ -148,7 +148,9 @@ def checked_headers(headers: Any) -> dict[str, str]:
     if headers is None:
         return {}
     if not isinstance(headers, Mapping):
-        raise SettingError(f'headers must be a dict of str to str, as in {{"X-Team": "a"}}, not {type(headers).__name__}')
+        raise SettingError(
+            f'headers must be a dict of str to str, as in {{"X-Team": "a"}}, not {type(headers).__name__}'
+        )
     found: dict[str, str] = {}
     seen: dict[str, str] = {}
     for name, value in headers.items():
@@ -195,4 +197,3 @@ def _is_number(value: Any) -> bool:
 def _kind(value: Any) -> str:
     text = repr(value)
     return f"{text[:60]}{'…' if len(text) > 60 else ''} ({type(value).__name__})"
-

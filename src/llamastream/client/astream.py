@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Self
 
 from llamastream.client.apool import AsyncConnectionPool
-from llamastream.client.arunner import AsyncRunner
 from llamastream.client.arguments import check_timeouts
+from llamastream.client.arunner import AsyncRunner
 from llamastream.client.core import ClientCore
 from llamastream.client.stream import CLOSED, CONSUMED, MIXED
 from llamastream.errors import StreamConsumedError

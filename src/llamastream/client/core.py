@@ -24,6 +24,7 @@ from llamastream.client.pool import PoolLimits
 from llamastream.client.servers import Server, Servers
 from llamastream.client.session import SessionOptions, StreamSession
 from llamastream.client.state import ClientState
+from llamastream.client.whole import WholeOnly
 from llamastream.errors import InvalidRequestError, LlamaStreamError, SettingError, UnavailableError
 from llamastream.events import Listener
 from llamastream.protocol.http1 import build_request
@@ -86,6 +87,7 @@ class ClientCore:
         self.timeouts = timeouts or settings.timeouts
         self.limits = PoolLimits(connections=settings.max_connections)
         self._random = random
+        self._whole_only = WholeOnly()
         addresses = settings.addresses
         context: ssl.SSLContext | None = None
         if any(address.scheme == "https" for address in addresses):
@@ -141,7 +143,12 @@ class ClientCore:
     def session(self, request: GenerationRequest, timeouts: Timeouts | None, now: float) -> StreamSession:
         settings = self.settings
         options = SessionOptions(
-            timeouts or self.timeouts, settings.max_event_bytes, settings.fallback, settings.recovery, time() - now
+            timeouts or self.timeouts,
+            settings.max_event_bytes,
+            settings.fallback,
+            settings.recovery,
+            time() - now,
+            self._whole_only,
         )
         return StreamSession(request, options, self.state, self._random, now)
 

@@ -61,7 +61,7 @@ class Sequels:
         """What follows; an error: that ends the stream."""
         if at.emitted:
             return self._in_the_middle(error, at)
-        if self._falls_back(error):
+        if self._falls_back(error, at.now):
             return Sequel(0.0)
         return self._retry(error, at) or error
 
@@ -85,12 +85,12 @@ class Sequels:
         broken.attempts += 1
         return Sequel(wait, broke=kind if first else None)
 
-    def _falls_back(self, error: LlamaStreamError) -> bool:
+    def _falls_back(self, error: LlamaStreamError, now: float) -> bool:
         """Where the server says that it cannot stream, ask for the whole answer at once."""
         request = self._planner.request
         if self._fallback != "auto" or not request.body.get("stream") or not streaming_unsupported(error):
             return False
-        self._planner.request = request.without_stream()
+        self._planner.ask_for_whole(now)
         return True
 
     def _retry(self, error: LlamaStreamError, at: FailedAt) -> Sequel | None:

@@ -22,6 +22,7 @@ from llamastream.client.record import StreamRecord
 from llamastream.client.sequel import FailedAt, Sequel, Sequels
 from llamastream.client.servers import Server
 from llamastream.client.state import ClientState
+from llamastream.client.whole import WholeOnly
 from llamastream.errors import ConnectionLostError, LlamaStreamError, ServerError
 from llamastream.policy.clocks import Phase
 from llamastream.policy.recovery import RecoveryOptions
@@ -47,13 +48,15 @@ REATTACH_HEADER = 5.0
 
 
 class SessionOptions(Struct, frozen=True):
-    """What a stream takes from its client and its call. `epoch`: the wall time at which its clock stood at 0."""
+    """What a stream takes from its client and its call. `epoch`: the wall time at which its clock stood at 0.
+    `whole_only`: what the client knows of servers that cannot stream."""
 
     timeouts: Timeouts
     max_event_bytes: int
     fallback: Fallback
     recovery: RecoveryMode = "full"
     epoch: float | None = None
+    whole_only: WholeOnly | None = None
 
 
 class StreamSession:
@@ -86,7 +89,11 @@ class StreamSession:
             options.recovery, retry.recovery_patience, retry.max_recoveries, options.fallback != "never"
         )
         self._planner = AttemptPlanner(
-            request.without_stream() if options.fallback == "always" else request, recovery, state, random
+            request.without_stream() if options.fallback == "always" else request,
+            recovery,
+            state,
+            random,
+            options.whole_only if options.fallback == "auto" else None,
         )
         self._now = now
         self._attempt_began = now

@@ -80,7 +80,7 @@ def response_error(status: int, headers: Mapping[str, str], body: bytes, url: st
     error.body = body[:MAX_ERROR_BODY]
     asked = headers.get("retry-after")
     error.retry_at = _date(asked)
-    # A date and the server's own clock, if it tells it, make seconds; else whoever has a clock makes them of `retry_at`.
+    # A date and the server's own clock, if it tells it, make seconds; else whoever has a clock makes them of retry_at.
     error.retry_after = parse_retry_after(asked, now=_date(headers.get("date")))
     return error
 
