@@ -43,7 +43,7 @@ class InvalidRequestError(LlamaStreamError, ValueError):
 
 
 class StreamConsumedError(LlamaStreamError, RuntimeError):
-    """A stream was iterated twice, or used after it was closed."""
+    """A stream was iterated twice, both as text and by `events()`, or after it was closed."""
 
 
 class MissingDependencyError(LlamaStreamError, ImportError):
@@ -181,7 +181,7 @@ class ModelLoadingError(UnavailableError):
 
 
 class MidStreamError(ServerError):
-    """The server reported an error inside a stream that had already begun."""
+    """The server reported an error inside a stream (or a JSON body) that had begun with 200."""
 
 
 class StreamDivergedError(LlamaStreamError):

@@ -326,6 +326,54 @@ def test_a_json_body_that_is_no_answer(driver: Driver) -> None:
         assert len(server.requests) == 1
 
 
+# -- buffering where the server gives no times ---------------------------------------------------------------
+
+
+PLENTY = sse_answer(["a "] * 60)
+
+
+def release_later(server: ServerDouble, seconds: float) -> None:
+    threading.Timer(seconds, server.release, [1]).start()
+
+
+def test_an_answer_that_comes_at_once_after_a_silence_was_buffered() -> None:
+    heard: list[ClientEvent] = []
+    with ServerDouble(Script(PLENTY, hold=True)) as server:
+        release_later(server, 2.2)
+        result = StreamingClient(server.url, listeners=[heard.append]).chat(MESSAGES)
+    assert result.stats.buffered
+    assert [event.topic for event in heard if isinstance(event, Hint)] == ["buffering"]
+
+
+def test_a_late_reader_is_no_buffering() -> None:
+    with ServerDouble(Script(PLENTY)) as server, StreamingClient(server.url) as client:
+        with client.stream_chat(MESSAGES) as stream:
+            time.sleep(2.2)
+            assert len(list(stream)) == 60
+        with client.stream_chat(MESSAGES) as other:
+            time.sleep(2.2)
+            assert not other.result().stats.buffered
+    assert not stream.stats.buffered
+
+
+def test_a_retry_that_took_its_time_is_no_buffering() -> None:
+    busy = failing("503 Service Unavailable", b"{}", "Retry-After: 2")
+    with ServerDouble(busy, Script(PLENTY)) as server:
+        result = StreamingClient(server.url).chat(MESSAGES)
+    assert len(result.stats.failed_attempts) == 1
+    assert not result.stats.buffered
+
+
+def test_a_late_event_loop_is_no_buffering() -> None:
+    async def main(url: str) -> bool:
+        async with AsyncStreamingClient(url) as client, client.stream_chat(MESSAGES) as stream:
+            time.sleep(2.2)  # noqa: ASYNC251
+            return (await stream.result()).stats.buffered
+
+    with ServerDouble(Script(PLENTY)) as server:
+        assert not asyncio.run(main(server.url))
+
+
 # -- hints and listeners --------------------------------------------------------------------------------------
 
 

@@ -42,6 +42,7 @@ class AsyncStreamingClient(ClientBase):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._core.reads_block = False
         self._pools = [AsyncConnectionPool(server, self._core.limits) for server in self._core.servers.all]
 
     # -- generation -------------------------------------------------------------------------------------

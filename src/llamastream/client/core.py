@@ -88,6 +88,7 @@ class ClientCore:
         self.limits = PoolLimits(connections=settings.max_connections)
         self._random = random
         self._whole_only = WholeOnly()
+        self.reads_block = True
         addresses = settings.addresses
         context: ssl.SSLContext | None = None
         if any(address.scheme == "https" for address in addresses):
@@ -149,6 +150,7 @@ class ClientCore:
             settings.recovery,
             time() - now,
             self._whole_only,
+            self.reads_block,
         )
         return StreamSession(request, options, self.state, self._random, now)
 

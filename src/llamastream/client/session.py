@@ -49,7 +49,8 @@ REATTACH_HEADER = 5.0
 
 class SessionOptions(Struct, frozen=True):
     """What a stream takes from its client and its call. `epoch`: the wall time at which its clock stood at 0.
-    `whole_only`: what the client knows of servers that cannot stream."""
+    `whole_only`: what the client knows of servers that cannot stream.
+    `reads_block`: bytes are read as they come; an event loop may be late, and then all of them come at once."""
 
     timeouts: Timeouts
     max_event_bytes: int
@@ -57,6 +58,7 @@ class SessionOptions(Struct, frozen=True):
     recovery: RecoveryMode = "full"
     epoch: float | None = None
     whole_only: WholeOnly | None = None
+    reads_block: bool = True
 
 
 class StreamSession:
@@ -103,6 +105,7 @@ class StreamSession:
         self._last_was_content = False
         self._content_chunks = 0
         self._swallowed = 0
+        self._waiting_since = inf
         self._watch = Watch(options.timeouts, now)
         self._events: list[StreamEvent] = []
         self._record = StreamRecord(state, self.url, now)
@@ -203,6 +206,7 @@ class StreamSession:
     def connected(self, now: float) -> None:
         """The connection stands and the request is about to be sent."""
         self._now = now
+        self._waiting_since = now if self._options.reads_block else inf
         self._meter.connect_time = None if self._reused_connection else now - self._attempt_began
         self._watch.enter(Phase.FIRST_BYTE, now, REATTACH_HEADER if self.attempt.kind == "reattach" else inf)
 
@@ -264,6 +268,8 @@ class StreamSession:
 
     def _content(self, chunks: int, now: float) -> None:
         if not self._content_chunks:
+            if self._watch.phase is Phase.FIRST_BYTE:
+                self._record.silence = now - self._waiting_since
             self._record.first_token(now)
         self._meter.content(chunks - self._content_chunks, now)
         self._content_chunks = chunks
@@ -306,6 +312,10 @@ class StreamSession:
     def reader_waited(self, now: float) -> None:
         """The reader took its time and now wants more: that time is not counted as the server's."""
         self._watch.restart(now)
+
+    def reader_came(self, now: float) -> None:
+        """The reader begins to read, perhaps long after the request was sent (`with`): that was no silence."""
+        self._waiting_since = max(self._waiting_since, now)
 
     # -- ends -------------------------------------------------------------------------------------------
 

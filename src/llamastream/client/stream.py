@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator, Sequence
+from time import monotonic
 from types import TracebackType
 from typing import Self
 
@@ -68,6 +69,7 @@ class Stream:
                 raise StreamConsumedError(MIXED.format("by events()", "as text"))
             if self._closed:
                 raise StreamConsumedError(CLOSED)
+            self._begin()
             self._texts = self._runner.texts()
         return next(self._texts)
 
@@ -87,6 +89,8 @@ class Stream:
         """
         session = self._runner.session
         if session is None or not session.ended:
+            if not self._taken and self._texts is None:
+                self._begin()
             for _ in self._runner.events():
                 pass
         session = self._runner.session
@@ -128,6 +132,11 @@ class Stream:
         if self._closed and self._texts is None:
             raise StreamConsumedError(CLOSED)
         self._taken = True
+        self._begin()
+
+    def _begin(self) -> None:
+        if self._runner.session is not None:  # `with` has sent the request already
+            self._runner.session.reader_came(monotonic())
 
     def __enter__(self) -> Self:
         """Send the request now.
