@@ -158,6 +158,14 @@ def test_counts_never_fall_below_zero() -> None:
     assert (corrected.prompt_tokens, corrected.completion_tokens) == (0, 43)
 
 
+def test_a_text_that_is_cut_anew_counts_as_the_server_cuts_it() -> None:
+    """Five tokens were generated, and are four when the text is read again: the prompt is less by four."""
+    answer = continuation(tokens=5, as_prompt=4)
+    corrected = adapted(answer, usage={"prompt_tokens": 24, "completion_tokens": 7}).usage
+    assert corrected is not None
+    assert (corrected.prompt_tokens, corrected.completion_tokens, corrected.total_tokens) == (20, 12, 32)
+
+
 def test_times_cover_the_whole_answer() -> None:
     timings = {"cache_n": 10, "prompt_n": 2, "prompt_ms": 20.0, "predicted_n": 3, "predicted_ms": 50.0}
     corrected = adapted(continuation(tokens=4, decode_ms=90.0), timings=timings).timings

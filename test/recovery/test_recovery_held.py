@@ -176,11 +176,13 @@ PROGRAM = """
     def begin():
         stream = StreamingClient(URL).stream_chat(MESSAGES, **HELD)
         next(stream)
+        print("begun", flush=True)
         return stream
 
     async def abegin(client):
         stream = client.stream_chat(MESSAGES, **HELD)
         await anext(stream)
+        print("begun", flush=True)
         return stream
 """
 
@@ -217,7 +219,8 @@ def test_the_slot_is_free_when_the_process_has_ended(
     engine: Engine, slots_free: Callable[[], float], tmp_path: Path, text: str
 ) -> None:
     with _program(engine, tmp_path, text) as process:
-        _, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=30)
+    assert output == "begun\n", errors
     assert slots_free() < SOON
     assert "Exception ignored" not in errors
     assert "never awaited" not in errors
@@ -227,9 +230,10 @@ def test_the_slot_is_free_when_the_process_has_ended(
 def test_what_a_killed_process_left_the_next_one_drops(
     engine: Engine, slots_free: Callable[[], float], tmp_path: Path
 ) -> None:
-    with _program(engine, tmp_path, "stream = begin()\nprint('begun', flush=True)\nfor _ in stream: pass") as process:
+    with _program(engine, tmp_path, "stream = begin()\nfor _ in stream: pass") as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "begun\n"
+        begun = process.stdout.readline()
+        assert begun == "begun\n", process.stderr and process.stderr.read()
         process.kill()
     (left,) = tmp_path.rglob("*.jsonl")
     (line,) = [json.loads(line) for line in left.read_text().splitlines()]
@@ -244,9 +248,10 @@ def test_what_a_killed_process_left_the_next_one_drops(
 
 
 def test_what_a_living_process_holds_is_left_alone(engine: Engine, tmp_path: Path) -> None:
-    with _program(engine, tmp_path, "stream = begin()\nprint('begun', flush=True)\ntime.sleep(60)") as process:
+    with _program(engine, tmp_path, "stream = begin()\ntime.sleep(60)") as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "begun\n"
+        begun = process.stdout.readline()
+        assert begun == "begun\n", process.stderr and process.stderr.read()
         with _program(engine, tmp_path, "StreamingClient(URL).chat(MESSAGES, max_tokens=3)") as other:
             assert other.wait(30) == 0
         (left,) = tmp_path.rglob("*.jsonl")

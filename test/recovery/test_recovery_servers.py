@@ -17,8 +17,8 @@ from tools.faults.asking import Answer, Ask, chat, losses, stream, undisturbed
 from tools.faults.storm import storm
 
 STREAMS = 10
-# So long that the server is far from through when the client has read a little.
-LONG = chat("Tell me a story.", name="long chat", ignore_eos=True, max_tokens=800)
+# So long that the server is far from through when the client has read a little; the model knows it by heart.
+LONG = chat("Tell me a long story.", name="limited chat", max_tokens=2000)
 # Without a limit: the demo model ends by itself.
 UNLIMITED = chat("Tell me a long story.", name="chat")
 SHORT = Timeouts(connect=1, first_byte=5, prefill=5, content_idle=0.5)

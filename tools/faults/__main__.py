@@ -10,7 +10,6 @@ import datetime
 import logging
 import sys
 import time
-from pathlib import Path
 
 from tools.faults import page
 from tools.faults.rows import Row, Table, workspace
@@ -31,7 +30,7 @@ def main() -> int:
     rows: list[Row] = []
     try:
         with workspace() as directory:
-            for row in Table(10 if arguments.quick else 1, Path(directory), arguments.only).rows():
+            for row in Table(10 if arguments.quick else 1, directory, arguments.only).rows():
                 rows.append(row)
                 _tell(row, time.monotonic() - started)
     except KeyboardInterrupt:  # whatever was started has ended with its `with` block

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import os
 import random
 import signal
@@ -135,9 +136,9 @@ class Table:
             "resets": self._resets,
             "tools": self._tool_calls,
             "reasoning": self._reasoning,
+            "noise": self._noise,
             "faults": self._faults,
             "storms": self._storms,
-            "noise": self._noise,
             "numbers": self._numbered,
         }
         for name, part in parts.items():
@@ -276,7 +277,7 @@ class Table:
     # -- servers that die --------------------------------------------------------------------------------
 
     def _storms(self) -> Iterator[Row]:
-        limited = chat(STORY, ignore_eos=True, max_tokens=600)
+        limited = chat("Tell me a long story.", max_tokens=2000)
         for number, what in ((signal.SIGKILL, "killed (SIGKILL)"), (signal.SIGSTOP, "stopped (SIGSTOP)")):
             for title, ask in (("`max_tokens`", limited), ("no limit", chat("Tell me a long story."))):
                 row = Row(f"{STREAMS} streams over two servers, one dies", f"{what}, {title}")
@@ -361,8 +362,8 @@ class Table:
                 row.count(got)
         row.lenient = True
         row.notes = (
-            "gaps and repetitions: 0. An answer that is garbled, or hangs, before its first content is not asked for "
-            "again from a single server"
+            f"gaps and repetitions: {row.wrong}. An answer that is garbled, or hangs, before its first content is "
+            "not asked for again from a single server"
         )
         yield row
 
@@ -385,6 +386,9 @@ def _go_on(server: Engine) -> None:
         os.kill(server.pid, signal.SIGCONT)
 
 
-def workspace() -> tempfile.TemporaryDirectory[str]:
-    """Files that live as long as the run."""
-    return tempfile.TemporaryDirectory(prefix="llamastream-faults-")
+@contextlib.contextmanager
+def workspace() -> Iterator[Path]:
+    """Files that live as long as the run; what clients write down of it goes there too, and not to the user's home."""
+    with tempfile.TemporaryDirectory(prefix="llamastream-faults-") as directory:
+        os.environ["XDG_STATE_HOME"] = directory
+        yield Path(directory)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any
 
+from msgspec import Struct
+
 from llamastream.client import endpoints
 from llamastream.client.attempt import Attempt, AttemptKind, Break, Errand, Generation
 from llamastream.client.servers import PROBE_TIMEOUT, Server
@@ -33,6 +35,15 @@ _PASSING = frozenset({429, 502, 503, 504})
 """How something on the way answers for a while; the server may hold the generation all the same."""
 
 Script = Generator[Errand, Any, None]
+
+
+class _Count(Struct, frozen=True):
+    """Tokens of the answer so far: how many were generated, how many they are when the server cuts the text anew, and
+    their ids where they were asked for."""
+
+    generated: int
+    as_prompt: int
+    ids: list[int] | None = None
 
 
 class AttemptPlanner:
@@ -126,19 +137,23 @@ class AttemptPlanner:
             return
         repeat = kind == "replay" or (whole and self._repeats(server))
         if kind == "continue" or (whole and not repeat):
-            tokens, ids = yield from self._count(server)
+            count = yield from self._count(server)
             # A prompt of token ids can be continued with token ids only.
-            repeat = ids is None and isinstance(request.body.get("prompt"), list)
+            repeat = count.ids is None and isinstance(request.body.get("prompt"), list)
         if repeat:
             request, compared = self.journal.repeated(whole=whole)
             resumed, kind = compared, "non_streaming" if whole else "replay"
         elif kind == "continue" or whole:
             limit = token_limit(request)
-            if limit is not None and tokens is not None and tokens >= limit:
-                self.complete = (yield from self._count_prompt(server)), tokens
+            if limit is not None and count.generated >= limit:
+                self.complete = (yield from self._count_prompt(server)), count.generated
                 return
             request, resumed = self.journal.continued(
-                tokens=tokens, decode_ms=self._decode_ms, prompt_tokens=ids, whole=whole
+                tokens=count.generated,
+                as_prompt=count.as_prompt,
+                decode_ms=self._decode_ms,
+                prompt_tokens=count.ids,
+                whole=whole,
             )
         elif kind == "restart":
             self.journal.restart()
@@ -164,7 +179,7 @@ class AttemptPlanner:
         wanted = self._recovery.mode != "off" and server.reattach is not False and request.body.get("stream")
         return self._state.new_conversation_id() if wanted and token_limit(request) is not None else None
 
-    def _count(self, server: Server) -> Generator[Errand, Any, tuple[int | None, list[int] | None]]:
+    def _count(self, server: Server) -> Generator[Errand, Any, _Count]:
         """How many tokens the caller has, and, for a prompt of token ids, which.
 
         A conversation is counted with its template, since marks around reasoning are tokens that no text shows. Pieces
@@ -174,7 +189,7 @@ class AttemptPlanner:
         pieces = journal.assembler.content_chunks
         if self.request.path != CHAT_PATH:
             ids = yield Errand(server, endpoints.tokenize(journal.text, False, False), COUNT_TIMEOUT)
-            return max(pieces, len(ids or ())), ids
+            return _Count(max(pieces, len(ids or ())), pieces if ids is None else len(ids), ids)
         body = self.request.body
         extra = {key: value for key, value in body.items() if key not in _NOT_OF_THE_PROMPT}
         before = yield Errand(server, endpoints.apply_template(body["messages"], extra), COUNT_TIMEOUT)
@@ -183,24 +198,24 @@ class AttemptPlanner:
         if before is not None:
             after = yield Errand(server, endpoints.apply_template(journal.begun_message(), extra), COUNT_TIMEOUT)
         if before is None or after is None:
-            return pieces, None
+            return _Count(pieces, pieces)
         same = _common_prefix(before, after)
         count = 0
         for text, sign in ((after[same:], 1), (before[same:], -1)):
             if text:
                 ids = yield Errand(server, endpoints.tokenize(text, False, True), COUNT_TIMEOUT)
                 if ids is None:
-                    return pieces, None
+                    return _Count(pieces, pieces)
                 count += sign * len(ids)
-        return max(pieces, count), None
+        return _Count(max(pieces, count), count)
 
     def _count_all(self, server: Server) -> Script:
         """The answer is finished, but its token counts were lost."""
         if self.journal.counted or self._recovery.mode == "off":
             self.complete = (None, None)
             return
-        shown, _ = yield from self._count(server)
-        tokens = None if shown is None else self.journal.generated_tokens(shown)
+        shown = yield from self._count(server)
+        tokens = self.journal.generated_tokens(shown.generated)
         self.complete = (None if tokens is None else (yield from self._count_prompt(server))), tokens
 
     def _count_prompt(self, server: Server) -> Generator[Errand, Any, int | None]:

@@ -106,19 +106,18 @@ class _Worker:
             del job
             sleep(max(0.0, begin_at - monotonic()))
             if conversation_id is not None:
-                self._drop(core, server, conversation_id, ours=True)
+                self._drop(core, server, conversation_id)
             else:
                 for _, orphan in orphans({server.url}):
-                    self._drop(core, server, orphan, ours=False)
+                    self.ledger.add(server.url, orphan)  # ours now: if the server is not there, it is tried again
+                    self._drop(core, server, orphan)
             del core, server  # a client that nobody else knows must not live until the next job
 
-    def _drop(self, core: ClientCore, server: Server, conversation_id: str, *, ours: bool) -> None:
+    def _drop(self, core: ClientCore, server: Server, conversation_id: str) -> None:
         if not self._ask(core, server, conversation_id):
-            if ours:
-                self._undone.setdefault(server.url, []).append(conversation_id)
+            self._undone.setdefault(server.url, []).append(conversation_id)
             return
-        if ours:
-            self.ledger.remove(conversation_id)
+        self.ledger.remove(conversation_id)
         for left in self._undone.pop(server.url, ()):  # it is back
             if self._ask(core, server, left):
                 self.ledger.remove(left)

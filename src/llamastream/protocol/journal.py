@@ -135,13 +135,20 @@ class Journal:
         return [*messages, begun]
 
     def continued(
-        self, *, tokens: int | None, decode_ms: float, prompt_tokens: list[int] | None, whole: bool
+        self,
+        *,
+        tokens: int | None,
+        decode_ms: float,
+        prompt_tokens: list[int] | None,
+        whole: bool,
+        as_prompt: int | None = None,
     ) -> tuple[GenerationRequest, ContinuedAnswer]:
         """A request for the rest, and what joins its answer to the part there is.
 
         Args:
             tokens: how many tokens the answer has so far. decode_ms: how long their generation took, in milliseconds.
             prompt_tokens: the text so far as token ids, where the prompt is token ids. whole: ask for one piece.
+            as_prompt: how many tokens the text so far is for the server, which cuts it anew; None: as many.
         """
         body = {**self.request.body}
         if self.request.path == CHAT_PATH:
@@ -165,6 +172,7 @@ class Journal:
             text=body["messages"][-1]["content"] if self.request.path == CHAT_PATH else self.text,
             reasoning=self.reasoning,
             tokens=tokens,
+            as_prompt=as_prompt,
             decode_ms=decode_ms,
             chunks=self.assembler.content_chunks,
             whole=whole,

@@ -41,19 +41,29 @@ class ContinuedAnswer:
     """For a continued answer: takes a repeated beginning away, and has counts and times cover the whole.
 
     Args:
-        text, reasoning: what the caller has. tokens: how many tokens that was; None: not known.
+        text, reasoning: what the caller has. tokens: how many tokens that was; None: not known. as_prompt: how many
+            they are for the server, which cuts the text anew; None: as many.
         decode_ms: how long their generation took, in milliseconds. chunks: in how many pieces they came.
         whole: the reply comes as one piece, which llama-server begins with the given beginning.
     """
 
     def __init__(
-        self, *, text: str, reasoning: str, tokens: int | None, decode_ms: float, chunks: int, whole: bool
+        self,
+        *,
+        text: str,
+        reasoning: str,
+        tokens: int | None,
+        decode_ms: float,
+        chunks: int,
+        whole: bool,
+        as_prompt: int | None = None,
     ) -> None:
         self.settled = False
         self.swallowed = 0
         self._text = text
         self._reasoning = reasoning
         self._tokens = tokens or 0
+        self._as_prompt = self._tokens if as_prompt is None else as_prompt
         self._decode_ms = decode_ms
         # One piece of a continuation is a token or two. A first piece that begins with several earlier ones is a
         # repetition, as servers before `continue_final_message` sent it; with a single one before, nobody can tell.
@@ -64,9 +74,9 @@ class ContinuedAnswer:
             if choice.index == 0 and not self.settled:
                 self._first(choice)
         if chunk.usage is not None:
-            _correct_usage(chunk.usage, self._tokens)
+            _correct_usage(chunk.usage, self._tokens, self._as_prompt)
         if chunk.timings is not None:
-            _correct_timings(chunk.timings, self._tokens, self._decode_ms)
+            _correct_timings(chunk.timings, self._tokens, self._as_prompt, self._decode_ms)
 
     def _first(self, choice: WireChoice) -> None:
         delta = choice.delta or choice.message
@@ -87,9 +97,9 @@ class ContinuedAnswer:
         return piece
 
 
-def _correct_usage(usage: WireUsage, tokens: int) -> None:
-    """The server counted `tokens` of the answer as prompt."""
-    prompt = max(0, (usage.prompt_tokens or 0) - tokens)
+def _correct_usage(usage: WireUsage, tokens: int, as_prompt: int) -> None:
+    """The server counted the answer's first `tokens` as prompt, where they are `as_prompt`."""
+    prompt = max(0, (usage.prompt_tokens or 0) - as_prompt)
     completion = (usage.completion_tokens or 0) + tokens
     usage.prompt_tokens, usage.completion_tokens, usage.total_tokens = prompt, completion, prompt + completion
     details = usage.prompt_tokens_details
@@ -97,8 +107,8 @@ def _correct_usage(usage: WireUsage, tokens: int) -> None:
         details.cached_tokens = min(details.cached_tokens, prompt)
 
 
-def _correct_timings(timings: WireTimings, tokens: int, decode_ms: float) -> None:
-    prompt = max(0, timings.cache_n + timings.prompt_n - tokens)
+def _correct_timings(timings: WireTimings, tokens: int, as_prompt: int, decode_ms: float) -> None:
+    prompt = max(0, timings.cache_n + timings.prompt_n - as_prompt)
     timings.cache_n = min(timings.cache_n, prompt)
     timings.prompt_n = prompt - timings.cache_n
     timings.prompt_per_second = timings.prompt_n / timings.prompt_ms * 1e3 if timings.prompt_ms > 0 else None
