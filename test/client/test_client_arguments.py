@@ -38,7 +38,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"timeouts": 3}, r"Timeouts, not 3 \(int\)"),
     ({"timeouts": Timeouts(connect="5")}, "Timeouts.connect must be a number of seconds above 0, not '5'"),  # type: ignore[arg-type]
     ({"timeouts": Timeouts(total=nan)}, "Timeouts.total .* not nan .*; None switches it off"),
-    ({"timeouts": Timeouts(prefill=inf)}, "Timeouts.prefill .* None switches it off"),
     ({"timeouts": Timeouts(first_byte=-1)}, "Timeouts.first_byte"),
     ({"timeouts": Timeouts(content_idle=0)}, "Timeouts.content_idle"),
     ({"settings": {"a": 1}}, "ClientSettings, not dict; .* from_settings"),

@@ -78,7 +78,7 @@ def check_timeouts(timeouts: Any, error: type[LlamaStreamError] = InvalidRequest
         )
     for name in Timeouts.__struct_fields__:
         seconds = getattr(timeouts, name)
-        if seconds is not None and not (_is_number(seconds) and 0 < seconds < inf):
+        if seconds is not None and not (_is_number(seconds) and seconds > 0):
             raise error(
                 f"Timeouts.{name} must be a number of seconds above 0, not {_kind(seconds)}; None switches it off"
             )
