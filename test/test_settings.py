@@ -174,5 +174,20 @@ def test_mappings_partial_objects_and_secrets() -> None:
 
 
 def test_a_wrong_value_of_an_object_is_named() -> None:
-    with pytest.raises(SettingError, match="temperature = 'hot' from the argument is not allowed"):
+    with pytest.raises(SettingError, match="temperature = 'hot' from llm_temperature of the mapping is not allowed"):
         StreamingClient.from_settings({"llm_temperature": "hot"})
+
+    class Wrong(Project):
+        llm_base_url = "gpu-box"
+
+    with pytest.raises(SettingError, match="base_url 'gpu-box' from llm_base_url of Wrong has no scheme"):
+        StreamingClient.from_settings(Wrong())
+    # What an argument replaces need not be right.
+    assert StreamingClient.from_settings(Wrong(), base_url="http://a").base_url == "http://a"
+
+
+def test_an_object_may_have_a_list_of_addresses() -> None:
+    client = StreamingClient.from_settings({"llm_base_url": ["http://a", "http://b:1/v1"]})
+    assert client.base_urls == ("http://a", "http://b:1")
+    with pytest.raises(SettingError, match="llm_base_url of the mapping is an empty list"):
+        StreamingClient.from_settings({"llm_base_url": []})

@@ -88,6 +88,8 @@ def parse_address(url: str, source: str = "") -> Address:
         raise SettingError(f"{shown} has the scheme {scheme!r}; {_ALLOWED}")
     if not parts.hostname:
         raise SettingError(f"{shown} names no host; {_ALLOWED}")
+    if ":" not in parts.hostname:
+        _check_labels(shown, parts.hostname)
     if port == 0:
         raise SettingError(f"{shown} has port 0; allowed: 1 to 65535")
     if not (parts.path.isascii() and parts.hostname.isprintable()):
@@ -101,6 +103,19 @@ def parse_address(url: str, source: str = "") -> Address:
         port=port or default_port,
         prefix=_prefix(parts.path),
     )
+
+
+def _check_labels(shown: str, host: str) -> None:
+    """What the name service would refuse with an error that no caller expects."""
+    labels = host.removesuffix(".").split(".")
+    if not all(labels):
+        raise SettingError(f"{shown} has a host name with two dots in a row, or one in front; {_ALLOWED}")
+    try:
+        long = next((label for label in labels if len(label.encode("ascii" if host.isascii() else "idna")) > 63), None)
+    except UnicodeError:  # too long as ASCII, or characters that no host name may have
+        raise SettingError(f"{shown} has a host name that cannot be (each part: 63 characters at most)") from None
+    if long is not None:
+        raise SettingError(f"{shown} has a host name with a part of {len(long)} characters; allowed: 63 at most")
 
 
 def _prefix(path: str) -> str:

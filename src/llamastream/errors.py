@@ -43,7 +43,7 @@ class InvalidRequestError(LlamaStreamError, ValueError):
 
 
 class StreamConsumedError(LlamaStreamError, RuntimeError):
-    """A stream was iterated twice, or used after it was closed."""
+    """A stream was iterated twice, both as text and by `events()`, or after it was closed."""
 
 
 class MissingDependencyError(LlamaStreamError, ImportError):
@@ -129,11 +129,13 @@ class ServerError(LlamaStreamError):
         type: `error.type` of the body (`invalid_request_error`, `unavailable_error`, ...), or "".
         body: the answer's body as it came, at most 64 KiB of it.
         retry_after: seconds to wait that the server asked for, or None.
+        retry_at: the date, in seconds since the epoch, if it asked to wait until a date.
     """
 
     type: str = ""
     body: bytes = b""
     retry_after: float | None = None
+    retry_at: float | None = None
 
 
 class BadRequestError(ServerError):
@@ -184,7 +186,7 @@ class ModelLoadingError(UnavailableError):
 
 
 class MidStreamError(ServerError):
-    """The server reported an error inside a stream that had already begun."""
+    """The server reported an error inside a stream (or a JSON body) that had begun with 200."""
 
 
 class StreamDivergedError(LlamaStreamError):

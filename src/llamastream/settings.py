@@ -17,7 +17,7 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -240,6 +240,22 @@ def load(
         raise with_sources(error, sources) from None
 
 
+def replaced_settings(settings: S, given: Mapping[str, Any], settings_source: str, given_source: str) -> S:
+    """`settings` with what was given in place of its values, all of it checked: a Struct that is made in Python code
+    checks nothing by itself.
+
+    Raises:
+        SettingError: a value is not allowed.
+    """
+    values = {}
+    for field in declared(type(settings)):
+        if given.get(field.name) is not None:
+            values[field.name] = _convert(field, given[field.name], given_source)
+        else:
+            values[field.name] = _convert(field, getattr(settings, field.name), settings_source)
+    return type(settings)(**values)
+
+
 def with_sources(error: SettingError, sources: Mapping[str, str]) -> SettingError:
     """The error with where the settings came from that its message names, as far as it does not say so itself:
     ` (hf from the environment (LLAMASTREAM_SERVE_HF))`."""
@@ -255,6 +271,8 @@ def _convert(field: SettingField, raw: Any, source: str) -> Any:
     if isinstance(raw, str) and get_origin(_bare(field.type)) is tuple:
         raw = shlex.split(raw)
     try:
+        if isinstance(raw, bool) and _bare(field.type) is not bool:
+            raise msgspec.ValidationError  # which would be taken for the number 0 or 1
         value = msgspec.convert(raw, field.type, strict=False)
     except msgspec.ValidationError:
         shown = "(hidden)" if field.secret else repr(raw)
@@ -321,27 +339,43 @@ _FROM_OBJECT = {
 }
 
 
-def from_object(source: Any) -> dict[str, Any]:
+def from_object(source: Any, without: Collection[str] = ()) -> dict[str, Any]:
     """Client arguments from any object (or mapping) with `llm_base_url`, `llm_model`, `llm_temperature`,
-    `llm_max_tokens`, `llm_api_key`; what it lacks, or has as None, is left out.
+    `llm_max_tokens`, `llm_api_key`; what it lacks, or has as None, is left out, and so are the arguments `without`.
 
-    Secrets of pydantic (`SecretStr`) are understood by their `get_secret_value`.
+    Secrets of pydantic (`SecretStr`) are understood by their `get_secret_value`. The address may be a list.
 
     Raises:
-        SettingError: it has none of them.
+        SettingError: it has none of them, or one has a value that is not allowed.
     """
-    found = {}
+    fields = {field.name: field for field in declared(ClientSettings)}
+    kind = "the mapping" if isinstance(source, Mapping) else source.__name__ if isinstance(source, type) else ""
+    kind = kind or type(source).__name__
+    found: dict[str, Any] = {}
+    any_there = False
     for name, argument in _FROM_OBJECT.items():
         value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
         reveal = getattr(value, "get_secret_value", None)
         value = reveal() if callable(reveal) else value
-        if value is not None:
-            found[argument] = str(value) if argument in ("base_url", "api_key") else value
-    if not found:
-        raise SettingError(
-            f"{type(source).__name__} has none of the settings {', '.join(_FROM_OBJECT)}; set at least llm_base_url"
-        )
+        any_there = any_there or value is not None
+        if value is None or argument in without:
+            continue
+        shown = f"{name} of {kind}"
+        if argument == "base_url":
+            value = _address_text(value, shown)
+        found[argument] = _convert(fields[argument], value, shown)
+    if not any_there:
+        raise SettingError(f"{kind} has none of the settings {', '.join(_FROM_OBJECT)}; set at least llm_base_url")
     return found
+
+
+def _address_text(value: Any, shown: str) -> str:
+    """One or several addresses as one text; what is no text, such as a URL object of pydantic, is asked for its own."""
+    if not isinstance(value, list | tuple):
+        return str(value)
+    if not value:
+        raise SettingError(f"{shown} is an empty list; give at least one address")
+    return " ".join(map(str, value))
 
 
 def describe_type(annotation: Any) -> str:

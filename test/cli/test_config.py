@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from llamastream.cli.config import GROUPS, settings_schema
+from llamastream.cli.options import unknown_variables
 from llamastream.settings import declared
 
 
@@ -71,3 +72,31 @@ def test_the_schema_describes_every_setting() -> None:
         properties = schema["$defs"][reference]["properties"]
         assert set(properties) == {field.name for field in declared(group)}
         assert all(prop["description"] for prop in properties.values())
+
+
+def test_the_port_is_the_one_that_serve_takes(environ: dict[str, str]) -> None:
+    def port(**more: str) -> int:
+        shown = json.loads(config({**environ, **more}, "--json").stdout)
+        return int(shown["serve"]["port"]["value"])
+
+    assert port() == 8080
+    assert port(LLAMASTREAM_SERVE_PORT="9") == 9
+    assert port(LLAMASTREAM_SERVE_SOCKET="/tmp/x.sock") == 0
+
+
+def test_a_misspelt_variable_is_noted() -> None:
+    environ = {"LLAMASTREAM_TEMPERTURE": "1", "LLAMASTREAM_SERVE_PROT": "1", "llamastream_model": "m"}
+    more = {"LLAMASTREAM_MODEL": "m", "LLAMASTREAM_MY_OWN_THING": "x", "LLAMA_TEMPERTURE": "1", "PATH": "/"}
+    notes = unknown_variables({**environ, **more}, GROUPS.values())
+    assert [note.rpartition(" ")[2] for note in notes] == [
+        "LLAMASTREAM_SERVE_PORT?",
+        "LLAMASTREAM_TEMPERATURE?",
+        "LLAMASTREAM_MODEL?",
+    ]
+
+
+def test_config_and_check_show_the_note(environ: dict[str, str]) -> None:
+    done = config({**environ, "LLAMASTREAM_MAX_TOKNES": "5"}, "--json")
+    assert done.returncode == 0
+    assert "LLAMASTREAM_MAX_TOKNES, which is no setting; did you mean LLAMASTREAM_MAX_TOKENS?" in done.stderr
+    json.loads(done.stdout)

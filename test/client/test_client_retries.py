@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import logging
 import re
 import socket
@@ -13,7 +14,10 @@ from typing import Any
 import pytest
 
 from drivers import DRIVERS, Driver
+from llamastream.address import parse_address
 from llamastream.client import AsyncStreamingClient, StreamingClient
+from llamastream.client.servers import Servers
+from llamastream.client.whole import REMEMBERED, WholeOnly
 from llamastream.errors import (
     BadRequestError,
     ConnectError,
@@ -34,6 +38,7 @@ from llamastream.events import (
     RequestStarted,
     RetryScheduled,
 )
+from llamastream.protocol.requests import chat_request
 from llamastream.testing import Script, ServerDouble, chunked, http_answer, sse_answer, sse_events
 from llamastream.types import RetryPolicy, Timeouts
 
@@ -125,6 +130,26 @@ def test_retry_after_is_waited_for(driver: Driver) -> None:
         result = driver.result(server.url, MESSAGES, {"retry": QUICK})
         assert time.monotonic() - started >= 1.0
         assert result.stats.failed_attempts[0].delay == 1.0
+
+
+@each_driver
+def test_a_date_to_retry_after_is_waited_for(driver: Driver) -> None:
+    # Dates have no fractions of a second.
+    date = email.utils.formatdate(int(time.time()) + 2, usegmt=True)
+    with ServerDouble(failing("429 Too Many Requests", b"{}", f"Retry-After: {date}"), GOOD) as server:
+        result = driver.result(server.url, MESSAGES, {"retry": QUICK})
+        assert 0.5 < result.stats.failed_attempts[0].delay <= 2.0
+
+
+@each_driver
+def test_a_wait_that_is_too_long_says_what_was_asked_and_what_forbids_it(driver: Driver) -> None:
+    with ServerDouble(failing("503 Service Unavailable", b"{}", "Retry-After: 100")) as server:
+        with pytest.raises(UnavailableError, match=r"asks to wait 100 s .*max_retry_after allows \(60 s\)$"):
+            driver.result(server.url, MESSAGES)
+        patient = {"retry": RetryPolicy(max_retry_after=1e6), "timeouts": Timeouts(total=5)}
+        with pytest.raises(UnavailableError, match=r"asks to wait 100 s \(Retry-After\), but Timeouts.total leaves"):
+            driver.result(server.url, MESSAGES, patient)
+        assert len(server.requests) == 2
 
 
 @each_driver
@@ -243,6 +268,35 @@ def test_where_streaming_is_not_supported_the_same_call_asks_again_without(drive
         assert b'"stream":false' in server.requests[1]
 
 
+def test_a_client_remembers_which_server_cannot_stream() -> None:
+    with ServerDouble(UNSUPPORTED, Script(WHOLE)) as server, StreamingClient(server.url) as client:
+        for _ in range(3):
+            assert client.chat(MESSAGES).text == "all at once"
+        client.chat(MESSAGES, model="other")
+        asked = [b'"stream":true' in request for request in server.requests]
+        assert asked == [True, False, False, False, True], "once; another model may have another template"
+    with ServerDouble(UNSUPPORTED, Script(WHOLE)) as server, StreamingClient(server.url) as client:
+        client.chat(MESSAGES)
+        with pytest.raises(LlamaStreamError):
+            StreamingClient(server.url, fallback="never").chat(MESSAGES)
+        assert b'"stream":true' in server.requests[-1]
+
+
+def test_what_is_remembered_ends_after_a_time_and_holds_for_one_kind_of_request() -> None:
+    first, other = Servers([parse_address("http://a"), parse_address("http://b")], None).all
+    chat, tools = chat_request(MESSAGES), chat_request(MESSAGES, extra={"tools": [{"type": "function"}]})
+    memory = WholeOnly()
+    assert not memory.applies(first, tools, 0.0)
+    memory.refused(first, tools, 0.0)
+    assert memory.applies(first, tools, REMEMBERED - 1)
+    assert not memory.applies(first, tools, REMEMBERED)
+    assert not memory.applies(first, chat, 1.0)
+    assert not memory.applies(other, tools, 1.0)
+    for number in range(1000):
+        memory.refused(first, chat_request(MESSAGES, model=str(number)), 0.0)
+    assert len(memory._until) <= 256
+
+
 @each_driver
 def test_the_fallback_can_be_forced_and_forbidden(driver: Driver) -> None:
     with ServerDouble(Script(WHOLE)) as server:
@@ -270,6 +324,54 @@ def test_a_json_body_that_is_no_answer(driver: Driver) -> None:
         with pytest.raises(UnexpectedResponseError, match='instead of an answer: \'{"hello":"world"}\''):
             driver.result(server.url, MESSAGES)
         assert len(server.requests) == 1
+
+
+# -- buffering where the server gives no times ---------------------------------------------------------------
+
+
+PLENTY = sse_answer(["a "] * 60)
+
+
+def release_later(server: ServerDouble, seconds: float) -> None:
+    threading.Timer(seconds, server.release, [1]).start()
+
+
+def test_an_answer_that_comes_at_once_after_a_silence_was_buffered() -> None:
+    heard: list[ClientEvent] = []
+    with ServerDouble(Script(PLENTY, hold=True)) as server:
+        release_later(server, 2.2)
+        result = StreamingClient(server.url, listeners=[heard.append]).chat(MESSAGES)
+    assert result.stats.buffered
+    assert [event.topic for event in heard if isinstance(event, Hint)] == ["buffering"]
+
+
+def test_a_late_reader_is_no_buffering() -> None:
+    with ServerDouble(Script(PLENTY)) as server, StreamingClient(server.url) as client:
+        with client.stream_chat(MESSAGES) as stream:
+            time.sleep(2.2)
+            assert len(list(stream)) == 60
+        with client.stream_chat(MESSAGES) as other:
+            time.sleep(2.2)
+            assert not other.result().stats.buffered
+    assert not stream.stats.buffered
+
+
+def test_a_retry_that_took_its_time_is_no_buffering() -> None:
+    busy = failing("503 Service Unavailable", b"{}", "Retry-After: 2")
+    with ServerDouble(busy, Script(PLENTY)) as server:
+        result = StreamingClient(server.url).chat(MESSAGES)
+    assert len(result.stats.failed_attempts) == 1
+    assert not result.stats.buffered
+
+
+def test_a_late_event_loop_is_no_buffering() -> None:
+    async def main(url: str) -> bool:
+        async with AsyncStreamingClient(url) as client, client.stream_chat(MESSAGES) as stream:
+            time.sleep(2.2)  # noqa: ASYNC251
+            return (await stream.result()).stats.buffered
+
+    with ServerDouble(Script(PLENTY)) as server:
+        assert not asyncio.run(main(server.url))
 
 
 # -- hints and listeners --------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import pytest
@@ -53,6 +54,26 @@ def test_buffered_answers_are_recognised(
 ) -> None:
     stats = Stats(time_to_first_token=first, duration=duration, chunks=chunks)
     assert looks_buffered(stats, Timings(predicted_ms=predicted_ms)) is buffered
+
+
+@pytest.mark.parametrize(
+    ("silence", "spread", "chunks", "buffered"),
+    [
+        (3.0, 0.0, 80, True),
+        (3.0, 0.005, 80, True),
+        (3.0, 0.05, 80, False),  # a fast server, after a queue
+        (1.0, 0.0, 80, False),  # a short wait proves nothing
+        (3.0, 0.0, 10, False),  # nor do a few words
+        (0.0, 0.0, 80, False),  # the header had come before
+        (-inf, 0.0, 80, False),  # nobody can tell how long it was
+    ],
+)
+def test_buffered_answers_without_timings_are_recognised_where_it_is_certain(
+    silence: float, spread: float, chunks: int, buffered: bool
+) -> None:
+    stats = Stats(time_to_first_token=5.0, duration=5.0 + spread, chunks=chunks)
+    assert looks_buffered(stats, None, silence) is buffered
+    assert not looks_buffered(Stats(), None, silence)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from llamastream.errors import (
     UnavailableError,
     UnexpectedResponseError,
 )
-from llamastream.policy.retry import Retry, RetryBudget, RetryState, decide
+from llamastream.policy.retry import Retry, RetryBudget, RetryState, decide, too_long
 from llamastream.types import RetryPolicy
 
 POLICY = RetryPolicy(max_retries=3, base_delay=1.0, max_delay=3.0, loading_patience=100.0, loading_interval=0.5)
@@ -93,6 +93,27 @@ def test_retry_after_wins_unless_it_asks_for_too_much(seconds: float, expected: 
     error = UnavailableError("x", status=503)
     error.retry_after = seconds
     assert decide(error, FRESH, POLICY, 0.5) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "left", "says"),
+    [
+        (100.0, 1e9, "asks to wait 100 s (Retry-After), longer than RetryPolicy.max_retry_after allows (60 s)"),
+        (10.0, 2.0, "asks to wait 10 s (Retry-After), but Timeouts.total leaves 2.0 s"),
+        (10.0, 20.0, ""),
+        (None, 0.0, ""),
+    ],
+)
+def test_what_forbids_to_wait_as_long_as_the_server_asks(asked: float | None, left: float, says: str) -> None:
+    error = UnavailableError("x", status=503)
+    error.retry_after = asked
+    said = too_long(error, POLICY, left)
+    assert (says in said) if says else not said
+
+
+def test_a_great_many_retries_do_not_overflow() -> None:
+    policy = RetryPolicy(max_retries=10**6, base_delay=1.0, max_delay=3.0)
+    assert decide(ConnectError("x"), state(retries=10**5), policy, 0.5) == Retry(delay=1.5)
 
 
 def test_a_loading_model_is_waited_for_without_cost_until_patience_ends() -> None:

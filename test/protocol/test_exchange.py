@@ -311,6 +311,85 @@ def test_retry_after_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
+    ("headers", "after", "at"),
+    [
+        (["Retry-After: Sun, 06 Nov 1994 08:49:37 GMT"], None, 784111777.0),
+        (["Retry-After: Sun, 06 Nov 1994 08:49:37 GMT", "Date: Sun, 06 Nov 1994 08:49:30 GMT"], 7.0, 784111777.0),
+        (["Retry-After: Sun, 06 Nov 1994 08:49:37 GMT", "Date: Sun, 06 Nov 1994 08:50:30 GMT"], 0.0, 784111777.0),
+        (["Retry-After: soon", "Date: Sun, 06 Nov 1994 08:49:30 GMT"], None, None),
+        (["Retry-After: -5"], None, None),
+    ],
+)
+def test_retry_after_may_be_a_date(headers: list[str], after: float | None, at: float | None) -> None:
+    exchange, _ = run(http_answer("429 Too Many Requests", b"", "text/plain", *headers))
+    assert isinstance(exchange.error, RateLimitedError)
+    assert (exchange.error.retry_after, exchange.error.retry_at) == (after, at)
+
+
+@pytest.mark.parametrize(
+    ("server", "says"),
+    [
+        ("Server: nginx/1.25", "nginx: set `gzip off;`"),
+        ("Server: cloudflare\r\nCF-Ray: 1", "Cloudflare: send `Cache-Control: no-transform`"),
+        ("Server: uvicorn", "remove GZipMiddleware"),
+        ("Via: 1.1 openresty", "nginx: set `gzip off;`"),
+        ("X: y", "in the proxy or the middleware"),
+    ],
+)
+def test_a_compressed_answer_names_the_setting(server: str, says: str) -> None:
+    for type_ in ("text/event-stream", "application/json"):
+        exchange, _ = run(http_answer("200 OK", b"x", type_, "Content-Encoding: gzip", *server.split("\r\n")))
+        assert says in str(exchange.error)
+        assert "(gzip)" in str(exchange.error)
+        assert ("event-stream" in str(exchange.error)) <= (type_ == "text/event-stream")
+
+
+WHOLE = msgspec.json.encode(
+    {"choices": [{"index": 0, "message": {"role": "assistant", "content": "all"}, "finish_reason": "stop"}]}
+)
+
+
+def untyped(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+def unnamed(body: bytes, *, bytewise: bool = False) -> tuple[GenerationExchange, list[StreamEvent]]:
+    exchange = GenerationExchange("http://x/v1/chat/completions", accept_whole=True)
+    answer = untyped(body)
+    pieces = [answer[i : i + 1] for i in range(len(answer))] if bytewise else [answer]
+    return exchange, [event for piece in pieces for event in exchange.feed(piece)]
+
+
+@pytest.mark.parametrize("bytewise", [False, True])
+def test_json_without_a_content_type_is_a_whole_answer(bytewise: bool) -> None:
+    exchange, events = unnamed(b"\r\n " + WHOLE, bytewise=bytewise)
+    assert exchange.error is None
+    assert exchange.whole
+    assert isinstance(events[0], StreamStart)
+    assert result(exchange).text == "all"
+
+
+@pytest.mark.parametrize("bytewise", [False, True])
+@pytest.mark.parametrize("body", [b"", b"  ", b"hello", b"<html>", b"data: {}\n\n", b"[1]"])
+def test_other_things_without_a_content_type_are_refused(body: bytes, bytewise: bool) -> None:
+    exchange, events = unnamed(body, bytewise=bytewise)
+    assert isinstance(exchange.error, UnexpectedResponseError)
+    assert events == []
+
+
+def test_an_error_in_place_of_an_answer_is_not_called_one_in_mid_stream() -> None:
+    raw = b'{"error":{"message":"boom","code":500}}'
+    exchange = GenerationExchange("http://x/v1/chat/completions", accept_whole=True)
+    exchange.feed(http_answer("200 OK", raw))
+    assert "reported an error in place of an answer: boom" in str(exchange.error)
+    for error in (b"data: " + raw, b"error: " + raw, b"event: error\ndata: " + raw):
+        exchange, _ = run(chunked([sse_events(["a"])[0], error + b"\n\n"]))
+        assert "reported an error before any content: boom" in str(exchange.error)
+        exchange, _ = run(chunked([*sse_events(["a"])[:2], error + b"\n\n"]))
+        assert "reported an error in mid-stream: boom" in str(exchange.error)
+
+
+@pytest.mark.parametrize(
     ("answer", "says"),
     [
         (http_answer("200 OK", b"<!doctype html><title>Router</title>", "text/html"), "web page titled 'Router'"),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from llamastream.cli.options import with_settings
 from llamastream.cli.screen import Screen, print_json
 from llamastream.cli.status import StatusRelay
+from llamastream.cli.toolcalls import ToolCallNotes
 from llamastream.client import Stream, StreamingClient
 from llamastream.compose import server_for
 from llamastream.errors import InvalidRequestError, LlamaStreamError
@@ -23,6 +26,24 @@ from llamastream.types import ReasoningDelta, StreamEnd, TextDelta, ToolCallDelt
 MAX_STDIN_BYTES = 64 * 1024 * 1024
 
 
+def _errors_as_json(command: Callable[..., None]) -> Callable[..., None]:
+    """With --json, whatever goes wrong is an object on stdout, too: also in the settings, before the first event."""
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        try:
+            command(**arguments)
+        except LlamaStreamError as error:
+            if arguments.get("json"):
+                print_json(
+                    {"type": "error", "error": type(error).__name__, "message": error.message, "status": error.status}
+                )
+            raise
+
+    return run
+
+
+@_errors_as_json
 @with_settings(ClientSettings, "client")
 def chat(
     prompt: Annotated[
@@ -85,9 +106,7 @@ def chat(
             raise typer.Exit(128 + signal.SIGINT) from None
         except LlamaStreamError as error:
             screen.end_answer()
-            if json:
-                print_json({"type": "error", "error": type(error).__name__, "message": error.message})
-            elif error.partial is not None and error.partial.stats.chunks:
+            if not json and error.partial is not None and error.partial.stats.chunks:
                 screen.summary(error.partial.stats, "broken off")
             raise
     if svg is not None:
@@ -135,16 +154,22 @@ def _read_question(prompt: str) -> str:
 
 
 def _show(stream: Stream, screen: Screen) -> None:
-    for event in stream.events():
-        if isinstance(event, TextDelta):
-            screen.answer(event.text)
-        elif isinstance(event, ReasoningDelta):
-            screen.reasoning(event.text)
-        elif isinstance(event, ToolCallDelta) and event.name:
-            screen.note(f"the model calls the tool {event.name}")
-        elif isinstance(event, StreamEnd):
-            screen.end_answer()
-            screen.summary(event.stats, event.finish_reason)
+    tools = ToolCallNotes(screen.note)
+    try:
+        for event in stream.events():
+            if isinstance(event, ToolCallDelta):
+                tools.add(event)
+                continue
+            tools.end()
+            if isinstance(event, TextDelta):
+                screen.answer(event.text)
+            elif isinstance(event, ReasoningDelta):
+                screen.reasoning(event.text)
+            elif isinstance(event, StreamEnd):
+                screen.end_answer()
+                screen.summary(event.stats, event.finish_reason)
+    finally:
+        tools.end()
 
 
 def _show_json(stream: Stream) -> None:

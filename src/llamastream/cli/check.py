@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from typing import Annotated, Literal
 
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from llamastream._version import __version__
 from llamastream.address import parse_address
-from llamastream.cli.options import with_settings
+from llamastream.cli.options import unknown_variables, with_settings
 from llamastream.cli.screen import print_json
 from llamastream.cli.serve import DEFAULT_PORT
 from llamastream.client import StreamingClient
@@ -72,6 +73,7 @@ def check(
         port_finding(engine, client if server.verdict == "ok" else None),
         server,
         hub_finding(),
+        *(Finding("environment", "note", note) for note in _unknown_variables()),
     ]
     failed = any(finding.verdict == "problem" for finding in findings)
     if json:
@@ -79,6 +81,10 @@ def check(
     else:
         _print(findings)
     raise typer.Exit(1 if failed else 0)
+
+
+def _unknown_variables() -> list[str]:
+    return unknown_variables(os.environ, (ClientSettings, EngineOptions))
 
 
 def engine_findings(options: EngineOptions) -> list[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -12,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from llamastream.cli.options import unknown_variables
 from llamastream.cli.screen import print_json
+from llamastream.cli.serve import DEFAULT_PORT
 from llamastream.engine import EngineOptions
 from llamastream.settings import ClientSettings, config_path, declared, describe_type, load
 
@@ -33,10 +36,14 @@ def config(
         typer.echo(config_path())
     elif schema:
         print_json(settings_schema())
-    elif json:
-        print_json({name: {row["name"]: row for row in rows(group)} for name, group in GROUPS.items()})
     else:
-        _print()
+        found = {name: rows(group) for name, group in GROUPS.items()}
+        if json:
+            print_json({name: {row["name"]: row for row in rows} for name, rows in found.items()})
+        else:
+            _print(found)
+        for note in unknown_variables(os.environ, GROUPS.values()):
+            Console(stderr=True, highlight=False).print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
 
 
 def settings_schema() -> dict[str, Any]:
@@ -59,6 +66,8 @@ def rows(group: type[Struct]) -> list[dict[str, Any]]:
         SettingError: a value from the environment or the file is not allowed.
     """
     settings, sources = load(group, environ=os.environ)
+    if isinstance(settings, EngineOptions) and settings.socket is None and sources["port"] == "default":
+        settings = msgspec.structs.replace(settings, port=DEFAULT_PORT)  # what `serve` would do
     found = []
     for field in declared(group):
         value = getattr(settings, field.name)
@@ -75,14 +84,14 @@ def rows(group: type[Struct]) -> list[dict[str, Any]]:
     return found
 
 
-def _print() -> None:
+def _print(found: Mapping[str, list[dict[str, Any]]]) -> None:
     console = Console(highlight=False)
-    for name, group in GROUPS.items():
+    for name, shown_rows in found.items():
         table = Table(box=None, title=Text(f"[{name}]", style="bold"), title_justify="left", padding=(0, 1))
         table.add_column("setting", no_wrap=True)
         table.add_column("value", overflow="fold")
         table.add_column("from", overflow="fold")
-        for row in rows(group):
+        for row in shown_rows:
             value = row["value"]
             shown = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
             changed = row["source"] != "default"

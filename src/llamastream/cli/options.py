@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -13,7 +14,7 @@ import typer
 from msgspec import Struct
 
 from llamastream.errors import SettingError
-from llamastream.settings import SettingField, declared, load, with_sources
+from llamastream.settings import CONFIG_VARIABLE, ENV_PREFIX, SettingField, declared, load, with_sources
 
 
 def with_settings(
@@ -88,6 +89,21 @@ def literal_choices(annotation: Any) -> list[str]:
     if origin is Annotated:
         return literal_choices(get_args(annotation)[0])
     return []
+
+
+def unknown_variables(environ: Mapping[str, str], groups: Iterable[type[Struct]]) -> list[str]:
+    """A line for each variable that is likely a misspelt setting of ours, with the one that may be meant.
+
+    Only those that are close to one: other names may well belong to programs around us.
+    """
+    known = {CONFIG_VARIABLE, *(field.env for group in groups for field in declared(group))}
+    found = []
+    for name in sorted(environ.keys() - known):
+        if name.upper().startswith(ENV_PREFIX):
+            near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.85)
+            if near:
+                found.append(f"the environment has {name}, which is no setting; did you mean {near[0]}?")
+    return found
 
 
 def secret_flag(field: SettingField) -> str:

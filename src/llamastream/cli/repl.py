@@ -20,6 +20,7 @@ from llamastream.cli.printable import one_line, printable
 from llamastream.cli.render import MarkdownView, PlainView, View
 from llamastream.cli.screen import stats_rows, summary_line
 from llamastream.cli.status import StatusRelay
+from llamastream.cli.toolcalls import ToolCallNotes
 from llamastream.client import Stream, StreamingClient
 from llamastream.engine.demo import DEMO_ALIAS, demo_questions
 from llamastream.errors import LlamaStreamError, TransportError
@@ -234,13 +235,19 @@ class Repl:
 
 
 def _show(stream: Stream, view: View) -> None:
-    for event in stream.events():
-        if isinstance(event, TextDelta):
-            view.text(event.text)
-        elif isinstance(event, ReasoningDelta):
-            view.reasoning(event.text)
-        elif isinstance(event, ToolCallDelta) and event.name:
-            view.note(f"the model calls the tool {event.name}")
+    tools = ToolCallNotes(view.note)
+    try:
+        for event in stream.events():
+            if isinstance(event, ToolCallDelta):
+                tools.add(event)
+                continue
+            tools.end()
+            if isinstance(event, TextDelta):
+                view.text(event.text)
+            elif isinstance(event, ReasoningDelta):
+                view.reasoning(event.text)
+    finally:
+        tools.end()
 
 
 def suggestions() -> list[str]:

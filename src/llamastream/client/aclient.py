@@ -16,6 +16,7 @@ from llamastream.client.base import ClientBase
 from llamastream.client.core import (
     READY_POLL,
     UNARY_TIMEOUT,
+    check_prewarm,
     checked_timeout,
     not_ready,
 )
@@ -41,6 +42,7 @@ class AsyncStreamingClient(ClientBase):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._core.reads_block = False
         self._pools = [AsyncConnectionPool(server, self._core.limits) for server in self._core.servers.all]
 
     # -- generation -------------------------------------------------------------------------------------
@@ -126,17 +128,19 @@ class AsyncStreamingClient(ClientBase):
         One token is generated and thrown away. `cached_tokens` of the figures says what was cached already. Raises as
         `chat`.
         """
+        check_prewarm(body)
         return (await self.chat(messages, model=model, max_tokens=1, timeouts=timeouts, **body)).stats
 
     # -- endpoints that answer at once ------------------------------------------------------------------
 
-    async def health(self, *, timeout: float = UNARY_TIMEOUT) -> Health:
-        """What `GET /health` says within `timeout` seconds.
+    async def health(self, *, timeout: float | None = UNARY_TIMEOUT) -> Health:
+        """What `GET /health` says within `timeout` seconds (None: as long as the client's own clocks allow).
 
         Raises:
+            InvalidRequestError: `timeout` is no number above 0.
             LlamaStreamError: there is no connection, or what answers is no llama-server.
         """
-        return await self._call(endpoints.health(), timeout)
+        return await self._call(endpoints.health(), checked_timeout(timeout, "timeout"))
 
     async def check_server_health(self) -> bool:
         """Whether a server answers and is ready. Never raises for what the server does."""

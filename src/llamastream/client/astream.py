@@ -7,9 +7,10 @@ from types import TracebackType
 from typing import Self
 
 from llamastream.client.apool import AsyncConnectionPool
+from llamastream.client.arguments import check_timeouts
 from llamastream.client.arunner import AsyncRunner
 from llamastream.client.core import ClientCore
-from llamastream.client.stream import CONSUMED
+from llamastream.client.stream import CLOSED, CONSUMED, MIXED
 from llamastream.errors import StreamConsumedError
 from llamastream.protocol.requests import GenerationRequest
 from llamastream.types import Result, Stats, StreamEvent, Timeouts
@@ -29,25 +30,39 @@ class AsyncStream:
         request: GenerationRequest,
         timeouts: Timeouts | None,
     ) -> None:
+        self._taken = True  # for __del__, until there is something to leave
+        check_timeouts(timeouts)
         self._runner = AsyncRunner(core, pools, request, timeouts)
         self._taken = False
+        self._as_texts = False
+        self._as_events = False
+        self._closed = False
 
     def __aiter__(self) -> AsyncIterator[str]:
         """The answer's text (of the first choice, without reasoning).
 
         Raises:
-            StreamConsumedError: the stream was iterated before.
+            StreamConsumedError: the stream was iterated or closed before.
             LlamaStreamError: while iterating; `partial` has what was received.
         """
         self._take()
         return _Texts(self._runner)
 
     async def __anext__(self) -> str:
+        if not self._as_texts:
+            if self._as_events:
+                raise StreamConsumedError(MIXED.format("by events()", "as text"))
+            if self._closed:
+                raise StreamConsumedError(CLOSED)
+            self._as_texts = True
         return await self._runner.next_text()
 
     def events(self) -> AsyncIterator[StreamEvent]:
         """Everything that the server sends, typed; `StreamEnd` comes last. Raises as iterating does."""
+        if self._as_texts:
+            raise StreamConsumedError(MIXED.format("as text", "by events()"))
         self._take()
+        self._as_events = True
         return _Events(self._runner)
 
     async def result(self) -> Result:
@@ -67,6 +82,7 @@ class AsyncStream:
 
     async def close(self) -> None:
         """Leave the stream; frees the slot on the server if it still works."""
+        self._closed = True
         self._runner.close()
 
     @property
@@ -79,7 +95,9 @@ class AsyncStream:
     def finish_reason(self) -> str | None:
         """How the stream ended, or None while it runs."""
         session = self._runner.session
-        return session.finish_reason if session is not None else None
+        if session is None:
+            return "cancelled" if self._closed else None
+        return session.finish_reason
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._runner.describe()}>"
@@ -87,6 +105,8 @@ class AsyncStream:
     def _take(self) -> None:
         if self._taken:
             raise StreamConsumedError(CONSUMED)
+        if self._closed and not self._as_texts:
+            raise StreamConsumedError(CLOSED)
         self._taken = True
 
     async def __aenter__(self) -> Self:
@@ -103,6 +123,7 @@ class AsyncStream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closed = True
         self._runner.close()
 
     def __del__(self) -> None:

@@ -15,6 +15,7 @@ from llamastream.client import endpoints
 from llamastream.client.attempt import Attempt, AttemptKind, Break, Errand, Generation
 from llamastream.client.servers import PROBE_TIMEOUT, Server
 from llamastream.client.state import ClientState
+from llamastream.client.whole import WholeOnly
 from llamastream.errors import LlamaStreamError, MidStreamError, ModelLoadingError, ServerError, StreamDivergedError
 from llamastream.policy.recovery import Case, PlanKind, RecoveryOptions, classify, plan
 from llamastream.protocol.journal import Journal, repetition, token_limit, with_seed
@@ -62,9 +63,11 @@ class AttemptPlanner:
         recovery: RecoveryOptions,
         state: ClientState,
         random: Callable[[], float],
+        whole_only: WholeOnly | None = None,
     ) -> None:
         if recovery.mode == "full" and repetition(request) != "no":
             request = with_seed(request, int(random() * 2**31))
+        self._whole_only = whole_only
         self.journal = Journal(request)
         self.request = request
         self.attempt: Attempt | None = None
@@ -154,6 +157,8 @@ class AttemptPlanner:
             )
         elif kind == "restart":
             self.journal.restart()
+        if kind in ("first", "restart") and self._whole_only and self._whole_only.applies(server, request, self._now):
+            request = request.without_stream()
         self.generation = Generation(server, request, resumed, self._conversation_id(server, request))
         self.attempt = Attempt(kind, self.generation)
 
@@ -250,6 +255,12 @@ class AttemptPlanner:
         generation, self.generation = self.generation, None
         if generation is not None and generation.conversation_id is not None and generation.asked_for:
             self._state.let_go(generation.server, generation.conversation_id, begun=generation.answered)
+
+    def ask_for_whole(self, now: float) -> None:
+        """The server cannot stream: the next attempt asks for the whole answer, and so do other requests like this."""
+        if self._whole_only is not None:
+            self._whole_only.refused(self.server, self.request, now)
+        self.request = self.request.without_stream()
 
     # -- after a failure ----------------------------------------------------------------------------------
 

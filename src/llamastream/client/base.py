@@ -22,7 +22,8 @@ class ClientBase:
         base_url: where the server is, or a list: then each request goes to one that is well, and moves to another if
             that fails, also in the middle of an answer. api_key: the key that they ask for.
         model, temperature, max_tokens: defaults of the requests.
-        timeouts: the five clocks, in seconds. headers: sent with every request.
+        timeouts: the five clocks, in seconds.
+        headers: sent with every request; they win over our own Accept, Authorization, Content-Type and User-Agent.
         ca_file, cert_file, key_file: PEM files for https (own authority, client certificate).
         settings: all of it at once; the other arguments win.
         retry: when a request that failed before its first content is sent again.
@@ -33,7 +34,7 @@ class ClientBase:
         listeners: called with the events of `llamastream.events` (requests, attempts, first tokens, retries, ends).
 
     Raises:
-        SettingError: an argument or an environment variable has a value that is not allowed.
+        SettingError: an argument, a setting or an environment variable has a value that is not allowed.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class ClientBase:
         Raises:
             SettingError: the object has none of these, or one has a value that is not allowed.
         """
-        return cls(**{**from_object(source), **arguments})
+        given = [name for name, value in arguments.items() if value is not None]
+        arguments = {name: arguments[name] for name in given}
+        return cls(**from_object(source, without=given), **arguments)
 
     @property
     def base_url(self) -> str:

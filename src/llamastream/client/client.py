@@ -12,6 +12,7 @@ from llamastream.client.base import ClientBase
 from llamastream.client.core import (
     READY_POLL,
     UNARY_TIMEOUT,
+    check_prewarm,
     checked_timeout,
     not_ready,
 )
@@ -125,17 +126,19 @@ class StreamingClient(ClientBase):
         One token is generated and thrown away. `cached_tokens` of the figures says what was cached already. Raises as
         `chat`.
         """
+        check_prewarm(body)
         return (self.chat(messages, model=model, max_tokens=1, timeouts=timeouts, **body)).stats
 
     # -- endpoints that answer at once ------------------------------------------------------------------
 
-    def health(self, *, timeout: float = UNARY_TIMEOUT) -> Health:
-        """What `GET /health` says within `timeout` seconds.
+    def health(self, *, timeout: float | None = UNARY_TIMEOUT) -> Health:
+        """What `GET /health` says within `timeout` seconds (None: as long as the client's own clocks allow).
 
         Raises:
+            InvalidRequestError: `timeout` is no number above 0.
             LlamaStreamError: there is no connection, or what answers is no llama-server.
         """
-        return self._call(endpoints.health(), timeout)
+        return self._call(endpoints.health(), checked_timeout(timeout, "timeout"))
 
     def check_server_health(self) -> bool:
         """Whether a server answers and is ready. Never raises for what the server does."""

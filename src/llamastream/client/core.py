@@ -5,22 +5,31 @@ from __future__ import annotations
 import random
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import time
 from typing import Any
 
-import msgspec
-
 from llamastream.client import tls
+from llamastream.client.arguments import (
+    check_retry,
+    check_timeouts,
+    checked_headers,
+    checked_listeners,
+    checked_settings,
+    joined_urls,
+    replaced,
+)
 from llamastream.client.attempt import Attempt
 from llamastream.client.endpoints import Call
 from llamastream.client.pool import PoolLimits
 from llamastream.client.servers import Server, Servers
 from llamastream.client.session import SessionOptions, StreamSession
 from llamastream.client.state import ClientState
+from llamastream.client.whole import WholeOnly
 from llamastream.errors import InvalidRequestError, LlamaStreamError, SettingError, UnavailableError
 from llamastream.events import Listener
 from llamastream.protocol.http1 import build_request
 from llamastream.protocol.requests import GenerationRequest, chat_request, completion_request
-from llamastream.settings import ClientSettings, load
+from llamastream.settings import ClientSettings, load, replaced_settings
 from llamastream.types import Fallback, Health, RecoveryMode, RetryPolicy, Timeouts
 
 UNARY_TIMEOUT = 10.0
@@ -55,7 +64,7 @@ class ClientCore:
         random: Callable[[], float] = random.random,
     ) -> None:
         given = {
-            "base_url": base_url if base_url is None or isinstance(base_url, str) else " ".join(base_url),
+            "base_url": joined_urls(base_url),
             "api_key": api_key,
             "model": model,
             "temperature": temperature,
@@ -67,28 +76,31 @@ class ClientCore:
             "recovery": recovery,
             "max_connections": max_connections,
         }
-        if settings is None:
+        base = checked_settings(settings)
+        check_timeouts(timeouts, SettingError)
+        check_retry(retry)
+        if base is None:
             settings, _ = load(ClientSettings, given=given, given_source="the argument")
         else:
-            settings = msgspec.structs.replace(settings, **{k: v for k, v in given.items() if v is not None})
+            settings = replaced_settings(base, given, "settings=", "the argument")
         self.settings = settings
-        _check_timeouts(timeouts)
         self.timeouts = timeouts or settings.timeouts
         self.limits = PoolLimits(connections=settings.max_connections)
         self._random = random
+        self._whole_only = WholeOnly()
+        self.reads_block = True
         addresses = settings.addresses
         context: ssl.SSLContext | None = None
         if any(address.scheme == "https" for address in addresses):
             context = tls.client_context(settings.ca_file, settings.cert_file, settings.key_file)
         self.servers = Servers(addresses, context)
-        self.state = ClientState(retry or settings.retry, listeners, self.servers)
-        self._headers = {"Accept": "text/event-stream, application/json", **(headers or {})}
+        self.state = ClientState(retry or settings.retry, checked_listeners(listeners), self.servers)
+        ours = {"Accept": "text/event-stream, application/json"}
         if settings.api_key:
-            if not (settings.api_key.isascii() and settings.api_key.isprintable()):
-                raise SettingError(
-                    "api_key has characters that are not allowed in a header; it must be printable ASCII"
-                )
-            self._headers["Authorization"] = f"Bearer {settings.api_key}"
+            ours["Authorization"] = f"Bearer {settings.api_key}"
+        own = checked_headers(headers)
+        self._headers = replaced({**ours, "Content-Type": "application/json"}, own)
+        self._bare_headers = {name: value for name, value in self._headers.items() if name.lower() != "content-type"}
 
     @property
     def url(self) -> str:
@@ -130,10 +142,15 @@ class ClientCore:
         )
 
     def session(self, request: GenerationRequest, timeouts: Timeouts | None, now: float) -> StreamSession:
-        _check_timeouts(timeouts)
         settings = self.settings
         options = SessionOptions(
-            timeouts or self.timeouts, settings.max_event_bytes, settings.fallback, settings.recovery
+            timeouts or self.timeouts,
+            settings.max_event_bytes,
+            settings.fallback,
+            settings.recovery,
+            time() - now,
+            self._whole_only,
+            self.reads_block,
         )
         return StreamSession(request, options, self.state, self._random, now)
 
@@ -156,11 +173,9 @@ class ClientCore:
     def _bytes(
         self, server: Server, method: str, path: str, body: bytes | None, conversation_id: str | None = None
     ) -> bytes:
-        headers = dict(self._headers)
-        if body is not None:
-            headers["Content-Type"] = "application/json"
+        headers = self._bare_headers if body is None else self._headers
         if conversation_id is not None:
-            headers["X-Conversation-Id"] = conversation_id
+            headers = {**headers, "X-Conversation-Id": conversation_id}
         return build_request(method, server.address.target(path), server.address.host_header, headers, body)
 
 
@@ -168,13 +183,6 @@ def describe_stream(core: ClientCore, request: GenerationRequest, session: Strea
     """A stream's endpoint and state in a few words."""
     state = "not sent yet" if session is None else session.finish_reason or "running"
     return f"{core.url if session is None else session.server.url}{request.path} {state}"
-
-
-def _check_timeouts(timeouts: Any) -> None:
-    if timeouts is not None and not isinstance(timeouts, Timeouts):
-        raise InvalidRequestError(
-            f"timeouts must be a llamastream.Timeouts, not {timeouts!r}; for one limit on every step: Timeouts.all(30)"
-        )
 
 
 def not_ready(url: str, last: Health | LlamaStreamError, timeout: float | None) -> LlamaStreamError:
@@ -190,8 +198,19 @@ def checked_timeout(timeout: float | None, name: str) -> float:
     Raises:
         InvalidRequestError: it is not a positive number.
     """
+    longest = 365 * 86400.0
     if timeout is None:
-        return 365 * 86400.0
+        return longest
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-        raise InvalidRequestError(f"{name} must be a number of seconds above 0, not {timeout!r}")
-    return float(timeout)
+        raise InvalidRequestError(f"{name} must be a number of seconds above 0, or None for no limit, not {timeout!r}")
+    return float(min(timeout, longest))
+
+
+def check_prewarm(body: Mapping[str, Any]) -> None:
+    """Raises:
+    InvalidRequestError: there is something in the body that `prewarm` decides itself.
+    """
+    if "max_tokens" in body:
+        raise InvalidRequestError(
+            "prewarm has no max_tokens: it generates one token and throws it away; leave it out, or call chat()"
+        )

@@ -30,12 +30,14 @@ class StreamRecord:
 
     Attributes:
         meter: when content came. attempts: how many there were. earlier_bytes: of the bodies of attempts that are over.
+        silence: see `looks_buffered`.
     """
 
     def __init__(self, state: ClientState, url: str, now: float) -> None:
         self.meter = LatencyMeter(now)
         self.attempts = 0
         self.earlier_bytes = 0
+        self.silence = 0.0
         self._state = state
         self._id = state.next_request_id()
         self._started = now
@@ -106,5 +108,5 @@ class StreamRecord:
             failed_attempts=tuple(self._failed),
             recoveries=tuple(self._recoveries),
             streamed=not exchange.whole,
-            buffered=not exchange.whole and looks_buffered(stats, assembler.timings),
+            buffered=not exchange.whole and looks_buffered(stats, assembler.timings, self.silence),
         )

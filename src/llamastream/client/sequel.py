@@ -10,7 +10,7 @@ from llamastream.client.attempts import AttemptPlanner
 from llamastream.client.state import ClientState
 from llamastream.errors import LlamaStreamError, ModelLoadingError, ServerError
 from llamastream.policy.recovery import classify, delay
-from llamastream.policy.retry import RetryState
+from llamastream.policy.retry import RetryState, too_long
 from llamastream.protocol.failures import streaming_unsupported
 from llamastream.types import Fallback
 
@@ -61,7 +61,7 @@ class Sequels:
         """What follows; an error: that ends the stream."""
         if at.emitted:
             return self._in_the_middle(error, at)
-        if self._falls_back(error):
+        if self._falls_back(error, at.now):
             return Sequel(0.0)
         return self._retry(error, at) or error
 
@@ -85,12 +85,12 @@ class Sequels:
         broken.attempts += 1
         return Sequel(wait, broke=kind if first else None)
 
-    def _falls_back(self, error: LlamaStreamError) -> bool:
+    def _falls_back(self, error: LlamaStreamError, now: float) -> bool:
         """Where the server says that it cannot stream, ask for the whole answer at once."""
         request = self._planner.request
         if self._fallback != "auto" or not request.body.get("stream") or not streaming_unsupported(error):
             return False
-        self._planner.request = request.without_stream()
+        self._planner.ask_for_whole(now)
         return True
 
     def _retry(self, error: LlamaStreamError, at: FailedAt) -> Sequel | None:
@@ -106,6 +106,9 @@ class Sequels:
         )
         retry = self._state.decide_retry(error, state, self._random())
         if retry is None or at.now + retry.delay >= at.end:
+            if said := too_long(error, self._state.retry, at.end - at.now):
+                error.message = f"{error.message}; {said}"
+                error.args = (error.message,)
             return None
         if isinstance(error, ModelLoadingError) and self._loading_since is None:
             self._loading_since = at.now

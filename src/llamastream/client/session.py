@@ -22,7 +22,14 @@ from llamastream.client.record import StreamRecord
 from llamastream.client.sequel import FailedAt, Sequel, Sequels
 from llamastream.client.servers import Server
 from llamastream.client.state import ClientState
-from llamastream.errors import ConnectionLostError, ConnectTimeoutError, LlamaStreamError, PoolTimeoutError
+from llamastream.client.whole import WholeOnly
+from llamastream.errors import (
+    ConnectionLostError,
+    ConnectTimeoutError,
+    LlamaStreamError,
+    PoolTimeoutError,
+    ServerError,
+)
 from llamastream.policy.clocks import Phase
 from llamastream.policy.recovery import RecoveryOptions
 from llamastream.policy.watch import Watch
@@ -50,12 +57,17 @@ REATTACH_HEADER = 5.0
 
 
 class SessionOptions(Struct, frozen=True):
-    """What a stream takes from its client and its call."""
+    """What a stream takes from its client and its call. `epoch`: the wall time at which its clock stood at 0.
+    `whole_only`: what the client knows of servers that cannot stream.
+    `reads_block`: bytes are read as they come; an event loop may be late, and then all of them come at once."""
 
     timeouts: Timeouts
     max_event_bytes: int
     fallback: Fallback
     recovery: RecoveryMode = "full"
+    epoch: float | None = None
+    whole_only: WholeOnly | None = None
+    reads_block: bool = True
 
 
 class StreamSession:
@@ -88,7 +100,11 @@ class StreamSession:
             options.recovery, retry.recovery_patience, retry.max_recoveries, options.fallback != "never"
         )
         self._planner = AttemptPlanner(
-            request.without_stream() if options.fallback == "always" else request, recovery, state, random
+            request.without_stream() if options.fallback == "always" else request,
+            recovery,
+            state,
+            random,
+            options.whole_only if options.fallback == "auto" else None,
         )
         self._now = now
         self._attempt_began = now
@@ -98,6 +114,7 @@ class StreamSession:
         self._last_was_content = False
         self._content_chunks = 0
         self._swallowed = 0
+        self._waiting_since = inf
         self._watch = Watch(options.timeouts, now)
         self._events: list[StreamEvent] = []
         self._record = StreamRecord(state, self.url, now)
@@ -198,6 +215,7 @@ class StreamSession:
     def connected(self, now: float) -> None:
         """The connection stands and the request is about to be sent."""
         self._now = now
+        self._waiting_since = now if self._options.reads_block else inf
         self._meter.connect_time = None if self._reused_connection else now - self._attempt_began
         self._watch.enter(Phase.FIRST_BYTE, now, REATTACH_HEADER if self.attempt.kind == "reattach" else inf)
 
@@ -259,6 +277,8 @@ class StreamSession:
 
     def _content(self, chunks: int, now: float) -> None:
         if not self._content_chunks:
+            if self._watch.phase is Phase.FIRST_BYTE:
+                self._record.silence = now - self._waiting_since
             self._record.first_token(now)
         self._meter.content(chunks - self._content_chunks, now)
         self._content_chunks = chunks
@@ -302,6 +322,10 @@ class StreamSession:
         """The reader took its time and now wants more: that time is not counted as the server's."""
         self._watch.restart(now)
 
+    def reader_came(self, now: float) -> None:
+        """The reader begins to read, perhaps long after the request was sent (`with`): that was no silence."""
+        self._waiting_since = max(self._waiting_since, now)
+
     # -- ends -------------------------------------------------------------------------------------------
 
     def timed_out(self, now: float) -> bool:
@@ -318,6 +342,9 @@ class StreamSession:
         if isinstance(error, ConnectTimeoutError | PoolTimeoutError) and now > self._watch.end - EARLY:
             error = self._watch.expired(max(now, self._watch.end), self.url) or error
         self._now = now
+        epoch = self._options.epoch
+        if isinstance(error, ServerError) and error.retry_after is None and error.retry_at is not None and epoch:
+            error.retry_after = max(0.0, error.retry_at - (epoch + now))
         under_way = self.next_attempt_at is None
         answered = under_way and self._exchange.accepted
         if under_way:

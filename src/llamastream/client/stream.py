@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator, Sequence
+from time import monotonic
 from types import TracebackType
 from typing import Self
 
+from llamastream.client.arguments import check_timeouts
 from llamastream.client.core import ClientCore
 from llamastream.client.pool import ConnectionPool
 from llamastream.client.runner import Runner
@@ -17,6 +19,16 @@ from llamastream.types import Result, Stats, StreamEvent, Timeouts
 CONSUMED = (
     "this stream is already being read, or was; a stream has one consumer: "
     "call stream_chat or stream_completion again for another answer, or keep what it gave with result()"
+)
+
+
+MIXED = (
+    "this stream is already being read {}; the events that this took are gone, so it cannot be read {} as well: "
+    "use one of the two for the whole stream (events() has the text, too, as TextDelta)"
+)
+CLOSED = (
+    "this stream was closed, so there is nothing to iterate; what it gave is in result(), "
+    "and another answer takes another call of stream_chat or stream_completion"
 )
 
 
@@ -33,15 +45,18 @@ class Stream:
     def __init__(
         self, core: ClientCore, pools: Sequence[ConnectionPool], request: GenerationRequest, timeouts: Timeouts | None
     ) -> None:
+        check_timeouts(timeouts)
         self._runner = Runner(core, pools, request, timeouts)
         self._texts: Generator[str, None, None] | None = None
         self._taken = False
+        self._as_events = False
+        self._closed = False
 
     def __iter__(self) -> Iterator[str]:
         """The answer's text (of the first choice, without reasoning).
 
         Raises:
-            StreamConsumedError: the stream was iterated before.
+            StreamConsumedError: the stream was iterated or closed before.
             LlamaStreamError: while iterating; `partial` has what was received.
         """
         self._take()
@@ -50,12 +65,20 @@ class Stream:
 
     def __next__(self) -> str:
         if self._texts is None:
+            if self._as_events:
+                raise StreamConsumedError(MIXED.format("by events()", "as text"))
+            if self._closed:
+                raise StreamConsumedError(CLOSED)
+            self._begin()
             self._texts = self._runner.texts()
         return next(self._texts)
 
     def events(self) -> Iterator[StreamEvent]:
         """Everything that the server sends, typed; `StreamEnd` comes last. Raises as iterating does."""
+        if self._texts is not None:
+            raise StreamConsumedError(MIXED.format("as text", "by events()"))
         self._take()
+        self._as_events = True
         return self._runner.events()
 
     def result(self) -> Result:
@@ -66,6 +89,8 @@ class Stream:
         """
         session = self._runner.session
         if session is None or not session.ended:
+            if not self._taken and self._texts is None:
+                self._begin()
             for _ in self._runner.events():
                 pass
         session = self._runner.session
@@ -81,6 +106,7 @@ class Stream:
 
     def close(self) -> None:
         """Leave the stream, from the thread that reads it; frees the slot on the server if it still works."""
+        self._closed = True
         self._runner.close()
 
     @property
@@ -93,7 +119,9 @@ class Stream:
     def finish_reason(self) -> str | None:
         """How the stream ended, or None while it runs."""
         session = self._runner.session
-        return session.finish_reason if session is not None else None
+        if session is None:
+            return "cancelled" if self._closed else None
+        return session.finish_reason
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._runner.describe()}>"
@@ -101,7 +129,14 @@ class Stream:
     def _take(self) -> None:
         if self._taken:
             raise StreamConsumedError(CONSUMED)
+        if self._closed and self._texts is None:
+            raise StreamConsumedError(CLOSED)
         self._taken = True
+        self._begin()
+
+    def _begin(self) -> None:
+        if self._runner.session is not None:  # `with` has sent the request already
+            self._runner.session.reader_came(monotonic())
 
     def __enter__(self) -> Self:
         """Send the request now.

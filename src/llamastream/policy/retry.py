@@ -81,8 +81,24 @@ def decide(error: LlamaStreamError, state: RetryState, policy: RetryPolicy, rand
     asked = error.retry_after if isinstance(error, ServerError) else None
     if asked is not None:
         return Retry(delay=asked) if asked <= policy.max_retry_after else None
-    bound = min(policy.max_delay, policy.base_delay * 2.0**state.retries)
+    bound = min(policy.max_delay, policy.base_delay * 2.0 ** min(state.retries, 64))
     return Retry(delay=bound * random)
+
+
+def too_long(error: LlamaStreamError, policy: RetryPolicy, left: float) -> str:
+    """If the server asked to wait for longer than may be waited: that, and which limit forbids it; else "".
+
+    `left`: seconds until the total clock runs out.
+    """
+    asked = error.retry_after if isinstance(error, ServerError) and error.retryable else None
+    if asked is None or isinstance(error, ModelLoadingError) or not policy.max_retries:
+        return ""
+    said = f"the server asks to wait {asked:,.0f} s (Retry-After)"
+    if asked > policy.max_retry_after:
+        return f"{said}, longer than RetryPolicy.max_retry_after allows ({policy.max_retry_after:g} s)"
+    if asked >= left:
+        return f"{said}, but Timeouts.total leaves {max(0.0, left):,.1f} s"
+    return ""
 
 
 def _elsewhere_helps(error: LlamaStreamError) -> bool:

@@ -10,6 +10,7 @@ from llamastream.errors import (
     ConnectionLostError,
     EventTooLargeError,
     LlamaStreamError,
+    MidStreamError,
     ProtocolError,
     StreamTruncatedError,
 )
@@ -66,6 +67,7 @@ class GenerationExchange:
         self._max_body = max_event_bytes
         self._body = bytearray()  # of an answer that is no event stream
         self._rejected = False
+        self._unnamed = False  # no content type: the first character tells JSON from all else
         self._exact = True
 
     @property
@@ -124,6 +126,8 @@ class GenerationExchange:
                     continue
                 if not self.accepted:
                     self._begin(out)
+                if self._unnamed:
+                    self._look_at_unnamed(body, out)
                 if self._rejected:
                     self._body += body[: MAX_ERROR_BODY - len(self._body)]
                 elif self.whole:
@@ -176,13 +180,25 @@ class GenerationExchange:
         elif (
             self._accept_whole
             and 200 <= reader.status < 300
-            and content_type == "application/json"
+            and content_type in ("application/json", "")
             and encoding in ("", "identity")
         ):
             self.whole = True
-            out.append(StreamStart(reader.status, reader.headers.get("server", "")))
+            self._unnamed = not content_type
+            if content_type:
+                out.append(StreamStart(reader.status, reader.headers.get("server", "")))
         else:
             self._rejected = True
+
+    def _look_at_unnamed(self, body: bytes, out: list[StreamEvent]) -> None:
+        """A body whose type nobody told begins."""
+        start = body.lstrip()
+        if start:
+            self._unnamed = False
+            self.whole = start.startswith(b"{")
+            self._rejected = not self.whole
+            if self.whole:
+                out.append(StreamStart(self._reader.status, self._reader.headers.get("server", "")))
 
     def _feed_body(self, body: bytes, out: list[StreamEvent]) -> None:
         template, assembler = self._template, self.assembler
@@ -197,15 +213,15 @@ class GenerationExchange:
                 self._finish(out)
                 return
             if event.event == "error":
-                raise mid_stream_error(data, self.url)
+                raise self._reported(data)
             self._add(data, out)
         if self._decoder.error_lines:
-            raise mid_stream_error(self._decoder.error_lines[0], self.url)
+            raise self._reported(self._decoder.error_lines[0])
 
     def _add(self, data: bytes, out: list[StreamEvent]) -> None:
         chunk = decode_chunk(data)
         if chunk.error is not NO_ERROR and bytes(chunk.error) != b"null":
-            raise mid_stream_error(bytes(chunk.error), self.url)
+            raise self._reported(bytes(chunk.error))
         if self.resumed is not None:
             self.resumed.adapt(chunk)
             if not self.resumed.settled:
@@ -215,6 +231,9 @@ class GenerationExchange:
         text = self.assembler.sole_text(chunk)
         if text:
             self._template.learn(data, text, self._read_text)
+
+    def _reported(self, raw: bytes) -> MidStreamError:
+        return mid_stream_error(raw, self.url, begun=self.assembler.content_chunks > 0, whole=self.whole)
 
     def _read_text(self, data: bytes) -> str | None:
         try:
@@ -226,6 +245,8 @@ class GenerationExchange:
         """`[DONE]`, or the proper end of the body."""
         reader = self._reader
         self.terminated = True
+        if self._unnamed:  # and empty
+            self.whole, self._rejected = False, True
         if self.whole:
             self._add(bytes(self._body), out)
         if self._rejected:

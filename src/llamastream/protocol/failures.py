@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -77,15 +78,22 @@ def response_error(status: int, headers: Mapping[str, str], body: bytes, url: st
         error = kind(text, status=status)
     error.type = type_
     error.body = body[:MAX_ERROR_BODY]
-    error.retry_after = parse_retry_after(headers.get("retry-after"))
+    asked = headers.get("retry-after")
+    error.retry_at = _date(asked)
+    # A date and the server's own clock, if it tells it, make seconds; else whoever has a clock makes them of retry_at.
+    error.retry_after = parse_retry_after(asked, now=_date(headers.get("date")))
     return error
 
 
-def mid_stream_error(raw: bytes, url: str) -> MidStreamError:
-    """The error for an `{"error": ...}` event (or an `error:` line) inside a stream; `raw` is the error's JSON."""
+def mid_stream_error(raw: bytes, url: str, *, begun: bool = True, whole: bool = False) -> MidStreamError:
+    """The error for an `{"error": ...}` event (or an `error:` line) inside a stream; `raw` is the error's JSON.
+
+    `begun`: content had come; `whole`: the answer was no stream at all.
+    """
     details = _details(raw) or {"message": raw[:500].decode("utf-8", "replace")}
     message, type_ = _message_and_type(details, {}, raw)
-    error = MidStreamError(f"{url} reported an error in mid-stream: {message}", status=_integer(details, "code"))
+    where = "in mid-stream" if begun else "in place of an answer" if whole else "before any content"
+    error = MidStreamError(f"{url} reported an error {where}: {message}", status=_integer(details, "code"))
     error.type = type_
     error.body = raw[:MAX_ERROR_BODY]
     error.retryable = (error.status or 500) >= 500
@@ -109,13 +117,29 @@ def unexpected_response(
         )
     elif encoding := headers.get("content-encoding", ""):
         what = (
-            f"answered with a compressed body ({encoding}), which holds chunks back; "
-            "switch compression of text/event-stream off in the proxy before the server"
+            f"answered with a compressed body ({encoding}), though none was asked for"
+            f"{'; that holds chunks back' if content_type == 'text/event-stream' else ''}; "
+            + _compression_advice(headers, content_type or "this path")
         )
     else:
         quoted = body[:80].decode("utf-8", "replace")
         what = f"answered {status} with {content_type or 'an unnamed type'} instead of {expected}: {quoted!r}"
     return UnexpectedResponseError(f"{url} {what}", status=status)
+
+
+def _compression_advice(headers: Mapping[str, str], what: str) -> str:
+    """Where to switch compression off, going by who says to have answered; as in `policy.buffering`."""
+    server = f"{headers.get('server', '')} {headers.get('via', '')}".lower()
+    if "cf-ray" in headers or "cloudflare" in server:
+        return "Cloudflare: send `Cache-Control: no-transform` from the origin, or a compression rule that excludes it"
+    if "nginx" in server or "openresty" in server:
+        return "nginx: set `gzip off;` (and `brotli off;`) in the location of the API"
+    if "uvicorn" in server or "starlette" in server:
+        return f"uvicorn, Starlette, FastAPI: remove GZipMiddleware, or exclude {what} from it"
+    return (
+        f"switch compression of {what} off in the proxy or the middleware before the server "
+        "(nginx: `gzip off;`, Cloudflare: `no-transform`, Starlette: no GZipMiddleware)"
+    )
 
 
 def streaming_unsupported(error: LlamaStreamError) -> bool:
@@ -134,11 +158,20 @@ def parse_retry_after(value: str | None, *, now: float | None = None) -> float |
     text = value.strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])
-    if now is None:
+    date = None if now is None else _date(text)
+    return None if now is None or date is None else max(0.0, date - now)
+
+
+def _date(value: str | None) -> float | None:
+    """An HTTP date in seconds since the epoch; None if it is something else."""
+    if value is None:
         return None
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - now)
-    except (ValueError, OverflowError):
+        date = parsedate_to_datetime(value.strip())
+        if date.tzinfo is None:  # "-0000", or none: a date in HTTP is GMT in any case
+            date = date.replace(tzinfo=UTC)
+        return date.timestamp()
+    except (ValueError, OverflowError, TypeError, IndexError):
         return None
 
 

@@ -24,7 +24,9 @@ def build_request(method: str, target: str, host: str, headers: Mapping[str, str
     Raises:
         ProtocolError: a header name or value contains a line break or another control character.
     """
-    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", f"User-Agent: {USER_AGENT}"]
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}"]
+    if not any(name.lower() == "user-agent" for name in headers):
+        lines.append(f"User-Agent: {USER_AGENT}")
     for name, value in headers.items():
         if any(c in "\r\n\0" for c in name + value) or ":" in name or not name:
             raise ProtocolError(f"header {name!r} contains characters that are not allowed in a header")
