@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,10 +57,15 @@ def blocks_of(page: Path, language: str) -> list[Block]:
 
 
 def program(page: Path) -> str:
-    """All Python blocks of a page as one program, each on the lines where the page has it."""
+    """All Python blocks of a page as one program, each on the lines where the page has it.
+
+    A block that begins with ```` ```python NAME ```` needs the package NAME, and is left out where that is missing.
+    """
     lines: list[str] = []
-    for block in blocks_of(page, "python"):
-        lines += [""] * (block.line - 1 - len(lines)) + block.code.splitlines()
+    for block in blocks(page):
+        language, _, package = block.language.partition(" ")
+        if language == "python" and (not package or find_spec(package) is not None):
+            lines += [""] * (block.line - 1 - len(lines)) + block.code.splitlines()
     return "\n".join(lines) + "\n"
 
 
@@ -189,7 +195,9 @@ def test_files_that_pages_name_exist(page: Path) -> None:
     assert missing == []
 
 
-PLACE = re.compile(r"`((?:protocol|policy|client|engine|cli|settings|compose|types|errors)(?:\.\w+)+)(?:\(\))?`")
+PLACE = re.compile(
+    r"`((?:protocol|policy|client|engine|integrations|cli|settings|compose|types|errors)(?:\.\w+)+)(?:\(\))?`"
+)
 
 
 def test_names_of_the_architecture_page_exist() -> None:

@@ -29,6 +29,7 @@ from commandline import LONG, STORY
 from llamastream import AsyncStreamingClient, Engine, RetryPolicy, StreamingClient, Timeouts
 from llamastream.integrations.fastapi import ndjson_response, sse_response
 from llamastream.testing import ChaosProxy, NumberedServer, Reset, Script, ServerDouble, chunked, http_answer
+from polling import wait_for
 from ports import free_port
 
 Respond = Callable[[], Response]
@@ -180,14 +181,6 @@ def test_a_hang_up_is_noticed_while_the_request_waits_in_the_queue(kind: Any) ->
                 connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
                 wait_for(lambda: server.connections == 1)
             wait_for(lambda: server.connections == 0)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(2000):
-        if condition():
-            return
-        threading.Event().wait(0.005)  # a poll: the doubles have no event for this
-    raise AssertionError("it did not happen within 10 s")
 
 
 def test_nothing_is_generated_for_a_head_request(engine: Engine) -> None:

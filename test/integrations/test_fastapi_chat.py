@@ -15,6 +15,7 @@ from chromium import browser, chromium
 from commandline import LONG, STORY
 from llamastream import Engine
 from llamastream.testing import NumberedServer
+from polling import wait_for
 from service import chat, events, service
 
 SCRIPT = "fastapi_chat/app.py"
@@ -71,8 +72,7 @@ def test_the_page_streams_and_stops_in_a_browser(tmp_path: Path) -> None:
         assert page.value("document.querySelector('#button').innerText") == "Stop"
         page.click("#button")
         page.wait_for("document.querySelector('.note')?.innerText === 'stopped'")
-        while server.generating:
-            page.value("1")
+        wait_for(lambda: server.generating == 0)
         assert server.cancelled == 1
         server.release()
         page.click("#question")

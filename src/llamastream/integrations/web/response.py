@@ -14,10 +14,10 @@ from starlette.types import Message, Receive, Scope, Send
 from llamastream import AsyncStream, LlamaStreamError, Stream
 from llamastream.integrations.web import wire
 from llamastream.integrations.web.source import iterate, leave
-from llamastream.integrations.web.wire import Item
+from llamastream.integrations.web.wire import Item, MessageChunk
 from llamastream.types import StreamEnd, StreamStart
 
-Source: TypeAlias = AsyncStream | Stream | AsyncIterable[Item]
+Source: TypeAlias = AsyncStream | Stream | AsyncIterable[Item | MessageChunk]
 
 log = logging.getLogger("llamastream.web")
 
@@ -41,8 +41,8 @@ def sse_response(
     """Server-sent events, each with one JSON object as its data.
 
     Args:
-        stream: what a client's `stream_chat` or `stream_completion` returned; or any asynchronous iterable of text,
-            typed events, or JSON objects of your own. It must not have been read yet.
+        stream: what a client's `stream_chat` or `stream_completion` returned, or LangChain's `astream`; or any
+            asynchronous iterable of text, typed events, or JSON objects of your own. It must not have been read yet.
         keep_alive: seconds of silence after which a comment is sent, which also sends the header; None: never.
         headers: further ones. background: runs after the response, as Starlette does it.
     """

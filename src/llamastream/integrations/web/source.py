@@ -20,7 +20,7 @@ AHEAD = 64
 """So many events of a synchronous stream may wait for a client that reads slowly."""
 
 
-def iterate(stream: AsyncStream | Stream | AsyncIterable[Item]) -> AsyncIterator[Item]:
+def iterate(stream: AsyncStream | Stream | AsyncIterable[Any]) -> AsyncIterator[Item]:
     """What a stream gives, one by one."""
     if isinstance(stream, AsyncStream):
         return stream.events()
@@ -29,7 +29,7 @@ def iterate(stream: AsyncStream | Stream | AsyncIterable[Item]) -> AsyncIterator
     return _from_others(stream)
 
 
-async def leave(stream: AsyncStream | Stream | AsyncIterable[Item], items: AsyncIterator[Item]) -> None:
+async def leave(stream: AsyncStream | Stream | AsyncIterable[Any], items: AsyncIterator[Item]) -> None:
     """Leave a stream, so that the slot on the server is free; nothing happens if it has ended."""
     for owner in (items, stream):
         if isinstance(owner, Stream):

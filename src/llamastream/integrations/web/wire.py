@@ -6,7 +6,7 @@ Addresses of servers, failed attempts and the texts of errors stay on this side;
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -26,6 +26,14 @@ from llamastream.types import StreamEnd, StreamEvent, StreamStart, TextDelta
 
 Item: TypeAlias = StreamEvent | str | Mapping[str, Any]
 """What may be streamed: typed events, pieces of text, or JSON objects of the service's own."""
+
+
+class MessageChunk(Protocol):
+    """What is used of LangChain's `AIMessageChunk` (the rest if it is there)."""
+
+    @property
+    def text(self) -> str: ...
+
 
 _SHOWN_STATS = (
     "time_to_first_token",
