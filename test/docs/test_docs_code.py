@@ -69,7 +69,7 @@ def program(page: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-WITH_PYTHON = [page for page in PAGES if blocks_of(page, "python")]
+WITH_PYTHON = [page for page in PAGES if any(block.language.startswith("python") for block in blocks(page))]
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=[str(page.relative_to(ROOT)) for page in WITH_PYTHON])

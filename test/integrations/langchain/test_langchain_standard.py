@@ -65,6 +65,10 @@ class TestChatLlamaStreamIntegration(ChatModelIntegrationTests):
         return False  # the demo model sees nothing
 
     @property
+    def supports_anthropic_inputs(self) -> bool:
+        return True
+
+    @property
     def model_override_value(self) -> str:
         return "demo"
 
