@@ -10,8 +10,8 @@ LANGCHAIN_LOCK := requirements/langchain.txt
 BENCH := .venv-bench
 BENCH_LOCK := benchmarks/requirements.txt
 
-.PHONY: help setup demo chat serve check test test-all test-langchain docs lint types format picture llama-server lock wheel clean \
-  bench bench-client bench-recovery
+.PHONY: help setup demo chat serve check test test-all test-langchain docs lint types format picture llama-server lock \
+  wheel clean bench bench-client bench-recovery faults soak
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -74,6 +74,12 @@ $(BENCH)/.ready: pyproject.toml $(BENCH_LOCK) scripts/find_python.sh
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(BENCH_LOCK) && \
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . && \
 	touch $@
+
+faults: $(READY) ## Break thousands of real streams and count what is lost: make faults ARGS=--quick
+	@$(BIN)/python -m tools.faults $(ARGS)
+
+soak: $(READY) ## Broken streams for a long time: make soak MINUTES=30
+	@$(BIN)/python -m tools.soak --minutes $(or $(MINUTES),30)
 
 docs: $(READY) ## Write the reference page of the settings anew
 	@$(BIN)/python docs/generate_settings.py

@@ -17,9 +17,10 @@ from llamastream.engine.probe import find_binary
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_settings_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests see neither the settings file nor the LLAMASTREAM_* variables of whoever runs them."""
+    """Tests see neither the settings file nor the LLAMASTREAM_* variables of whoever runs them, and leave no state."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         for name in [name for name in os.environ if name.startswith("LLAMASTREAM_")]:
             patch.delenv(name)
         yield

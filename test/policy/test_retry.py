@@ -14,6 +14,7 @@ from llamastream.errors import (
     ConnectionLostError,
     ConnectTimeoutError,
     ContentIdleTimeoutError,
+    EventTooLargeError,
     FirstByteTimeoutError,
     InternalServerError,
     LlamaStreamError,
@@ -25,6 +26,7 @@ from llamastream.errors import (
     ServerError,
     StreamTruncatedError,
     UnavailableError,
+    UnexpectedResponseError,
 )
 from llamastream.policy.retry import Retry, RetryBudget, RetryState, decide
 from llamastream.types import RetryPolicy
@@ -118,3 +120,16 @@ def test_the_budget_keeps_retries_a_fraction_of_the_load() -> None:
     for _ in range(1000):
         budget.earn()
     assert budget.tokens == 10.0, "what is saved is bounded"
+
+
+@pytest.mark.parametrize(
+    ("error", "answered", "again"),
+    [
+        (ProtocolError("garbage"), True, True),  # a stream that was garbled before its first content
+        (ProtocolError("garbage"), False, False),  # no HTTP at all: something else listens there
+        (UnexpectedResponseError("a web page"), True, False),
+        (EventTooLargeError("too large"), True, False),
+    ],
+)
+def test_a_garbled_stream_is_asked_for_again(error: LlamaStreamError, answered: bool, again: bool) -> None:
+    assert (decide(error, state(answered=answered), POLICY, 0.5) is not None) is again

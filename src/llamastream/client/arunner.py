@@ -86,7 +86,7 @@ class AsyncRunner:
             session.cancel(monotonic())
             return
         session.prepare(monotonic())
-        while not session.ended and (errand := session.errand) is not None:
+        while not (session.ended or self._cancelled) and (errand := session.errand) is not None:
             session.errand_done(await self._ask(errand.server, errand.call, errand.timeout), monotonic())
         if session.ended:
             self.queue.extend(session.take_events())
@@ -245,8 +245,8 @@ class AsyncRunner:
 
     def closed(self, error: OSError | None) -> None:
         session = self.session
-        if session is None or session.ended:
-            return
+        if session is None or session.ended or session.next_attempt_at is not None:
+            return  # of an attempt that is over already, perhaps
         if error is None:
             self.queue.extend(session.feed_eof(monotonic()))
         else:

@@ -11,7 +11,7 @@ from llamastream.client.endpoints import Call
 from llamastream.client.servers import Server
 from llamastream.errors import LlamaStreamError
 from llamastream.protocol.requests import GenerationRequest
-from llamastream.protocol.resume import Resumed
+from llamastream.protocol.resume import RepeatedAnswer, Resumed
 
 AttemptKind: TypeAlias = Literal["first", "restart", "reattach", "continue", "replay", "non_streaming", "finish"]
 
@@ -45,6 +45,11 @@ class Generation:
     def held(self) -> bool:
         """Whether it may be taken up again."""
         return self.conversation_id is not None and not self.lost
+
+    @property
+    def compared(self) -> bool:
+        """Whether its answer repeats what the caller has, and is compared with it."""
+        return isinstance(self.resumed, RepeatedAnswer)
 
     @property
     def reattach_path(self) -> str:

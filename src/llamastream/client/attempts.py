@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any
 
+from msgspec import Struct
+
 from llamastream.client import endpoints
 from llamastream.client.attempt import Attempt, AttemptKind, Break, Errand, Generation
 from llamastream.client.servers import PROBE_TIMEOUT, Server
 from llamastream.client.state import ClientState
-from llamastream.errors import LlamaStreamError, ModelLoadingError, ServerError, StreamDivergedError
+from llamastream.errors import LlamaStreamError, MidStreamError, ModelLoadingError, ServerError, StreamDivergedError
 from llamastream.policy.recovery import Case, PlanKind, RecoveryOptions, classify, plan
 from llamastream.protocol.journal import Journal, repetition, token_limit, with_seed
 from llamastream.protocol.requests import CHAT_PATH, GenerationRequest
@@ -28,7 +30,19 @@ _NOT_OF_THE_PROMPT = frozenset({"messages", "stream", "stream_options", "max_tok
 _REFUSALS = frozenset({400, 404, 422, 500, 501})
 """How servers answer that cannot continue a begun message; a template that fails is a 500."""
 
+_PASSING = frozenset({429, 502, 503, 504})
+"""How something on the way answers for a while; the server may hold the generation all the same."""
+
 Script = Generator[Errand, Any, None]
+
+
+class _Count(Struct, frozen=True):
+    """Tokens of the answer so far: how many were generated, how many they are when the server cuts the text anew, and
+    their ids where they were asked for."""
+
+    generated: int
+    as_prompt: int
+    ids: list[int] | None = None
 
 
 class AttemptPlanner:
@@ -74,10 +88,10 @@ class AttemptPlanner:
         """The server of the attempt; before the first, the one that is listed first."""
         return self.attempt.generation.server if self.attempt is not None else self._servers.all[0]
 
-    @property
-    def repeats(self) -> bool:
+    def _repeats(self, server: Server) -> bool:
         """Whether a broken answer is repeated and compared, rather than continued."""
-        return self.journal.repeat == "only" or (self.journal.repeat == "first" and not self.journal.diverged)
+        first = self.journal.repeat == "first" and not self.journal.diverged
+        return first or self.journal.repeat == "only" or server.continues is False
 
     # -- before an attempt --------------------------------------------------------------------------------
 
@@ -107,7 +121,8 @@ class AttemptPlanner:
         if kind == "reattach" and generation is not None:
             self.attempt = Attempt("reattach", generation)
             return
-        if generation is not None and generation.lost and generation.server.reattach is None:
+        held_once = generation is not None and generation.conversation_id is not None and generation.lost
+        if generation is not None and held_once and generation.server.reattach is None:
             generation.server.reattach = yield Errand(generation.server, endpoints.reattach_probe(), PROBE_TIMEOUT)
         server = yield from self._choose()
         self.abandon()
@@ -117,21 +132,25 @@ class AttemptPlanner:
         if kind == "finish":
             yield from self._count_all(server)
             return
-        repeat = kind == "replay" or (whole and self.repeats)
+        repeat = kind == "replay" or (whole and self._repeats(server))
         if kind == "continue" or (whole and not repeat):
-            tokens, ids = yield from self._count(server)
+            count = yield from self._count(server)
             # A prompt of token ids can be continued with token ids only.
-            repeat = ids is None and isinstance(request.body.get("prompt"), list)
+            repeat = count.ids is None and isinstance(request.body.get("prompt"), list)
         if repeat:
             request, compared = self.journal.repeated(whole=whole)
             resumed, kind = compared, "non_streaming" if whole else "replay"
         elif kind == "continue" or whole:
             limit = token_limit(request)
-            if limit is not None and tokens is not None and tokens >= limit:
-                self.complete = (yield from self._count_prompt(server)), tokens
+            if limit is not None and count.generated >= limit:
+                self.complete = (yield from self._count_prompt(server)), count.generated
                 return
             request, resumed = self.journal.continued(
-                tokens=tokens, decode_ms=self._decode_ms, prompt_tokens=ids, whole=whole
+                tokens=count.generated,
+                as_prompt=count.as_prompt,
+                decode_ms=self._decode_ms,
+                prompt_tokens=count.ids,
+                whole=whole,
             )
         elif kind == "restart":
             self.journal.restart()
@@ -155,7 +174,7 @@ class AttemptPlanner:
         wanted = self._recovery.mode != "off" and server.reattach is not False and request.body.get("stream")
         return self._state.new_conversation_id() if wanted and token_limit(request) is not None else None
 
-    def _count(self, server: Server) -> Generator[Errand, Any, tuple[int | None, list[int] | None]]:
+    def _count(self, server: Server) -> Generator[Errand, Any, _Count]:
         """How many tokens the caller has, and, for a prompt of token ids, which.
 
         A conversation is counted with its template, since marks around reasoning are tokens that no text shows. Pieces
@@ -165,7 +184,7 @@ class AttemptPlanner:
         pieces = journal.assembler.content_chunks
         if self.request.path != CHAT_PATH:
             ids = yield Errand(server, endpoints.tokenize(journal.text, False, False), COUNT_TIMEOUT)
-            return max(pieces, len(ids or ())), ids
+            return _Count(max(pieces, len(ids or ())), pieces if ids is None else len(ids), ids)
         body = self.request.body
         extra = {key: value for key, value in body.items() if key not in _NOT_OF_THE_PROMPT}
         before = yield Errand(server, endpoints.apply_template(body["messages"], extra), COUNT_TIMEOUT)
@@ -174,24 +193,24 @@ class AttemptPlanner:
         if before is not None:
             after = yield Errand(server, endpoints.apply_template(journal.begun_message(), extra), COUNT_TIMEOUT)
         if before is None or after is None:
-            return pieces, None
+            return _Count(pieces, pieces)
         same = _common_prefix(before, after)
         count = 0
         for text, sign in ((after[same:], 1), (before[same:], -1)):
             if text:
                 ids = yield Errand(server, endpoints.tokenize(text, False, True), COUNT_TIMEOUT)
                 if ids is None:
-                    return pieces, None
+                    return _Count(pieces, pieces)
                 count += sign * len(ids)
-        return max(pieces, count), None
+        return _Count(max(pieces, count), count)
 
     def _count_all(self, server: Server) -> Script:
         """The answer is finished, but its token counts were lost."""
         if self.journal.counted or self._recovery.mode == "off":
             self.complete = (None, None)
             return
-        shown, _ = yield from self._count(server)
-        tokens = None if shown is None else self.journal.generated_tokens(shown)
+        shown = yield from self._count(server)
+        tokens = self.journal.generated_tokens(shown.generated)
         self.complete = (None if tokens is None else (yield from self._count_prompt(server))), tokens
 
     def _count_prompt(self, server: Server) -> Generator[Errand, Any, int | None]:
@@ -258,12 +277,13 @@ class AttemptPlanner:
             return error
         generation = attempt.generation
         if attempt.kind == "reattach":
-            if isinstance(error, ServerError) or broken.attempts > 1:
+            refused = isinstance(error, ServerError) and error.status not in _PASSING
+            if refused or broken.attempts > 1:
                 generation.lost = True
-                return broken.error if isinstance(error, ServerError) else error
+                return broken.error if refused else error
             if classify(error, elsewhere=False).kind == "refused":
                 generation.lost = True  # it went down with its process
-        elif attempt.kind == "continue" and isinstance(error, ServerError) and error.status in _REFUSALS:
+        elif attempt.kind in ("continue", "non_streaming") and not generation.compared and _refused(error):
             generation.server.continues = False
             return broken.error
         return error
@@ -298,6 +318,11 @@ class AttemptPlanner:
         self._mended += 1
         self._failed_on.clear()
         return broken
+
+
+def _refused(error: LlamaStreamError) -> bool:
+    """Whether a server said no to a request, rather than failed at it."""
+    return isinstance(error, ServerError) and not isinstance(error, MidStreamError) and error.status in _REFUSALS
 
 
 def _common_prefix(one: str, other: str) -> int:

@@ -54,26 +54,47 @@ class _Worker:
         # SimpleQueue.put may be called from a finalizer, in the middle of anything.
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        # With the core, since in a finalizer a weak reference to it may be dead already.
+        self._held: dict[str, tuple[ClientCore, Server]] = {}
+        self._undone: dict[str, list[str]] = {}  # by server, what it was not there to drop
         self._reaped: set[str] = set()
         self._silent: dict[str, float] = {}
+        self._starting = threading.Lock()
 
     def _after_fork(self) -> None:
         self._start_anew()
         self.ledger.after_fork()
 
-    def submit(self, job: _Job) -> None:
-        self._jobs.put(job)
-        if self._thread is None or not self._thread.is_alive():
-            thread = threading.Thread(target=self._run, name="llamastream-holdings", daemon=True)
-            with contextlib.suppress(RuntimeError):  # the interpreter is going down
-                thread.start()
-                self._thread = thread
+    def add(self, core: ClientCore, server: Server, conversation_id: str) -> None:
+        """A server is about to hold a generation."""
+        self._held[conversation_id] = core, server
+        self._reap(core, server)
+        self.ledger.add(server.url, conversation_id)
 
-    def reap(self, core: ClientCore, server: Server) -> None:
+    def drop(self, conversation_id: str, begin_at: float) -> None:
+        """Have the server drop it, soon. Nothing happens in a forked child, whose copy of a stream is not its own."""
+        held = self._held.pop(conversation_id, None)
+        if held is not None:
+            self._submit((*held, conversation_id, begin_at))
+
+    def _submit(self, job: _Job) -> None:
+        self._jobs.put(job)
+        if self._thread is not None and self._thread.is_alive():
+            return
+        if self._starting.acquire(blocking=False):  # else somebody is about to
+            try:
+                thread = threading.Thread(target=self._run, name="llamastream-holdings", daemon=True)
+                with contextlib.suppress(RuntimeError):  # the interpreter is going down
+                    thread.start()
+                    self._thread = thread
+            finally:
+                self._starting.release()
+
+    def _reap(self, core: ClientCore, server: Server) -> None:
         """Once for each server, drop what it holds for processes that are gone."""
         if server.url not in self._reaped:
             self._reaped.add(server.url)
-            self.submit((core, server, None, 0.0))
+            self._submit((core, server, None, 0.0))
 
     def _run(self) -> None:
         while True:
@@ -85,22 +106,32 @@ class _Worker:
             del job
             sleep(max(0.0, begin_at - monotonic()))
             if conversation_id is not None:
-                self._drop(core, server, conversation_id, ours=True)
+                self._drop(core, server, conversation_id)
             else:
                 for _, orphan in orphans({server.url}):
-                    self._drop(core, server, orphan, ours=False)
+                    self.ledger.add(server.url, orphan)  # ours now: if the server is not there, it is tried again
+                    self._drop(core, server, orphan)
             del core, server  # a client that nobody else knows must not live until the next job
 
-    def _drop(self, core: ClientCore, server: Server, conversation_id: str, *, ours: bool) -> None:
-        if monotonic() < self._silent.get(server.url, 0.0):
+    def _drop(self, core: ClientCore, server: Server, conversation_id: str) -> None:
+        if not self._ask(core, server, conversation_id):
+            self._undone.setdefault(server.url, []).append(conversation_id)
             return
+        self.ledger.remove(conversation_id)
+        for left in self._undone.pop(server.url, ()):  # it is back
+            if self._ask(core, server, left):
+                self.ledger.remove(left)
+
+    def _ask(self, core: ClientCore, server: Server, conversation_id: str) -> bool:
+        """Have the server drop it; whether it answered."""
+        if monotonic() < self._silent.get(server.url, 0.0):
+            return False
         try:
             call_once(core, server, endpoints.drop_generation(stream_path(conversation_id)), DROP_TIMEOUT)
         except LlamaStreamError:
             self._silent[server.url] = monotonic() + LEAVE_ALONE
-            return
-        if ours:
-            self.ledger.remove(conversation_id)
+            return False
+        return True
 
     def flush(self, timeout: float) -> bool:
         """Wait until all that was submitted is done; whether it was."""
@@ -111,6 +142,8 @@ class _Worker:
         return mark.wait(timeout)
 
     def _exit(self) -> None:
+        for conversation_id in list(self._held):  # of streams that nobody will read any more
+            self.drop(conversation_id, 0.0)
         self.flush(EXIT_TIMEOUT)
         self.ledger.close()
 
@@ -143,15 +176,11 @@ class Holdings:
 
     def add(self, server: Server, conversation_id: str) -> None:
         """A server is about to hold a generation."""
-        worker = _get_worker()
         core = self._core()
-        if core is not None:
-            worker.reap(core, server)
-        worker.ledger.add(server.url, conversation_id)
+        if core is not None:  # always: the stream that asks has it
+            _get_worker().add(core, server, conversation_id)
 
     def drop(self, server: Server, conversation_id: str, *, begun: bool) -> None:
         """Have the server drop it, soon. `begun`: the server has answered, so that it knows the id."""
-        core = self._core()
-        if core is not None:
-            begin_at = 0.0 if begun else monotonic() + HEAD_START
-            _get_worker().submit((core, server, conversation_id, begin_at))
+        del server  # the worker knows
+        _get_worker().drop(conversation_id, 0.0 if begun else monotonic() + HEAD_START)

@@ -28,6 +28,12 @@ MAX_AGE = 86400.0
 MAX_FILE_BYTES = 1 << 20
 """So much of a dead process's file is read."""
 
+MAX_HELD = 4096
+"""Generations that are kept in mind; of more, the oldest are forgotten."""
+
+MAX_LINES = 1024
+"""A file with more lines than this, most of them of what is not held any more, is written anew."""
+
 
 class _Line(Struct, omit_defaults=True):
     """`url` and `id`: a server holds this. `id` alone: no longer."""
@@ -53,46 +59,60 @@ class Ledger:
         self._pid = os.getpid()
         self._file: BinaryIO | None = None
         self._path: Path | None = None
-        self._held: set[str] = set()
+        self._held: dict[str, str] = {}  # id: url
+        self._lines = 0
 
     def add(self, url: str, conversation_id: str) -> None:
         """A server is about to hold a generation."""
         with self._lock:
-            self._held.add(conversation_id)
+            if len(self._held) >= MAX_HELD:
+                del self._held[next(iter(self._held))]
+            self._held[conversation_id] = url
             self._write(_Line(conversation_id, url))
 
     def remove(self, conversation_id: str) -> None:
         """The server does not hold it any more."""
         with self._lock:
-            self._held.discard(conversation_id)
-            if self._held:
+            if self._held.pop(conversation_id, None) is not None:
                 self._write(_Line(conversation_id))
-            elif self._file is not None:
-                with contextlib.suppress(OSError):
-                    self._file.truncate(0)
 
     def _write(self, line: _Line) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: nobody knows where the home directory is
             if self._file is None and fcntl is not None:
                 self._open()
-            if self._file is not None:
-                self._file.write(msgspec.json.encode(line) + b"\n")
+            if self._file is None:
+                return
+            lines = [line]
+            if not self._held or self._lines >= max(MAX_LINES, 4 * len(self._held)):
+                self._file.truncate(0)
+                self._lines = 0
+                lines = [_Line(each, url) for each, url in self._held.items()]
+            self._file.write(_encode(lines))
+            self._lines += len(lines)
 
     def _open(self) -> None:
         directory = state_directory()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = directory / f"{os.getpid()}-{time.time_ns():x}.jsonl"
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._file = os.fdopen(descriptor, "wb", buffering=0)
-        self._path = path
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for _ in range(3):
+            path = directory / f"{os.getpid()}-{time.time_ns():x}.jsonl"
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            file = os.fdopen(descriptor, "wb", buffering=0)
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                # Before it was locked, another process may have taken it for that of a dead one.
+                if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                    self._file, self._path, self._lines = file, path, 0
+                    return
+            file.close()
 
-    def after_fork(self) -> None:
-        """In the child: the file is the parent's."""
+    def after_fork(self) -> set[str]:
+        """In the child: the file is the parent's, and so is what it holds, which is returned."""
         if self._file is not None:
             self._file.close()
         self._lock = threading.Lock()
+        held = set(self._held)
         self._forget()
+        return held
 
     def close(self) -> None:
         """At the end of the process: a file without generations goes."""
@@ -112,7 +132,7 @@ def orphans(urls: Collection[str]) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if fcntl is None:
         return found
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):
         for path in sorted(state_directory().glob("*.jsonl")):
             with contextlib.suppress(OSError), path.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an OSError: its process lives
@@ -123,10 +143,14 @@ def orphans(urls: Collection[str]) -> list[tuple[str, str]]:
                 rest = [_Line(each, url) for each, url in held.items() if url not in urls]
                 file.seek(0)
                 file.truncate(0)
-                file.write(b"".join(msgspec.json.encode(line) + b"\n" for line in rest))
+                file.write(_encode(rest))
                 if not rest:
                     path.unlink()
     return found
+
+
+def _encode(lines: list[_Line]) -> bytes:
+    return b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
 
 
 def _held(data: bytes) -> Iterator[tuple[str, str]]:

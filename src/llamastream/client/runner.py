@@ -66,7 +66,7 @@ class Runner:
             session.cancel(monotonic())
             return
         session.prepare(monotonic())
-        while not session.ended and (errand := session.errand) is not None:
+        while not (session.ended or self._cancelled.is_set()) and (errand := session.errand) is not None:
             session.errand_done(self._ask(errand.server, errand.call, errand.timeout), monotonic())
         if self._cancelled.is_set():
             session.cancel(monotonic())

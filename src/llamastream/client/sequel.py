@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from llamastream.client.attempts import AttemptPlanner
 from llamastream.client.state import ClientState
-from llamastream.errors import LlamaStreamError, ModelLoadingError
+from llamastream.errors import LlamaStreamError, ModelLoadingError, ServerError
 from llamastream.policy.recovery import classify, delay
 from llamastream.policy.retry import RetryState
 from llamastream.protocol.failures import streaming_unsupported
@@ -68,8 +68,9 @@ class Sequels:
     def _in_the_middle(self, error: LlamaStreamError, at: FailedAt) -> Sequel | LlamaStreamError:
         planner = self._planner
         broken = planner.broken
-        if broken is not None and at.answered:
+        if broken is not None and at.answered and not isinstance(error, ServerError):
             broken.fruitless += 1
+        way = None if broken is None else broken.plan
         reported = planner.learn(error)
         kind = planner.after_break(reported, at.now, at.last_content)
         first, broken = broken is None, planner.broken
@@ -77,8 +78,8 @@ class Sequels:
         failure = classify(error, elsewhere=planner.elsewhere(at.now))
         base = self._state.retry.base_delay
         wait = delay(failure, broken.attempts, self._random(), base=base, longest=LONGEST_RECOVERY_DELAY)
-        if kind == "finish":
-            wait = 0.0
+        if kind == "finish" or (reported is not error and kind != way):
+            wait = 0.0  # nothing is needed of a server, or one refused this way and is asked for another
         if kind == "fail" or at.now + wait >= at.end:
             return reported
         broken.attempts += 1

@@ -48,7 +48,8 @@ class Servers:
 
     def __init__(self, addresses: Sequence[Address], tls: ssl.SSLContext | None) -> None:
         self.all = tuple(Server(index, address, tls) for index, address in enumerate(addresses))
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may end a stream in the middle of any of the methods below.
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         return len(self.all)

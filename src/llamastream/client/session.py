@@ -13,6 +13,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from llamastream.client.attempt import Attempt, Errand
@@ -153,7 +154,11 @@ class StreamSession:
     @property
     def errand(self) -> Errand | None:
         """A question to a server which is to be asked before anything else."""
-        return self._planner.errand if self.next_attempt_at is not None else None
+        errand = self._planner.errand if self.next_attempt_at is not None else None
+        if errand is not None and self._now + errand.timeout > self._watch.end:
+            left = max(0.001, self._watch.end - self._now)
+            return msgspec.structs.replace(errand, timeout=left)
+        return errand
 
     def prepare(self, now: float) -> None:
         """The next attempt is due: settle it. Afterwards there is an errand, or it may begin."""
@@ -166,6 +171,8 @@ class StreamSession:
         self._now = now
         self._planner.errand_done(answer, now)
         self._look_whether_complete()
+        if now >= self._watch.end:
+            self.timed_out(now)
 
     def _look_whether_complete(self) -> None:
         complete = self._planner.complete
@@ -306,8 +313,9 @@ class StreamSession:
         if self.ended:
             return
         self._now = now
-        answered = self._exchange.accepted
-        if self.next_attempt_at is None:
+        under_way = self.next_attempt_at is None
+        answered = under_way and self._exchange.accepted
+        if under_way:
             self._attempt_over()
             self._planner.blame(error, now, stale=self._reused_connection and not answered)
         emitted = self._content_chunks > 0
@@ -325,6 +333,7 @@ class StreamSession:
     def _attempt_over(self) -> None:
         """Note how far the generation was read."""
         self._planner.ended(answered=self._exchange.accepted)
+        self._exchange.steady = False  # what still arrives is not taken
         generation = self._planner.generation
         boundary = self._exchange.event_boundary
         if generation is None:
@@ -345,8 +354,7 @@ class StreamSession:
     def _mended(self, kind: str) -> None:
         broken = self._planner.mended()
         assert broken is not None
-        repeated = kind == "replay" or (kind == "non_streaming" and self._planner.repeats)
-        verified = repeated or kind in ("reattach", "finish")
+        verified = kind in ("reattach", "finish") or self.attempt.generation.compared
         self._record.mended(broken, kind, self.server.url, self._now, verified=verified)
 
     def cancel(self, now: float) -> None:

@@ -68,7 +68,7 @@ class Breaker:
             return  # a request that was under way when it opened
         if certain or half_open or self._failures >= self._policy.failures:
             policy = self._policy
-            self.open_until = now + min(policy.max_open_seconds, policy.open_seconds * 2.0**self._openings)
+            self.open_until = now + min(policy.max_open_seconds, policy.open_seconds * 2.0 ** min(self._openings, 16))
             self._openings += 1
             self._probing_until = 0.0
 

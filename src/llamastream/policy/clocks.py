@@ -45,7 +45,7 @@ class Clocks:
         end: when the total clock runs out, or `math.inf`.
     """
 
-    __slots__ = ("_idle", "_timeouts", "deadline", "end", "phase")
+    __slots__ = ("_idle", "_limit", "_timeouts", "deadline", "end", "phase")
 
     def __init__(self, timeouts: Timeouts, now: float) -> None:
         self._timeouts = timeouts
@@ -59,7 +59,8 @@ class Clocks:
         """Begin to wait for something else, `at_most` seconds even if the clock would allow more."""
         self.phase = phase
         limit: float | None = getattr(self._timeouts, phase.value)
-        self.deadline = min(self.end, now + (at_most if limit is None else min(limit, at_most)))
+        self._limit = at_most if limit is None else min(limit, at_most)
+        self.deadline = min(self.end, now + self._limit)
 
     def content(self, now: float) -> None:
         """Content arrived: the content-idle clock starts anew."""
@@ -88,5 +89,6 @@ class Clocks:
                 f"{url}: the whole request took longer than {self._timeouts.total:g} s (Timeouts.total)"
             )
         kind, what = _ERRORS[self.phase]
-        limit: float = getattr(self._timeouts, self.phase.value)
-        return kind(f"{url}: {what} within {limit:g} s (Timeouts.{self.phase.value})")
+        limit = self._idle if self.phase is Phase.CONTENT else self._limit
+        setting = f" (Timeouts.{self.phase.value})" if limit == getattr(self._timeouts, self.phase.value) else ""
+        return kind(f"{url}: {what} within {limit:g} s{setting}")

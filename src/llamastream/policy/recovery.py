@@ -69,6 +69,10 @@ def _reattach(case: Case) -> bool:
     return case.journal.held and case.capabilities.reattach is not False and not _left_behind(case)
 
 
+def _repeated_only(case: Case) -> bool:
+    return case.journal.repeat == "only" or case.capabilities.continues is False
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         "all is there but the token counts, and the server holds the generation",
@@ -90,9 +94,7 @@ RULES: tuple[Rule, ...] = (
         "another attempt would meet the same (400, 401, 404, total timeout, an event too large, a web page), or what "
         "can only be repeated came out differently",
         "fail",
-        lambda case: (
-            case.failure.kind == "final" or (case.failure.kind == "diverged" and case.journal.repeat == "only")
-        ),
+        lambda case: case.failure.kind == "final" or (case.failure.kind == "diverged" and _repeated_only(case)),
     ),
     Rule(
         "the caller has no content yet (then the rules of retries say when, and how often)",

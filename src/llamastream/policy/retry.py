@@ -13,10 +13,13 @@ from llamastream.errors import (
     ConnectError,
     ConnectionLostError,
     ConnectTimeoutError,
+    EventTooLargeError,
     LlamaStreamError,
     ModelLoadingError,
+    ProtocolError,
     ServerError,
     TotalTimeoutError,
+    UnexpectedResponseError,
 )
 from llamastream.types import RetryPolicy
 
@@ -71,7 +74,8 @@ def decide(error: LlamaStreamError, state: RetryState, policy: RetryPolicy, rand
         if state.now - since < policy.loading_patience:
             return Retry(delay=policy.loading_interval, cost=0.0, counts=False)
         return None
-    if not _worth_it(error) or state.retries >= policy.max_retries or state.budget < 1.0:
+    worth_it = _worth_it(error) or (state.answered and _garbled(error))
+    if not worth_it or state.retries >= policy.max_retries or state.budget < 1.0:
         return None
     asked = error.retry_after if isinstance(error, ServerError) else None
     if asked is not None:
@@ -88,6 +92,11 @@ def _elsewhere_helps(error: LlamaStreamError) -> bool:
 def _worth_it(error: LlamaStreamError) -> bool:
     # Timeouts other than that of connecting are not: the caller has waited long enough, and all would begin anew.
     return error.retryable and isinstance(error, ConnectError | ConnectTimeoutError | ConnectionLostError | ServerError)
+
+
+def _garbled(error: LlamaStreamError) -> bool:
+    """What came is broken, where it is not of another kind altogether: a web page stays one."""
+    return isinstance(error, ProtocolError) and not isinstance(error, UnexpectedResponseError | EventTooLargeError)
 
 
 class RetryBudget:

@@ -71,6 +71,8 @@ class GenerationExchange:
     @property
     def event_boundary(self) -> int | None:
         """How many bytes of the de-chunked body belong to events that were taken; None: cannot be said."""
+        if self._rejected:
+            return 0  # the body is somebody else's
         return self._reader.body_bytes - self._decoder.unfinished_bytes if self._exact and not self.whole else None
 
     @property

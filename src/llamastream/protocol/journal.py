@@ -10,7 +10,6 @@ from llamastream.protocol.resume import ContinuedAnswer, RepeatedAnswer
 from llamastream.types import ChoiceFinish, JournalState, Stats, StreamEvent, Usage
 
 _LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
-_REASONING_BUDGETS = ("reasoning_budget_tokens", "thinking_budget_tokens")
 _SEEDS = 2**32
 
 
@@ -97,6 +96,8 @@ class Journal:
         reason = self.assembler.finish_reason()
         if self.repeat != "no" or (reason == "stop" and self.request.body.get("stop")):
             return None
+        if self.reasoning and not self.text:
+            return None  # whether the reasoning was closed does not show
         return shown + (reason == "stop")  # the end mark is a token that no text shows
 
     def state(self, *, held: bool, fruitless: int, seconds: float, recoveries: int) -> JournalState:
@@ -134,13 +135,20 @@ class Journal:
         return [*messages, begun]
 
     def continued(
-        self, *, tokens: int | None, decode_ms: float, prompt_tokens: list[int] | None, whole: bool
+        self,
+        *,
+        tokens: int | None,
+        decode_ms: float,
+        prompt_tokens: list[int] | None,
+        whole: bool,
+        as_prompt: int | None = None,
     ) -> tuple[GenerationRequest, ContinuedAnswer]:
         """A request for the rest, and what joins its answer to the part there is.
 
         Args:
             tokens: how many tokens the answer has so far. decode_ms: how long their generation took, in milliseconds.
             prompt_tokens: the text so far as token ids, where the prompt is token ids. whole: ask for one piece.
+            as_prompt: how many tokens the text so far is for the server, which cuts it anew; None: as many.
         """
         body = {**self.request.body}
         if self.request.path == CHAT_PATH:
@@ -156,10 +164,7 @@ class Journal:
         for key in _LIMITS:
             if type(limit := body.get(key)) is int and limit > 0:
                 body[key] = max(1, limit - done)
-        if not self.text:
-            for key in _REASONING_BUDGETS:
-                if type(budget := body.get(key)) is int and budget > 0:
-                    body[key] = max(0, budget - done)
+        # A budget of reasoning stays: the server counts what it is given to go on with.
         if type(seed := body.get("seed")) is int and seed >= 0:
             body["seed"] = (seed + done) % _SEEDS  # the same seed would begin its sequence anew
         request = GenerationRequest(self.request.path, body, self.request.choices)
@@ -167,6 +172,7 @@ class Journal:
             text=body["messages"][-1]["content"] if self.request.path == CHAT_PATH else self.text,
             reasoning=self.reasoning,
             tokens=tokens,
+            as_prompt=as_prompt,
             decode_ms=decode_ms,
             chunks=self.assembler.content_chunks,
             whole=whole,

@@ -41,19 +41,29 @@ class ContinuedAnswer:
     """For a continued answer: takes a repeated beginning away, and has counts and times cover the whole.
 
     Args:
-        text, reasoning: what the caller has. tokens: how many tokens that was; None: not known.
+        text, reasoning: what the caller has. tokens: how many tokens that was; None: not known. as_prompt: how many
+            they are for the server, which cuts the text anew; None: as many.
         decode_ms: how long their generation took, in milliseconds. chunks: in how many pieces they came.
         whole: the reply comes as one piece, which llama-server begins with the given beginning.
     """
 
     def __init__(
-        self, *, text: str, reasoning: str, tokens: int | None, decode_ms: float, chunks: int, whole: bool
+        self,
+        *,
+        text: str,
+        reasoning: str,
+        tokens: int | None,
+        decode_ms: float,
+        chunks: int,
+        whole: bool,
+        as_prompt: int | None = None,
     ) -> None:
         self.settled = False
         self.swallowed = 0
         self._text = text
         self._reasoning = reasoning
         self._tokens = tokens or 0
+        self._as_prompt = self._tokens if as_prompt is None else as_prompt
         self._decode_ms = decode_ms
         # One piece of a continuation is a token or two. A first piece that begins with several earlier ones is a
         # repetition, as servers before `continue_final_message` sent it; with a single one before, nobody can tell.
@@ -64,9 +74,9 @@ class ContinuedAnswer:
             if choice.index == 0 and not self.settled:
                 self._first(choice)
         if chunk.usage is not None:
-            _correct_usage(chunk.usage, self._tokens)
+            _correct_usage(chunk.usage, self._tokens, self._as_prompt)
         if chunk.timings is not None:
-            _correct_timings(chunk.timings, self._tokens, self._decode_ms)
+            _correct_timings(chunk.timings, self._tokens, self._as_prompt, self._decode_ms)
 
     def _first(self, choice: WireChoice) -> None:
         delta = choice.delta or choice.message
@@ -78,8 +88,7 @@ class ContinuedAnswer:
                 delta.content = self._without(delta.content, self._text)
                 self.settled = True
         elif choice.text:
-            choice.text = self._without(choice.text, self._text)
-            self.settled = True
+            self.settled = True  # a completion never repeats its prompt
 
     def _without(self, piece: str, known: str) -> str:
         if known and self._telling and piece.startswith(known):
@@ -88,9 +97,9 @@ class ContinuedAnswer:
         return piece
 
 
-def _correct_usage(usage: WireUsage, tokens: int) -> None:
-    """The server counted `tokens` of the answer as prompt."""
-    prompt = max(0, (usage.prompt_tokens or 0) - tokens)
+def _correct_usage(usage: WireUsage, tokens: int, as_prompt: int) -> None:
+    """The server counted the answer's first `tokens` as prompt, where they are `as_prompt`."""
+    prompt = max(0, (usage.prompt_tokens or 0) - as_prompt)
     completion = (usage.completion_tokens or 0) + tokens
     usage.prompt_tokens, usage.completion_tokens, usage.total_tokens = prompt, completion, prompt + completion
     details = usage.prompt_tokens_details
@@ -98,8 +107,8 @@ def _correct_usage(usage: WireUsage, tokens: int) -> None:
         details.cached_tokens = min(details.cached_tokens, prompt)
 
 
-def _correct_timings(timings: WireTimings, tokens: int, decode_ms: float) -> None:
-    prompt = max(0, timings.cache_n + timings.prompt_n - tokens)
+def _correct_timings(timings: WireTimings, tokens: int, as_prompt: int, decode_ms: float) -> None:
+    prompt = max(0, timings.cache_n + timings.prompt_n - as_prompt)
     timings.cache_n = min(timings.cache_n, prompt)
     timings.prompt_n = prompt - timings.cache_n
     timings.prompt_per_second = timings.prompt_n / timings.prompt_ms * 1e3 if timings.prompt_ms > 0 else None
@@ -144,9 +153,8 @@ class RepeatedAnswer:
 
     def adapt(self, chunk: WireChunk) -> None:
         for choice in chunk.choices or ():
-            if self.settled:
-                return
-            self._choice(choice)
+            if not self.settled or choice.index in self._finished:
+                self._choice(choice)
 
     def _choice(self, choice: WireChoice) -> None:
         at = choice.index
@@ -158,8 +166,10 @@ class RepeatedAnswer:
         choice.text = self._rest((at, "text"), choice.text)
         if choice.logprobs:
             self._skip_logprobs(at, choice.logprobs)
-        if choice.finish_reason is not None and at not in self._finished:
+        if choice.finish_reason is not None:
             missing = next((text for key, text in self._known.items() if key[0] == at), None)
+            if missing is None:
+                missing = next((self._calls[key] for key in self._unseen if key[0] == at), None)
             if missing is not None:
                 raise StreamDivergedError(
                     f"the repeated answer ended before it came to {missing[:60]!r}, which the caller has already"
@@ -169,6 +179,8 @@ class RepeatedAnswer:
         """What of a piece is new."""
         expected = self._known.get(key)
         if expected is None or not piece:
+            if piece and key[0] in self._finished:
+                self._goes_on(piece)
             return piece
         length = min(len(expected), len(piece))
         if expected[:length] != piece[:length]:
@@ -179,9 +191,16 @@ class RepeatedAnswer:
         self.swallowed += 1
         if length == len(expected):
             del self._known[key]
+            if length < len(piece) and key[0] in self._finished:
+                self._goes_on(piece[length:])
         else:
             self._known[key] = expected[length:]
         return piece[length:] or None
+
+    def _goes_on(self, piece: str) -> None:
+        raise StreamDivergedError(
+            f"the repeated answer goes on with {piece[:60]!r} where the one that the caller has was finished"
+        )
 
     def _tool_calls(self, at: int, delta: WireDelta) -> None:
         calls = delta.tool_calls
@@ -200,6 +219,8 @@ class RepeatedAnswer:
                 if not self._rest_of_call(key, name, call.function):
                     self.swallowed += 1
                     continue
+            elif at in self._finished:
+                self._goes_on((call.function.name if call.function is not None else None) or "a tool call")
             fresh.append(call)
         delta.tool_calls = fresh or None
 
@@ -223,7 +244,10 @@ class RepeatedAnswer:
         for key, value in list(logprobs.items()):
             skip = self._logprobs.get((at, key), 0)
             if skip and isinstance(value, list):
-                logprobs[key] = value[skip:]
+                if skip < len(value):
+                    logprobs[key] = value[skip:]
+                else:
+                    del logprobs[key]
                 self._logprobs[at, key] = skip - len(value)
                 if skip <= len(value):
                     del self._logprobs[at, key]

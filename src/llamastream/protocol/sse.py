@@ -67,7 +67,7 @@ class SseDecoder:
     @property
     def between_events(self) -> bool:
         """Whether the next byte begins a new event, with nothing held back."""
-        return not (self._buffer or self._data or self._event or self._skip_lf or self._start)
+        return not (self._buffer or self._data or self._event or self._skip_lf or self._start or self._lines_bytes)
 
     def feed(self, data: bytes) -> list[SseEvent]:
         """Take bytes; returns the events that they complete, in order.
@@ -93,7 +93,7 @@ class SseDecoder:
                     self._too_large(len(body))
         # The rest holds no blank line, hence no event: its lines may wait.
         self._buffer = bytearray(whole[end:])
-        self._scanned = 0
+        self._scanned = self._lines_bytes = 0
         last_id = self.last_event_id
         return [SseEvent(body, "message", last_id) for body in bodies]
 
@@ -112,6 +112,7 @@ class SseDecoder:
         if self._skip_lf and buffer:
             if buffer[0] == 0x0A:
                 position = scanned = 1
+                self._lines_bytes += self._lines_bytes > 0  # of the blank line's end, nothing would be missed
             self._skip_lf = False
         while True:
             start = max(position, scanned)
