@@ -5,11 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOCK := requirements/dev.txt
+LANGCHAIN := .venv-langchain
+LANGCHAIN_LOCK := requirements/langchain.txt
 BENCH := .venv-bench
 BENCH_LOCK := benchmarks/requirements.txt
 
-.PHONY: help setup demo chat serve check test test-all docs lint types format picture llama-server lock wheel clean \
-  bench bench-client bench-recovery faults soak
+.PHONY: help setup demo chat serve check test test-all test-langchain docs lint types format picture llama-server lock \
+  wheel clean bench bench-client bench-recovery faults soak
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,7 +41,22 @@ check: $(READY) ## Say what is here and what is missing
 test: $(READY) ## Run the tests against a real llama-server
 	@$(BIN)/python -m pytest
 
-test-all: test ## The same, with all that needs environments of its own (nothing yet)
+test-all: test test-langchain ## The same, with all that needs environments of its own
+
+# pytest-asyncio, which LangChain's standard tests bring, wants to be told; their benchmarks are none of ours.
+test-langchain: $(LANGCHAIN)/.ready ## The tests with LangChain, its own standard tests among them
+	@$(LANGCHAIN)/bin/python -m mypy src/llamastream/integrations test/integrations examples/fastapi_chat
+	@$(LANGCHAIN)/bin/python -m pytest test/integrations/langchain \
+	  "test/docs/test_docs_code.py::test_python_blocks_run_in_order_against_a_real_server" -k "langchain or integrations.md" \
+	  -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function --benchmark-disable
+
+$(LANGCHAIN)/.ready: pyproject.toml $(LANGCHAIN_LOCK) scripts/find_python.sh
+	@python=$$(scripts/find_python.sh) && \
+	echo "setting up $(LANGCHAIN) with $$($$python --version)" >&2 && \
+	$$python -m venv --clear $(LANGCHAIN) && \
+	$(LANGCHAIN)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LANGCHAIN_LOCK) && \
+	$(LANGCHAIN)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . && \
+	touch $@
 
 bench: bench-client bench-recovery ## All benchmarks
 
@@ -84,7 +101,10 @@ llama-server: ## Build a llama-server executable to test on (ten minutes)
 
 lock: ## Write the locked requirements anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --no-emit-index-url --no-emit-find-links --all-extras pyproject.toml --quiet -o $(LOCK) --upgrade
+	  --no-emit-index-url --no-emit-find-links --extra dev pyproject.toml --quiet -o $(LOCK) --upgrade
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --extra server --extra fastapi --extra langchain pyproject.toml \
+	  requirements/langchain.in --quiet -o $(LANGCHAIN_LOCK) --upgrade
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --extra fast pyproject.toml benchmarks/requirements.in --quiet \
 	  -o $(BENCH_LOCK) --upgrade
@@ -93,4 +113,4 @@ wheel: $(READY) ## Build the wheel into dist/
 	@$(BIN)/python -m hatchling build
 
 clean: ## Remove the environment and caches
-	rm -rf $(VENV) $(BENCH) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LANGCHAIN) $(BENCH) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

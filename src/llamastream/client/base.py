@@ -99,5 +99,10 @@ class ClientBase:
         """The addresses of all servers, without `/v1`."""
         return tuple(server.url for server in self._core.servers.all)
 
+    @property
+    def settings(self) -> ClientSettings:
+        """The settings in force: arguments, environment, settings file and defaults together."""
+        return self._core.settings
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.base_urls))})"

@@ -1,0 +1,59 @@
+"""The same chat with a LangChain chain behind it: every token arrives when it is generated.
+
+python examples/fastapi_chat/with_langchain.py [--url http://localhost:8080] [--port 8000]
+
+Needs `pip install "llamastream[server,fastapi,langchain]" uvicorn`. Without --url the demo engine is started.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Response
+from fastapi.responses import FileResponse
+from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
+from pydantic import BaseModel
+
+from llamastream import launch
+from llamastream.integrations.fastapi import sse_response
+from llamastream.integrations.langchain import ChatLlamaStream
+
+PAGE = Path(__file__).with_name("page.html")
+PROMPT = ChatPromptTemplate.from_messages([("system", "You are a helpful assistant."), MessagesPlaceholder("messages")])
+
+
+class Conversation(BaseModel):
+    messages: list[dict[str, Any]]
+
+
+def create_app(url: str) -> FastAPI:
+    chain = PROMPT | ChatLlamaStream(base_url=url, temperature=0, max_tokens=2000)
+    app = FastAPI(title="llamastream chat with LangChain")
+
+    @app.get("/")
+    async def page() -> FileResponse:
+        return FileResponse(PAGE)
+
+    @app.post("/chat")
+    async def chat(conversation: Conversation) -> Response:
+        # astream, not invoke (which has nothing to stream) and not stream (which would block the event loop)
+        return sse_response(chain.astream({"messages": conversation.messages}))
+
+    return app
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A chat in the browser, with LangChain.")
+    parser.add_argument("--url", help="a running llama-server; without it the demo engine is started")
+    parser.add_argument("--port", type=int, default=8000)
+    arguments = parser.parse_args()
+    if arguments.url:
+        uvicorn.run(create_app(arguments.url), port=arguments.port)
+    else:
+        with launch() as engine:
+            uvicorn.run(create_app(engine.url), port=arguments.port)
+
+
+if __name__ == "__main__":
+    main()
