@@ -111,7 +111,8 @@ def test_the_old_import_path_stays_out_of_the_wheel() -> None:
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["src/llamastream"]
 
 
-def test_the_lock_file_names_no_addresses() -> None:
-    text = (ROOT / "requirements" / "dev.txt").read_text(encoding="utf-8")
+@pytest.mark.parametrize("lock", ["requirements/dev.txt", "requirements/langchain.txt"])
+def test_the_lock_file_names_no_addresses(lock: str) -> None:
+    text = (ROOT / lock).read_text(encoding="utf-8")
     assert "://" not in text
     assert "--hash=sha256:" in text

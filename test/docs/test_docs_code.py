@@ -214,9 +214,8 @@ def resolves(name: str) -> bool:
         file = (ROOT / "src/llamastream" / "/".join(parts[:count])).with_suffix(".py")
         if file.is_file() and parts[0] == "integrations":  # whose libraries may be missing
             source = file.read_text(encoding="utf-8")
-            return all(
-                re.search(rf"^\s*(?:class|(?:async )?def) {part}\b", source, re.MULTILINE) for part in parts[count:]
-            )
+            defined = set(re.findall(r"^\s*(?:class|(?:async )?def) (\w+)", source, re.MULTILINE))
+            return set(parts[count:]) <= defined
         if file.is_file():
             module = __import__("llamastream." + ".".join(parts[:count]), fromlist=["*"])
             return has(module, parts[count:])
