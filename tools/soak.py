@@ -270,7 +270,12 @@ def soaked(arguments: argparse.Namespace) -> int:
             soak.run(min(WARM_UP, arguments.minutes * 20))
             flush(10)
             before = _settled(one, two)
-            soak.run(arguments.minutes * 60)
+            left = arguments.minutes * 60
+            while left > 0:
+                soak.run(min(left, 60))
+                left -= 60
+                for proxy in (one, two):
+                    proxy.log.clear()  # or its memory would be taken for the client's
             flush(10)
             after = _settled(one, two)
         still_busy = busy(soak.servers)

@@ -16,12 +16,21 @@ from llamastream.client.attempt import Attempt, AttemptKind, Break, Errand, Gene
 from llamastream.client.servers import PROBE_TIMEOUT, Server
 from llamastream.client.state import ClientState
 from llamastream.client.whole import WholeOnly
-from llamastream.errors import LlamaStreamError, MidStreamError, ModelLoadingError, ServerError, StreamDivergedError
+from llamastream.errors import (
+    BadRequestError,
+    EventTooLargeError,
+    LlamaStreamError,
+    MidStreamError,
+    ModelLoadingError,
+    ProtocolError,
+    ServerError,
+    StreamDivergedError,
+)
 from llamastream.policy.recovery import Case, PlanKind, RecoveryOptions, classify, plan
 from llamastream.protocol.journal import Journal, repetition, token_limit, with_seed
 from llamastream.protocol.requests import CHAT_PATH, GenerationRequest
 from llamastream.protocol.resume import Resumed
-from llamastream.types import Health
+from llamastream.types import Capabilities, Health
 
 COUNT_TIMEOUT = 2.0
 """Seconds that a server may take to count tokens."""
@@ -80,6 +89,7 @@ class AttemptPlanner:
         self._state = state
         self._servers = state.servers
         self._failed_on: set[Server] = set()
+        self._refused_by: set[Server] = set()  # servers that would not continue this answer
         self._script: Script | None = None
         self._mended = 0
         self._now = 0.0
@@ -94,7 +104,10 @@ class AttemptPlanner:
     def _repeats(self, server: Server) -> bool:
         """Whether a broken answer is repeated and compared, rather than continued."""
         first = self.journal.repeat == "first" and not self.journal.diverged
-        return first or self.journal.repeat == "only" or server.continues is False
+        return first or self.journal.repeat == "only" or self._cannot_continue(server)
+
+    def _cannot_continue(self, server: Server) -> bool:
+        return server.continues is False or server in self._refused_by
 
     # -- before an attempt --------------------------------------------------------------------------------
 
@@ -145,11 +158,12 @@ class AttemptPlanner:
             resumed, kind = compared, "non_streaming" if whole else "replay"
         elif kind == "continue" or whole:
             limit = token_limit(request)
-            if limit is not None and count.generated >= limit:
-                self.complete = (yield from self._count_prompt(server)), count.generated
+            pieces = self.journal.assembler.content_chunks
+            if limit is not None and pieces >= limit:  # each is a token at least; a count of the text may be too high
+                self.complete = (yield from self._count_prompt(server)), limit
                 return
             request, resumed = self.journal.continued(
-                tokens=count.generated,
+                tokens=count.generated if limit is None else min(count.generated, limit - 1),
                 as_prompt=count.as_prompt,
                 decode_ms=self._decode_ms,
                 prompt_tokens=count.ids,
@@ -236,11 +250,15 @@ class AttemptPlanner:
         self.ready = False
         self._busy = self.server
         self._servers.began(self.server)
-        generation = self.attempt.generation
-        generation.asked_for = True
-        if self.attempt.kind != "reattach" and generation.conversation_id is not None:
-            self._state.hold(generation.server, generation.conversation_id)
         return self.attempt
+
+    def sent(self) -> None:
+        """The request is about to go out: from now on the server may hold the generation."""
+        assert self.attempt is not None
+        generation = self.attempt.generation
+        if not generation.asked_for and generation.conversation_id is not None:
+            self._state.hold(generation.server, generation.conversation_id)
+        generation.asked_for = True
 
     def ended(self, *, answered: bool) -> None:
         """The attempt is over, well or not. `answered`: the response had begun."""
@@ -267,9 +285,13 @@ class AttemptPlanner:
     def blame(self, error: LlamaStreamError, now: float, *, stale: bool) -> None:
         """Note against the server that an attempt failed. `stale`: over an idle connection that had been closed."""
         failure = classify(error, elsewhere=False)
-        if stale or failure.kind not in ("cut", "stall", "refused", "unavailable"):
+        # With others to ask, an answer that says more of the server than of the request counts against it as well.
+        unfit = len(self._servers) > 1 and (self.broken is not None or not isinstance(error, BadRequestError))
+        unfit = unfit and isinstance(error, ServerError | ProtocolError) and not isinstance(error, EventTooLargeError)
+        if stale or not (unfit or failure.kind in ("cut", "stall", "refused", "unavailable")):
             return
-        self._servers.failed(self.server, now, certain=failure.kind in ("stall", "refused"))
+        certain = failure.kind in ("stall", "refused") or (unfit and failure.kind in ("final", "server_error"))
+        self._servers.failed(self.server, now, certain=certain)
         self._failed_on.add(self.server)
         if self.broken is not None:
             self.broken.tried.add(self.server)
@@ -295,8 +317,11 @@ class AttemptPlanner:
             if classify(error, elsewhere=False).kind == "refused":
                 generation.lost = True  # it went down with its process
         elif attempt.kind in ("continue", "non_streaming") and not generation.compared and _refused(error):
-            generation.server.continues = False
+            # Of this stream alone: what refuses one message, or fails at a moment, may take the next.
+            self._refused_by.add(generation.server)
             return broken.error
+        if self.server is not broken.server and isinstance(error, ServerError | ProtocolError):
+            return broken.error  # that server is no way back; what broke before is still to be mended
         return error
 
     def after_break(self, error: LlamaStreamError, now: float, silent_since: float) -> PlanKind:
@@ -315,7 +340,10 @@ class AttemptPlanner:
                 held=generation.held, fruitless=broken.fruitless, seconds=now - broken.at, recoveries=self._mended
             ),
             classify(error, elsewhere=self.elsewhere(now)),
-            generation.server.capabilities,
+            Capabilities(
+                reattach=generation.server.reattach,
+                continues=False if self._cannot_continue(generation.server) else generation.server.continues,
+            ),
             self._recovery,
         )
         kind = plan(case)

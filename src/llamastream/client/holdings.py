@@ -33,6 +33,9 @@ LEAVE_ALONE = 5.0
 EXIT_TIMEOUT = 2.0
 """Seconds that the end of the process waits for what is still to be dropped."""
 
+MAX_UNDONE = 1024
+"""Generations for each server that is not there which are remembered, so that they are dropped when it is back."""
+
 HEAD_START = 0.02
 """Seconds that a request has before the one to drop it is sent after it, over another connection."""
 
@@ -115,7 +118,9 @@ class _Worker:
 
     def _drop(self, core: ClientCore, server: Server, conversation_id: str) -> None:
         if not self._ask(core, server, conversation_id):
-            self._undone.setdefault(server.url, []).append(conversation_id)
+            undone = self._undone.setdefault(server.url, [])
+            undone.append(conversation_id)
+            del undone[:-MAX_UNDONE]
             return
         self.ledger.remove(conversation_id)
         for left in self._undone.pop(server.url, ()):  # it is back

@@ -214,6 +214,7 @@ class StreamSession:
 
     def connected(self, now: float) -> None:
         """The connection stands and the request is about to be sent."""
+        self._planner.sent()
         self._now = now
         self._waiting_since = now if self._options.reads_block else inf
         self._meter.connect_time = None if self._reused_connection else now - self._attempt_began

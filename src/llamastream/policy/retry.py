@@ -10,6 +10,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from llamastream.errors import (
+    BadRequestError,
     ConnectError,
     ConnectionLostError,
     ConnectTimeoutError,
@@ -104,7 +105,10 @@ def too_long(error: LlamaStreamError, policy: RetryPolicy, left: float) -> str:
 def _elsewhere_helps(error: LlamaStreamError) -> bool:
     # A clock that ran out is no reason to ask the same server again, but one to ask another; not so if it is no server
     # that kept us waiting.
-    return error.retryable and not isinstance(error, TotalTimeoutError | PoolTimeoutError)
+    if isinstance(error, BadRequestError | EventTooLargeError | PoolTimeoutError | TotalTimeoutError):
+        return False
+    # An answer that says more of the server than of the request (no key, no such path, 500, a web page) is a reason too.
+    return error.retryable or isinstance(error, ServerError | ProtocolError)
 
 
 def _worth_it(error: LlamaStreamError) -> bool:
