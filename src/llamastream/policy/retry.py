@@ -107,7 +107,7 @@ def _elsewhere_helps(error: LlamaStreamError) -> bool:
     # that kept us waiting.
     if isinstance(error, BadRequestError | EventTooLargeError | PoolTimeoutError | TotalTimeoutError):
         return False
-    # An answer that says more of the server than of the request (no key, no such path, 500, a web page) is a reason too.
+    # An answer that says more of the server than of the request (no key, no such path, 500, a web page) helps too.
     return error.retryable or isinstance(error, ServerError | ProtocolError)
 
 
