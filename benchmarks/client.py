@@ -123,6 +123,7 @@ def _python(*arguments: str) -> str:
         for name, value in os.environ.items()
         if not name.lower().endswith("_proxy") and not name.startswith("LLAMASTREAM_")
     }
+    clean["XDG_STATE_HOME"] = str(Path(tempfile.gettempdir()) / "llamastream-bench-state")  # not what others left
     done = subprocess.run([sys.executable, *arguments], env=clean, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{arguments[0]} failed:\n{done.stderr}")

@@ -136,14 +136,19 @@ def orphans(urls: Collection[str]) -> list[tuple[str, str]]:
         for path in sorted(state_directory().glob("*.jsonl")):
             with contextlib.suppress(OSError), path.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an OSError: its process lives
-                old = time.time() - path.stat().st_mtime > MAX_AGE
+                written = path.stat().st_mtime
+                old = time.time() - written > MAX_AGE
                 held = {} if old else dict(_held(file.read(MAX_FILE_BYTES)))
                 mine = [(url, each) for each, url in held.items() if url in urls]
                 found += mine
                 rest = [_Line(each, url) for each, url in held.items() if url not in urls]
+                if rest and not mine:
+                    continue
                 file.seek(0)
                 file.truncate(0)
                 file.write(_encode(rest))
+                file.flush()
+                os.utime(path, (written, written))  # what is left does not become younger
                 if not rest:
                     path.unlink()
     return found
