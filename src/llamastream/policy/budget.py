@@ -1,0 +1,56 @@
+"""What several servers on one machine take of it: the memory that they need, the threads that each gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+
+class Need(Struct, frozen=True, kw_only=True):
+    """What one instance needs, in bytes.
+
+    Attributes:
+        name: the instance. model: the file, whose pages all instances of it share. weights: its size.
+        kv_cache: context of all slots. prompt_cache: what evicted slots may take (`cache_ram`). overhead: the rest.
+    """
+
+    name: str
+    model: str
+    weights: int
+    kv_cache: int
+    prompt_cache: int
+    overhead: int
+
+
+def total(needs: Sequence[Need]) -> int:
+    """Bytes of all instances together; a model file that several of them map counts once."""
+    weights = {need.model: need.weights for need in needs}
+    return sum(weights.values()) + sum(need.kv_cache + need.prompt_cache + need.overhead for need in needs)
+
+
+def refusal(needs: Sequence[Need], available: int) -> str | None:
+    """Why these instances do not fit into the available memory (bytes), and what to do; None if they fit."""
+    wanted = total(needs)
+    if wanted <= available:
+        return None
+    weights = sum({need.model: need.weights for need in needs}.values())
+    kv_cache = sum(need.kv_cache for need in needs)
+    prompt_cache = sum(need.prompt_cache for need in needs)
+    rest = wanted - weights - kv_cache - prompt_cache
+    return (
+        f"{len(needs)} instance{'s' * (len(needs) != 1)} need{'s' * (len(needs) == 1)} {_gib(wanted)} of memory "
+        f"({_gib(weights)} weights, {_gib(kv_cache)} context, {_gib(prompt_cache)} prompt cache, {_gib(rest)} else), "
+        f"{_gib(available)} are available: use fewer instances, a smaller ctx_size, parallel or cache_ram, "
+        "or switch this check off (memory_check)"
+    )
+
+
+def divided(cores: int, instances: int) -> tuple[int, ...]:
+    """Compute threads for each of several instances: all cores, shared out evenly, one for each at least."""
+    share, rest = divmod(cores, instances)
+    return tuple(max(1, share + (1 if index < rest else 0)) for index in range(instances))
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

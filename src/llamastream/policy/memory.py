@@ -1,0 +1,104 @@
+"""When a server's memory says that it should be replaced: a limit, and growth that will reach it.
+
+Growth is estimated with the Theil-Sen estimator (the median of the slopes between all pairs of samples; H. Theil 1950,
+P. K. Sen 1968), which a step, as when a long context is first used, does not deceive as it does a least squares fit.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from typing import Literal
+
+from msgspec import Struct
+
+SAMPLES = 60
+"""So many samples at most stand for the window."""
+
+
+class MemoryPolicy(Struct, frozen=True, kw_only=True):
+    """What is too much.
+
+    Attributes:
+        limit: bytes of private memory and swap; None: no limit. slope_limit: bytes per second of steady growth; None:
+            none. window: seconds that growth is judged by. min_samples, min_seconds: evidence without which there is no
+            talk of growth. lead: seconds that a replacement takes: growth that reaches the limit within them is too much.
+        warn_share: share of the limit from which on there is a warning.
+    """
+
+    limit: int | None = None
+    slope_limit: float | None = None
+    window: float = 600.0
+    min_samples: int = 10
+    min_seconds: float = 60.0
+    lead: float = 120.0
+    warn_share: float = 0.9
+
+
+class MemoryVerdict(Struct, frozen=True):
+    """`ok`, `warning`, or `restart`, and why. `slope`: bytes per second of steady growth, None without evidence."""
+
+    level: Literal["ok", "warning", "restart"]
+    reason: str = ""
+    slope: float | None = None
+
+
+class MemoryWatch:
+    """The memory of one process over time. Not thread-safe."""
+
+    def __init__(self, policy: MemoryPolicy) -> None:
+        self._policy = policy
+        self._samples: deque[tuple[float, int]] = deque()
+        self._last = MemoryVerdict("ok")
+
+    def observe(self, now: float, size: int) -> MemoryVerdict:
+        """Take a sample (monotonic seconds, bytes) and judge."""
+        policy, samples = self._policy, self._samples
+        # Looks come far more often than growth can be told: what falls into the same part of the window is one sample.
+        if not samples or now - samples[-1][0] >= policy.window / SAMPLES:
+            samples.append((now, size))
+            while now - samples[0][0] > policy.window:
+                samples.popleft()
+            slope = self._slope()
+        else:
+            slope = self._last.slope
+        self._last = self._judge(size, slope)
+        return self._last
+
+    def _slope(self) -> float | None:
+        samples = self._samples
+        if len(samples) < self._policy.min_samples or samples[-1][0] - samples[0][0] < self._policy.min_seconds:
+            return None
+        slopes = [
+            (later - earlier) / (end - begin)
+            for index, (begin, earlier) in enumerate(samples)
+            for end, later in list(samples)[index + 1 :]
+        ]
+        return statistics.median(slopes)
+
+    def _judge(self, size: int, slope: float | None) -> MemoryVerdict:
+        policy = self._policy
+        if policy.limit is not None:
+            if size >= policy.limit:
+                return MemoryVerdict("restart", f"{_mib(size)} of memory, the limit is {_mib(policy.limit)}", slope)
+            left = (policy.limit - size) / slope if slope is not None and slope > 0 else None
+            if left is not None and left <= policy.lead:
+                return MemoryVerdict(
+                    "restart",
+                    f"{_mib(size)} of memory, growing by {_mib(slope or 0)} a second: "
+                    f"the limit of {_mib(policy.limit)} is {left:.0f} s away",
+                    slope,
+                )
+        if policy.slope_limit is not None and slope is not None and slope > policy.slope_limit:
+            return MemoryVerdict(
+                "restart",
+                f"memory grows by {_mib(slope * 3600)} an hour, {_mib(policy.slope_limit * 3600)} are allowed",
+                slope,
+            )
+        if policy.limit is not None and size >= policy.limit * policy.warn_share:
+            return MemoryVerdict("warning", f"{_mib(size)} of memory, the limit is {_mib(policy.limit)}", slope)
+        return MemoryVerdict("ok", "", slope)
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.1f} MiB"
