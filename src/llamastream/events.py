@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
+from llamastream.backends import InstanceState
 from llamastream.types import Recovery, Stats
 
 
@@ -92,3 +93,42 @@ ClientEvent: TypeAlias = (
     RequestStarted | AttemptStarted | FirstToken | RetryScheduled | StreamBroke | StreamRecovered | Hint | RequestEnded
 )
 Listener: TypeAlias = Callable[[ClientEvent], None]
+
+
+# -- of a fleet -----------------------------------------------------------------------------------------------
+
+
+class InstanceChanged(Struct, frozen=True):
+    """An instance of a fleet came from one state to another; `time` is in seconds since the epoch."""
+
+    id: str
+    before: InstanceState
+    after: InstanceState
+    reason: str
+    time: float
+    generation: int
+    last_exit: int | None = None
+
+
+class InstanceWarning(Struct, frozen=True):
+    """Something about an instance that a person should know. `topic` names it for programs: `memory`, `warm`, `start`,
+    `drain`, `rolling`."""
+
+    id: str
+    topic: str
+    message: str
+    time: float
+
+
+class SlotsRestored(Struct, frozen=True):
+    """A planned restart brought prompt caches back: so many tokens of so many slots, from so many bytes on disk."""
+
+    id: str
+    tokens: int
+    slots: int
+    size: int
+    seconds: float
+
+
+FleetEvent: TypeAlias = InstanceChanged | InstanceWarning | SlotsRestored
+FleetListener: TypeAlias = Callable[[FleetEvent], None]

@@ -15,7 +15,12 @@ from llamastream.errors import EngineError, SettingError
 from llamastream.types import LogRecord
 
 
-def launch(options: EngineOptions | None = None, *, on_log: Callable[[LogRecord], None] | None = None) -> Launch:
+def launch(
+    options: EngineOptions | None = None,
+    *,
+    on_log: Callable[[LogRecord], None] | None = None,
+    on_spawn: Callable[[int], None] | None = None,
+) -> Launch:
     """Prepare to start a llama-server; entering the result starts it, leaving stops it.
 
         with launch(EngineOptions(model="model.gguf")) as engine:
@@ -24,6 +29,7 @@ def launch(options: EngineOptions | None = None, *, on_log: Callable[[LogRecord]
     Args:
         options: how to start it; None: the demo model on a free port of 127.0.0.1.
         on_log: called with each log record, in a thread of its own.
+        on_spawn: called with the process id when the process exists and begins to load its model.
 
     Returns:
         A `Launch`, for `with`, `async with`, `.start()` or `await .astart()`. These raise `SettingError` or a subclass
@@ -31,16 +37,22 @@ def launch(options: EngineOptions | None = None, *, on_log: Callable[[LogRecord]
     """
     if options is not None and not isinstance(options, EngineOptions):
         raise SettingError(f"launch takes EngineOptions, not {options!r}; for a model file: EngineOptions(model=...)")
-    return Launch(options or EngineOptions(), on_log)
+    return Launch(options or EngineOptions(), on_log, on_spawn)
 
 
 class Launch:
     """A server about to be started. Can be started once."""
 
-    def __init__(self, options: EngineOptions, on_log: Callable[[LogRecord], None] | None = None) -> None:
+    def __init__(
+        self,
+        options: EngineOptions,
+        on_log: Callable[[LogRecord], None] | None = None,
+        on_spawn: Callable[[int], None] | None = None,
+    ) -> None:
         self.options = options
         self.engine: Engine | None = None
         self._on_log = on_log
+        self._on_spawn = on_spawn
         self._begun = False
         self._cancelled = threading.Event()
 
@@ -61,8 +73,12 @@ class Launch:
         if self._begun:
             raise EngineError("this launch has been used: call launch() again for another server")
         self._begun = True
-        self.engine = start(self.options, self._on_log, self._cancelled)
+        self.engine = start(self.options, self._on_log, self._cancelled, self._on_spawn)
         return self.engine
+
+    def cancel(self) -> None:
+        """Give a start up that another thread waits for: `start` raises `EngineError`, and leaves no server behind."""
+        self._cancelled.set()
 
     async def astart(self) -> Engine:
         """`start` for coroutines; a cancelled start leaves no server behind."""
@@ -70,7 +86,7 @@ class Launch:
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
-            self._cancelled.set()
+            self.cancel()
             with suppress(EngineError):
                 engine = await starting
                 await engine.astop()

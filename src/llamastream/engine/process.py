@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -70,6 +70,7 @@ class ServerProcess:
         self._started = threading.Event()
         self._exited = threading.Event()
         self._lock = threading.Lock()
+        self._when_ended: list[Callable[[], None]] = []
         self._stopping = False
         self._cleanup = [directory, *cleanup]
         self._owner = os.getpid()
@@ -143,6 +144,21 @@ class ServerProcess:
         # the last lines are often the ones that matter
         self._reader.join(DRAIN_SECONDS)
         return self.exit_code
+
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when the process has ended; at once if it has. It must not wait for anything."""
+        with self._lock:
+            if not self._exited.is_set():
+                self._when_ended.append(callback)
+                return
+        callback()
+
+    def _ended(self) -> None:
+        with self._lock:
+            self._exited.set()
+            callbacks, self._when_ended = self._when_ended, []
+        for callback in callbacks:
+            callback()
 
     def terminate(self) -> None:
         """Ask the server to end (SIGTERM)."""
@@ -254,7 +270,7 @@ class ServerProcess:
             self._directory_errno = int(number)
         elif word == b"exit":
             self.exit_code = int(number)
-            self._exited.set()
+            self._ended()
             self.ring.wake()
 
     def _finish(self) -> None:
@@ -266,7 +282,7 @@ class ServerProcess:
         self._guard.wait()
         if self.pid and not self._exited.is_set():
             self._end_orphan()
-        self._exited.set()
+        self._ended()
         self._started.set()
         self.ring.wake()
         self.ring.close()

@@ -74,10 +74,25 @@ class ServerAddress(msgspec.Struct, frozen=True):
         Raises:
             OSError: no connection, or it broke.
         """
+        return self.request("GET", path, api_key=api_key, timeout=timeout)
+
+    def request(
+        self, method: str, path: str, body: Any = None, *, api_key: str | None = None, timeout: float = 5.0
+    ) -> tuple[int, bytes]:
+        """Any request: status and body (at most 1 MiB).
+
+        Args:
+            body: sent as JSON; None: nothing. timeout: seconds for connecting, and for each wait for bytes.
+
+        Raises:
+            OSError: no connection, or it broke.
+        """
         connection = self._connection(timeout)
         headers = {"Connection": "close"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+        if body is not None:
+            headers["Content-Type"] = "application/json"
         try:
-            connection.request("GET", path, headers=headers)
+            connection.request(method, path, None if body is None else msgspec.json.encode(body), headers)
             response = connection.getresponse()
             return response.status, response.read(1 << 20)
         except http.client.HTTPException as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llamastream.engine.options import EngineOptions
 from llamastream.engine.process import ServerProcess
@@ -15,7 +15,7 @@ class Engine:
     """A llama-server that was started by `launch`. All methods are thread-safe.
 
     Attributes:
-        url: `http://127.0.0.1:PORT`, or `unix:///path/to.sock`.
+        address: where it answers. url: `http://127.0.0.1:PORT`, or `unix:///path/to.sock`.
         socket: the Unix socket's path, or None.
         pid: process id of the server (the process that listens).
         kind: `executable` or `embedded`.
@@ -40,6 +40,7 @@ class Engine:
         start_seconds: float,
     ) -> None:
         self._process = process
+        self.address = address
         self.url = address.url
         self.socket = address.socket
         self.pid = process.pid
@@ -68,6 +69,14 @@ class Engine:
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait until the server has ended; its exit code (negative: the signal), or None after `timeout` seconds."""
         return self._process.wait(timeout)
+
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once the process has ended, at once if it has; in any thread, it must not wait."""
+        self._process.when_ended(callback)
+
+    def kill(self) -> None:
+        """End the server at once (SIGKILL); `wait` says when it has ended."""
+        self._process.kill()
 
     def stop(self, timeout: float | None = None) -> int | None:
         """End the server: SIGTERM, then SIGKILL after `timeout` seconds (default: `options.stop_timeout`).

@@ -55,22 +55,27 @@ class _Plan(Struct, frozen=True):
     warnings: tuple[str, ...]
 
 
-def start(options: EngineOptions, on_log: Callable[[LogRecord], None] | None, cancelled: threading.Event) -> Engine:
+def start(
+    options: EngineOptions,
+    on_log: Callable[[LogRecord], None] | None,
+    cancelled: threading.Event,
+    on_spawn: Callable[[int], None] | None = None,
+) -> Engine:
     """Start a server; `Launch.start` says what can be raised.
 
     Args:
-        cancelled: set by another thread to give up.
+        cancelled: set by another thread to give up. on_spawn: called with the process id when the process exists.
     """
     binary = _choose(options)
     if binary is not None and options.hf is not None and probe(binary.path).help().first("-hf", "--hf-repo", "-hfr"):
         try:
-            return _start_one(options, binary, on_log, cancelled, downloaded=None)
+            return _start_one(options, binary, on_log, cancelled, on_spawn, downloaded=None)
         except ModelDownloadError:
             # a build without TLS cannot download; huggingface_hub can
             if not hub.hub_available():
                 raise
     downloaded = str(hub.download(options.hf)) if options.hf is not None else None
-    return _start_one(options, binary, on_log, cancelled, downloaded=downloaded)
+    return _start_one(options, binary, on_log, cancelled, on_spawn, downloaded=downloaded)
 
 
 def _choose(options: EngineOptions) -> Binary | None:
@@ -97,6 +102,7 @@ def _start_one(
     binary: Binary | None,
     on_log: Callable[[LogRecord], None] | None,
     cancelled: threading.Event,
+    on_spawn: Callable[[int], None] | None,
     *,
     downloaded: str | None,
 ) -> Engine:
@@ -133,6 +139,8 @@ def _start_one(
             cleanup=cleanup,
         )
         try:
+            if on_spawn is not None:
+                on_spawn(process.pid)
             address = _wait_ready(process, plan, cancelled)
             (Path(directory) / "keys").unlink(missing_ok=True)
             capabilities = read_capabilities(address, filled.api_key, plan.build)

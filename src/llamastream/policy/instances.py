@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from llamastream.backends import InstanceState
 
 Trigger: TypeAlias = Literal[
-    "spawn", "spawned", "loaded", "filled", "freed", "drain", "undrain", "wedge", "revive", "end", "give_up", "stop"
+    "spawn", "spawned", "loaded", "filled", "freed", "drain", "undrain", "wedge", "end", "give_up", "stop"
 ]
 
 STATES: dict[InstanceState, str] = {
@@ -37,15 +37,15 @@ TRANSITIONS: dict[InstanceState, dict[Trigger, InstanceState]] = {
     "ready": {**_UP, "filled": "busy"},
     "busy": {**_UP, "freed": "ready"},
     "draining": {"undrain": "ready", "wedge": "wedged", "end": "restarting", "stop": "stopped"},
-    "wedged": {"revive": "ready", "end": "restarting", "stop": "stopped"},
+    "wedged": {"end": "restarting", "stop": "stopped"},
     "restarting": {"spawn": "starting", "give_up": "failed", "stop": "stopped"},
     "failed": {"spawn": "starting", "stop": "stopped"},
 }
 """State → trigger → state; what is not in it cannot happen.
 
-`spawn`: a start begins · `spawned`: the process exists · `loaded`: it says that it is ready · `filled`, `freed`: the last
-slot was taken, one is free again · `drain`, `undrain`: no new requests, and again some · `wedge`, `revive`: it does not
-get on, and does again · `end`: the process has ended · `give_up`: it ended too often · `stop`: stopped on purpose.
+`spawn`: a start begins · `spawned`: the process exists · `loaded`: it says that it is ready · `filled`, `freed`: the
+last slot was taken, one is free again · `drain`, `undrain`: no new requests, and again some · `wedge`: it does not get
+on · `end`: the process has ended · `give_up`: it ended too often · `stop`: stopped on purpose.
 """
 
 

@@ -22,8 +22,8 @@ class MemoryPolicy(Struct, frozen=True, kw_only=True):
     Attributes:
         limit: bytes of private memory and swap; None: no limit. slope_limit: bytes per second of steady growth; None:
             none. window: seconds that growth is judged by. min_samples, min_seconds: evidence without which there is no
-            talk of growth. lead: seconds that a replacement takes: growth that reaches the limit within them is too much.
-        warn_share: share of the limit from which on there is a warning.
+            talk of growth. lead: seconds that a replacement takes: growth that reaches the limit within them is too
+            much. warn_share: share of the limit from which on there is a warning.
     """
 
     limit: int | None = None

@@ -89,9 +89,7 @@ def due(schedule: Schedule, *, now: datetime.datetime, started: datetime.datetim
     if schedule.every is not None and age >= schedule.every:
         return f"it has run for {age / 3600:.1f} h (restart_every)"
     if schedule.at is not None:
-        today = now.replace(
-            hour=schedule.at.hour, minute=schedule.at.minute, second=schedule.at.second, microsecond=0
-        )
+        today = now.replace(hour=schedule.at.hour, minute=schedule.at.minute, second=schedule.at.second, microsecond=0)
         last = today if today <= now else today - datetime.timedelta(days=1)
         if started < last:
             return f"it is {schedule.at:%H:%M} (restart_at)"
@@ -101,28 +99,34 @@ def due(schedule: Schedule, *, now: datetime.datetime, started: datetime.datetim
 
 
 class Turn(Struct, frozen=True, kw_only=True):
-    """An instance as the order of restarts sees it: `wants` a restart, is `away` for one (or for any other reason it
-    takes no requests), or `gone` for good (failed, stopped), so that it counts no more."""
+    """An instance as the order of restarts sees it.
+
+    Attributes:
+        wants: it waits for a planned restart. away: it is out for one. ready: it takes requests. gone: for good
+            (failed, stopped), so that it counts no more.
+    """
 
     id: str
     wants: bool = False
     away: bool = False
+    ready: bool = True
     gone: bool = False
 
 
 def next_turn(instances: Sequence[Turn], min_ready: int) -> str | None:
     """Which instance may be taken out for a planned restart now; None: none yet.
 
-    One at a time, and only if `min_ready` others stay. Where that can never be (all of them together are not more
-    than `min_ready`), one may go when all others are there: else no configuration would ever be applied.
+    One at a time, and only if `min_ready` others are ready then. A fleet that is no larger than that lets one go when
+    all others are ready: else it could never be restarted as planned.
     """
     living = [each for each in instances if not each.gone]
     if any(each.away for each in living):
         return None
-    others = len(living) - 1
-    if others < min(min_ready, others):
-        return None
-    return next((each.id for each in living if each.wants), None)
+    needed = min(min_ready, len(living) - 1)
+    for each in living:
+        if each.wants and sum(other.ready for other in living if other is not each) >= needed:
+            return each.id
+    return None
 
 
 def forget_crashes(history: CrashHistory) -> CrashHistory:

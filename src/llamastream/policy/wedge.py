@@ -1,9 +1,9 @@
 """Does a server get on? What `/health` cannot say, several looks at its slots and its CPU time can.
 
-`/health` is answered by a thread that knows nothing of the decode loop. `/slots` is answered by that loop itself, between
-two batches: an answer shows that it lives, no answer may mean a long batch, a full machine, or the end. So no single
-sign condemns a server: when none of them has shown life for a while, it is asked for one token (the canary), with a
-deadline of its own.
+`/health` is answered by a thread that knows nothing of the decode loop. `/slots` is answered by that loop itself,
+between two batches: an answer shows that it lives, no answer may mean a long batch, a full machine, or the end. So no
+single sign condemns a server: when none of them has shown life for a while, it is asked for one token (the canary),
+with a deadline of its own.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ class Look(Struct, frozen=True, kw_only=True):
     """What one look found.
 
     Attributes:
-        now: monotonic seconds. slots: what `/slots` answered, None if nothing. healthy: `/health` answered 200.
+        now: monotonic seconds. slots: what `/slots` answered, None if nothing. healthy: whether `/health` answered 200,
+            asked only of servers that do not serve `/slots`; None: it was not asked.
         cpu_seconds: CPU time of the process so far; None: not known.
         canary: whether the token that it was asked for came in time; None: it was not asked.
     """
 
     now: float
     slots: Sequence[Mapping[str, Any]] | None
-    healthy: bool = True
+    healthy: bool | None = None
     cpu_seconds: float | None = None
     canary: bool | None = None
 
@@ -85,7 +86,7 @@ class WedgeWatch:
 
     def _loop_lives(self, look: Look) -> bool:
         if look.slots is None:
-            return False
+            return bool(look.healthy)  # the little that there is to know
         if not any(slot.get("is_processing") for slot in look.slots):
             return True  # nothing to get on with, and the loop answers
         return self._slots is None or made_progress(self._slots, look.slots)

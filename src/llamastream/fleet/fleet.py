@@ -1,0 +1,397 @@
+"""A fleet: instances of llama-server that are started together, kept alive, restarted in turn, and drained."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from llamastream.backends import ROUTABLE, Backend
+from llamastream.engine import EngineOptions
+from llamastream.engine.machine import cores, default_cache_ram, memory
+from llamastream.errors import EngineStartTimeoutError, SettingError
+from llamastream.events import FleetEvent, FleetListener, InstanceWarning
+from llamastream.fleet.instance import Instance
+from llamastream.fleet.orders import Order
+from llamastream.fleet.pools import Plan, check_memory, plan
+from llamastream.fleet.report import InstanceReport
+from llamastream.fleet.settings import FleetSettings, Pool, parse_size
+from llamastream.fleet.workplace import Workplace, cache_home
+from llamastream.policy.restarts import Turn, next_turn
+from llamastream.types import LogRecord
+
+logger = logging.getLogger("llamastream.fleet")
+
+GONE = frozenset({"failed", "stopped"})
+
+
+class Fleet:
+    """Supervised llama-servers, for `with`, `async with`, or `start` and `stop`. All methods are thread-safe.
+
+        with Fleet(EngineOptions(model="model.gguf"), instances=2) as fleet:
+            client = StreamingClient([backend.url for backend in fleet.snapshot()])
+
+    It is a `BackendSource`: `snapshot` and `subscribe` tell who sends requests where the instances are and which of
+    them take any.
+    """
+
+    def __init__(
+        self,
+        models: EngineOptions | Mapping[str, EngineOptions] | Sequence[Pool] | None = None,
+        *,
+        instances: int | None = None,
+        settings: FleetSettings | None = None,
+        listeners: Iterable[FleetListener] = (),
+        on_log: Callable[[str, LogRecord], None] | None = None,
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            models: how the servers are started: one model, several by name, or pools, each with its own number of
+                instances; None: the demo model.
+            instances: of each model that is not given as a pool; None: `settings.instances`.
+            settings: how they are supervised.
+            listeners: called with the events of `llamastream.events`, in the instances' threads; they must not wait.
+            on_log: called with an instance's id and each record of its log.
+
+        Raises:
+            SettingError: the models contradict each other, or an argument is not allowed.
+        """
+        self.settings = settings or FleetSettings()
+        self.pools = as_pools(models, self.settings.instances if instances is None else instances)
+        self._listeners = tuple(listeners)
+        self._on_log = on_log
+        self._machine = memory()
+        self._plans = self._plan(self.pools)
+        self._changed = threading.Condition()
+        self._subscribers: list[Callable[[], None]] = []
+        self._instances: tuple[Instance, ...] = ()
+        self._away: str | None = None
+        self._workplace: Workplace | None = None
+        self._owner = os.getpid()
+        self._stopped = False
+
+    def _plan(self, pools: Sequence[Pool]) -> tuple[Plan, ...]:
+        return plan(pools, cores=cores().usable, cache_ram=default_cache_ram(self._machine.usable))
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Start all instances side by side, and wait until each of them is ready.
+
+        Raises:
+            LlamaStreamError: one could not be started (see `Launch.start`); then all of them are stopped again.
+            EngineMemoryError: together they need more memory than there is.
+        """
+        if self._instances or self._stopped:
+            raise SettingError("this fleet has been started: make another one")
+        if self.settings.memory_check:
+            check_memory(self._plans, memory().available)
+        if self.settings.warm:
+            self._workplace = Workplace(cache_home() / "llamastream" / "slots", f"fleet-{secrets.token_hex(6)}")
+        self._instances = tuple(self._instance(each) for each in self._plans)
+        try:
+            for instance in self._instances:
+                instance.begin()
+            self._wait_started(self._instances)
+        except BaseException:
+            self.stop(drain=False)
+            raise
+        return self
+
+    def _instance(self, each: Plan) -> Instance:
+        directory = None
+        if self._workplace is not None:
+            directory = self._workplace.path / each.id
+            directory.mkdir(mode=0o700, exist_ok=True)
+        space = parse_size(self.settings.warm_space, self._machine.usable) or 0
+        return Instance(
+            each.id,
+            each.pool,
+            each.options,
+            self.settings,
+            self,
+            usable_memory=self._machine.usable,
+            warm_directory=directory,
+            warm_space=space // len(self._plans),
+        )
+
+    def _wait_started(self, instances: Sequence[Instance]) -> None:
+        with self._changed:
+            while True:
+                for instance in instances:
+                    if instance.error is not None and instance.status.state in ("restarting", "failed"):
+                        raise instance.error
+                if all(instance.status.state in ROUTABLE for instance in instances):
+                    return
+                self._changed.wait()
+
+    def wait_ready(self, count: int | None = None, timeout: float | None = None) -> None:
+        """Wait until so many instances take requests (None: all that are not failed or stopped, and one at least).
+
+        Raises:
+            EngineStartTimeoutError: they do not within `timeout` seconds (None: no limit).
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while not self._enough(count):
+                left = None if end is None else end - time.monotonic()
+                if left is not None and left <= 0:
+                    states = ", ".join(f"{each.id} is {each.status.state}" for each in self._instances)
+                    raise EngineStartTimeoutError(f"not ready within {timeout:g} s: {states}")
+                self._changed.wait(left)
+
+    def _enough(self, count: int | None) -> bool:
+        ready = sum(each.status.state in ROUTABLE for each in self._instances)
+        living = sum(each.status.state not in GONE for each in self._instances)
+        return ready >= max(1, living if count is None else count)
+
+    def stop(self, *, drain: bool = True) -> None:
+        """Stop all instances side by side; with `drain`, running requests may take `drain_timeout`. Idempotent."""
+        if os.getpid() != self._owner:
+            return  # a forked copy of us owns nothing here
+        self._stopped = True
+        if not drain:
+            self.hasten()
+        for instance in self._instances:
+            instance.order(Order("stop", "the fleet is stopped", drain=drain))
+        for instance in self._instances:
+            instance.join()
+        if self._workplace is not None:
+            self._workplace.close()
+
+    def hasten(self) -> None:
+        """Wait for no running request any more: for a second signal during `stop`."""
+        for instance in self._instances:
+            instance.hasten()
+
+    async def astart(self) -> Self:
+        """`start` for coroutines; a cancelled start leaves no server behind."""
+        starting = asyncio.get_running_loop().run_in_executor(None, self.start)
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.to_thread(self.stop, drain=False)
+            await asyncio.wait([starting])
+            raise
+        return self
+
+    async def astop(self, *, drain: bool = True) -> None:
+        """`stop` for coroutines."""
+        await asyncio.to_thread(self.stop, drain=drain)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop(drain=kind is None)
+
+    async def __aenter__(self) -> Self:
+        return await self.astart()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.astop(drain=kind is None)
+
+    # -- a source of backends -------------------------------------------------------------------------------------
+
+    def snapshot(self) -> tuple[Backend, ...]:
+        """All instances as those see them who send requests."""
+        return tuple(instance.backend() for instance in self._instances)
+
+    def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Have `listener` called after each change of state, in the instance's thread; what comes back ends that."""
+        with self._changed:
+            self._subscribers.append(listener)
+
+        def end() -> None:
+            with self._changed:
+                if listener in self._subscribers:
+                    self._subscribers.remove(listener)
+
+        return end
+
+    # -- control --------------------------------------------------------------------------------------------------
+
+    def status(self) -> tuple[InstanceReport, ...]:
+        """All instances as people see them."""
+        return tuple(instance.report() for instance in self._instances)
+
+    def logs(self, id: str) -> list[LogRecord]:  # noqa: A002  # that is its name everywhere
+        """The last log records of an instance's present (or last) process.
+
+        Raises:
+            SettingError: there is no such instance.
+        """
+        return self._find(id).logs()
+
+    def restart(self, id: str, reason: str = "asked for") -> Order:  # noqa: A002
+        """Replace an instance by a fresh one when its turn comes: drained first, its prompt caches kept; one that
+        failed is started at once. `order.done.result()` waits for it.
+
+        Raises:
+            SettingError: there is no such instance.
+        """
+        return self._find(id).order(Order("restart", reason))
+
+    def restart_all(self, reason: str = "rolling restart") -> list[Order]:
+        """Replace all instances, one after the other, with `min_ready` of them ready all the while."""
+        return [instance.order(Order("restart", reason)) for instance in self._instances]
+
+    def drain(self, id: str, reason: str = "drained by hand") -> Order:  # noqa: A002
+        """Send an instance no new requests (whoever follows `snapshot`), until `undrain` or a restart.
+
+        Raises:
+            SettingError: there is no such instance.
+        """
+        return self._find(id).order(Order("drain", reason))
+
+    def undrain(self, id: str, reason: str = "takes requests again") -> Order:  # noqa: A002
+        """End `drain`.
+
+        Raises:
+            SettingError: there is no such instance.
+        """
+        return self._find(id).order(Order("undrain", reason))
+
+    def reload(self, models: EngineOptions | Mapping[str, EngineOptions] | Sequence[Pool]) -> list[Order]:
+        """Apply other options: instances whose options changed are replaced, one after the other; those that are no
+        longer wanted are drained and stopped; new ones are started.
+
+        Returns:
+            An order for each instance that is replaced or stopped.
+
+        Raises:
+            SettingError: the models contradict each other; nothing has changed then.
+        """
+        pools = as_pools(models, self.settings.instances)
+        plans = self._plan(pools)
+        known = {instance.id: instance for instance in self._instances}
+        added = [each for each in plans if each.id not in known]
+        if self.settings.memory_check and added:
+            check_memory(added, memory().available)
+        self.pools, self._plans = pools, plans
+        orders = [
+            known[each.id].order(Order("replace", "the configuration changed", options=each.options))
+            for each in plans
+            if each.id in known and known[each.id].options != each.options
+        ]
+        wanted = {each.id for each in plans}
+        leaving = [instance for instance in self._instances if instance.id not in wanted]
+        orders += [instance.order(Order("stop", "no longer in the configuration")) for instance in leaving]
+        fresh = {each.id: self._instance(each) for each in added}
+        self._instances = tuple(known.get(each.id) or fresh[each.id] for each in plans)
+        for instance in fresh.values():
+            instance.begin()
+        return orders
+
+    def _find(self, id: str) -> Instance:  # noqa: A002
+        for instance in self._instances:
+            if instance.id == id:
+                return instance
+        known = ", ".join(instance.id for instance in self._instances) or "none"
+        raise SettingError(f"there is no instance {id!r}; there are: {known}")
+
+    # -- what instances ask (see `Supervisor`) ------------------------------------------------------------------------
+
+    def notify(self, event: FleetEvent) -> None:
+        """For instances: something happened."""
+        for listener in self._listeners:
+            _call(listener, event)
+        with self._changed:
+            self._changed.notify_all()
+            subscribers = tuple(self._subscribers)
+        for subscriber in subscribers:
+            _call(subscriber)
+
+    def log(self, instance: str, record: LogRecord) -> None:
+        """For instances: the server said something."""
+        if self._on_log is not None:
+            _call(self._on_log, instance, record)
+
+    def may_go(self, instance: str) -> bool:
+        """For instances: whether it is this one's turn for a planned restart."""
+        with self._changed:
+            turns = [
+                Turn(
+                    id=each.id,
+                    wants=each.wants_restart,
+                    away=each.id == self._away,
+                    ready=each.status.state in ROUTABLE,
+                    gone=each.status.state in GONE,
+                )
+                for each in self._instances
+            ]
+            if next_turn(turns, self.settings.min_ready) != instance:
+                return False
+            self._away = instance
+            return True
+
+    def came_back(self, instance: str, *, well: bool) -> None:
+        """For instances: this one's planned restart is over."""
+        with self._changed:
+            if self._away == instance:
+                self._away = None
+        others = [each for each in self._instances if each.id != instance]
+        if well:
+            for each in others:
+                each.nudge()
+            return
+        waiting = [each for each in others if each.wants_restart]
+        for each in waiting:
+            # whatever it is that this one did not survive, the others need not meet it
+            each.order(Order("forget", f"{instance} did not come back"))
+        if waiting:
+            self.notify(
+                InstanceWarning(
+                    instance,
+                    "rolling",
+                    f"it did not come back: the restart of {len(waiting)} more is called off",
+                    time.time(),
+                )
+            )
+
+
+def as_pools(
+    models: EngineOptions | Mapping[str, EngineOptions] | Sequence[Pool] | None, instances: int
+) -> tuple[Pool, ...]:
+    """Pools from whatever a fleet may be given.
+
+    Raises:
+        SettingError: it is none of these.
+    """
+    if models is None or isinstance(models, EngineOptions):
+        options = models or EngineOptions()
+        return (Pool(name=pool_name(options), options=options, instances=instances),)
+    if isinstance(models, Mapping):
+        return tuple(Pool(name=name, options=options, instances=instances) for name, options in models.items())
+    pools = tuple(models)
+    if not all(isinstance(pool, Pool) for pool in pools):
+        raise SettingError("models must be EngineOptions, a mapping of names to EngineOptions, or a list of Pool")
+    return pools
+
+
+def pool_name(options: EngineOptions) -> str:
+    """What to call a model that was given no name: its alias, its file's name, or `demo`."""
+    name = options.alias or (options.hf or "").partition(":")[0].rpartition("/")[2]
+    if not name and options.model is not None:
+        name = options.model.replace("\\", "/").rpartition("/")[2].removesuffix(".gguf")
+    kept = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+    return kept or "demo"
+
+
+def _call(function: Callable[..., object], *arguments: object) -> None:
+    """Call a listener; what it raises goes no further."""
+    try:
+        function(*arguments)
+    except Exception:
+        logger.exception("a listener of the fleet failed")

@@ -1,0 +1,372 @@
+"""One supervised llama-server: its thread is the only one that changes its state."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+
+from llamastream.backends import ROUTABLE, Backend
+from llamastream.engine import Engine, EngineOptions, Launch, launch
+from llamastream.errors import (
+    EngineError,
+    EngineMissingError,
+    LlamaStreamError,
+    SettingError,
+    UnsupportedFlagError,
+)
+from llamastream.events import InstanceChanged, InstanceWarning, SlotsRestored
+from llamastream.fleet import warm
+from llamastream.fleet.orders import Inbox, Order
+from llamastream.fleet.report import InstanceReport, describe_backend, describe_instance
+from llamastream.fleet.run import Findings, Run
+from llamastream.fleet.settings import FleetSettings
+from llamastream.fleet.supervisor import Supervisor
+from llamastream.fleet.tally import Tally
+from llamastream.policy.instances import InstanceStatus, Trigger, transition
+from llamastream.policy.memory import MemoryVerdict
+from llamastream.policy.restarts import CrashHistory, GiveUp, crashed, forget_crashes
+from llamastream.types import LogRecord
+
+LOG_LINES = 3
+"""So many of the server's last lines explain why it ended."""
+
+
+class Instance:
+    """A llama-server that is kept alive.
+
+    Attributes:
+        id, model: its name, and that of its pool. options: how it is started. status: how it is.
+        error: what the last start that failed raised; None after one that did not.
+    """
+
+    def __init__(
+        self,
+        id: str,  # noqa: A002  # that is its name everywhere
+        model: str,
+        options: EngineOptions,
+        settings: FleetSettings,
+        supervisor: Supervisor,
+        *,
+        usable_memory: int,
+        warm_directory: Path | None,
+        warm_space: int,
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            usable_memory: bytes of the machine, for limits that are shares. warm_directory: where this instance's slots
+                are saved before a planned restart; None: they are not. warm_space: bytes that they may take.
+        """
+        self.id = id
+        self.model = model
+        self.options = options
+        self.status = InstanceStatus()
+        self.error: LlamaStreamError | None = None
+        self._settings = settings
+        self._supervisor = supervisor
+        self._usable_memory = usable_memory
+        self._warm_directory = warm_directory
+        self._warm_space = warm_space
+        self._inbox = Inbox()
+        self._run: Run | None = None
+        self._launch: Launch | None = None
+        self._last: Engine | None = None
+        self._findings: Findings | None = None
+        self._history = CrashHistory()
+        self._start_at = 0.0
+        self._wanted: Order | None = None  # a planned restart that waits for its turn
+        self._away = False  # for a planned restart, since it was our turn
+        self._drained_by_hand = False
+        self._warned = False
+        self._over = False
+        self._thread = threading.Thread(target=self._main, name=f"llamastream-{id}", daemon=True)
+
+    # -- from any thread ----------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start the thread, and with it the server."""
+        self._thread.start()
+
+    def order(self, order: Order) -> Order:
+        """Have something done; `order.done` says when it is."""
+        self._inbox.post(order)
+        launching = self._launch
+        if order.kind == "stop" and launching is not None:
+            launching.cancel()
+        return order
+
+    def hasten(self) -> None:
+        """Wait for no running request any more."""
+        self._inbox.hasten()
+
+    def nudge(self) -> None:
+        """Look again whether a turn has come."""
+        self._inbox.wake()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the end of its thread, after it was told to stop."""
+        self._thread.join(timeout)
+
+    @property
+    def wants_restart(self) -> bool:
+        """Whether it waits for its turn."""
+        return self._wanted is not None
+
+    @property
+    def url(self) -> str:
+        """Where it listens, or did; "" before the first start."""
+        return "" if self._last is None else self._last.url
+
+    @property
+    def engine(self) -> Engine | None:
+        """The running server, None if there is none."""
+        run = self._run
+        return None if run is None else run.engine
+
+    def logs(self) -> list[LogRecord]:
+        """The last log records of the process that runs, or ran last."""
+        return [] if self._last is None else self._last.logs
+
+    def backend(self) -> Backend:
+        """As those see it who send requests."""
+        run = self._run
+        return describe_backend(self, None if run is None else run.engine, self._last, self._findings)
+
+    def report(self) -> InstanceReport:
+        """As people see it."""
+        return describe_instance(self, self._run, self._last, self._findings)
+
+    # -- its own thread -------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            self._start("first start")
+            while not self._over:
+                order = self._inbox.next(self._rest())
+                if order is not None:
+                    self._obey(order)
+                else:
+                    self._tend()
+        finally:
+            self._inbox.close()
+
+    def _rest(self) -> float:
+        """Seconds until there is something to do by itself."""
+        if self._run is not None:
+            if self._findings is None:
+                return 0.0
+            return self._settings.look_interval * (1.0 if self._findings.verdict == "well" else 0.25)
+        if self.status.state == "restarting":
+            return max(0.0, self._start_at - time.monotonic())
+        return 3600.0
+
+    def _tend(self) -> None:
+        """Nobody told us anything: see how it is."""
+        run = self._run
+        if run is None:
+            if self.status.state == "restarting" and time.monotonic() >= self._start_at:
+                self._start(self.status.reason)
+        elif not run.engine.alive:
+            self._ended(run, run.engine.wait(0), run.engine)
+        else:
+            self._look(run)
+
+    def _obey(self, order: Order) -> None:
+        if order.kind == "stop":
+            self._stop(order)
+        elif order.kind == "forget":
+            self._wanted = None
+        elif order.kind in ("drain", "undrain"):
+            self._drained_by_hand = order.kind == "drain"
+            if (self.status.state in ROUTABLE) if order.kind == "drain" else (self.status.state == "draining"):
+                self._to(order.kind, order.reason)
+        elif self._run is None:
+            self.options = order.options or self.options
+            self._history = forget_crashes(self._history)
+            self._start(order.reason)
+        elif order.kind != "start":
+            self._wanted = order
+            self._go_if_my_turn()
+            return  # done when it has been carried out
+        order.done.set_result(None)
+
+    # -- starting and ending ----------------------------------------------------------------------------------
+
+    def _start(self, reason: str, saved: list[warm.SavedSlot] | None = None) -> None:
+        self._to("spawn", reason)
+        tally = Tally()
+
+        def heard(record: LogRecord) -> None:
+            tally.count(record)
+            self._supervisor.log(self.id, record)
+
+        def spawned(pid: int) -> None:
+            self._to("spawned", f"process {pid} loads its model")
+
+        self._launch = launch(self._launch_options(), on_log=heard, on_spawn=spawned)
+        if self._inbox.stop_wanted():
+            self._launch.cancel()
+        try:
+            engine = self._launch.start()
+        except LlamaStreamError as error:
+            self.error = error
+            self._not_started(error)
+            return
+        finally:
+            self._launch = None
+        self.error = None
+        self._last = engine
+        if saved:
+            self._restore(engine, saved)
+        self._findings = None
+        self._run = Run(engine, self._settings, self._usable_memory, tally)
+        self._to("loaded", f"ready after {engine.start_seconds:.2f} s")
+        if self._drained_by_hand:
+            self._to("drain", "drained by hand")
+        engine.when_ended(self._inbox.wake)
+
+    def _launch_options(self) -> EngineOptions:
+        changes: dict[str, object] = {}
+        # the address stays, so that whoever knows it finds the new process there
+        if self._last is not None and self.options.socket is None and not self.options.port:
+            changes["port"] = self._last.options.port
+        if self._warm_directory is not None and self.options.slot_save_path is None:
+            changes["slot_save_path"] = str(self._warm_directory)
+        return msgspec.structs.replace(self.options, **changes)
+
+    def _not_started(self, error: LlamaStreamError) -> None:
+        if self._inbox.stop_wanted():
+            return  # it was told to stop, which comes next
+        final = isinstance(error, EngineMissingError | UnsupportedFlagError | SettingError)
+        exit_code = error.exit_code if isinstance(error, EngineError) else None
+        self._crashed(error.message, exit_code, good_for=0.0, final=final)
+
+    def _ended(self, run: Run, exit_code: int | None, engine: Engine) -> None:
+        """The process is gone, and nobody told it to go."""
+        self._run = None
+        run.end()  # its guard and its pipes
+        lines = [record.message for record in engine.logs if record.level == "error"][-LOG_LINES:]
+        why = f"the process ended by itself ({_exit(exit_code)})" + (f": {' | '.join(lines)}" if lines else "")
+        self._crashed(why, exit_code, good_for=run.good_for)
+
+    def _crashed(self, why: str, exit_code: int | None, *, good_for: float, final: bool = False) -> None:
+        now = time.monotonic()
+        self._history, sequel = crashed(
+            self._history, self._settings.restart_policy, now, good_for=good_for, final=final
+        )
+        self._to("end", why, exit_code)
+        if isinstance(sequel, GiveUp):
+            self._to("give_up", f"{sequel.reason}; last: {why}")
+        else:
+            self._start_at = now + sequel.delay
+
+    def _stop(self, order: Order) -> None:
+        run = self._run
+        code = None
+        if run is not None:
+            if order.drain and self.status.state != "wedged":
+                if self.status.state != "draining":
+                    self._to("drain", order.reason)
+                run.drain(self._settings.drain_timeout, self._inbox.wait)
+            code = run.end(hangs=self.status.state == "wedged")
+            self._run = None
+        self._to("stop", order.reason, code)
+        self._over = True
+
+    # -- while it runs ----------------------------------------------------------------------------------------
+
+    def _look(self, run: Run) -> None:
+        found = self._findings = run.look()
+        if not run.engine.alive:
+            return  # the loop comes back to that
+        if found.verdict == "wedged":
+            self._replace_wedged(run)
+            return
+        if self.status.state == "ready" and found.full:
+            self._to("filled", f"all {self.options.parallel} slots are taken")
+        elif self.status.state == "busy" and found.full is False:
+            self._to("freed", "a slot is free")
+        self._mind_memory(found.memory_verdict)
+        if self._wanted is None and (reason := run.due()) is not None:
+            self._wanted = Order("restart", reason)
+        self._go_if_my_turn()
+
+    def _mind_memory(self, verdict: MemoryVerdict) -> None:
+        if verdict.level == "ok":
+            self._warned = False
+            return
+        if not self._warned:
+            self._warned = True
+            self._warn("memory", verdict.reason)
+        if verdict.level == "restart" and self._wanted is None:
+            self._wanted = Order("restart", verdict.reason)
+
+    def _replace_wedged(self, run: Run) -> None:
+        """Whoever streams from it is cut off, and goes on elsewhere: that is better than to wait for nothing."""
+        why = run.explain_wedge()
+        self._to("wedge", why)
+        code = run.end(hangs=True)
+        self._run = None
+        self._crashed(why, code, good_for=run.good_for)
+
+    def _go_if_my_turn(self) -> None:
+        order, run = self._wanted, self._run
+        if order is None or run is None or not self._supervisor.may_go(self.id):
+            return
+        self._wanted, self._away = None, True
+        self._replace(run, order)
+        if not order.done.done():
+            order.done.set_result(None)
+
+    def _replace(self, run: Run, order: Order) -> None:
+        """A planned restart: no new requests, those that run end, the process ends, and another begins."""
+        if self.status.state != "draining":
+            self._to("drain", order.reason)
+        empty = run.drain(self._settings.drain_timeout, self._inbox.wait)
+        if not empty and run.engine.alive:
+            self._warn(
+                "drain", f"requests still ran after {self._settings.drain_timeout:g} s (drain_timeout), and were cut"
+            )
+        saved = []
+        if empty and order.options is None and self._warm_directory is not None:
+            saved = warm.save(run.engine, self._warm_directory, self._warm_space)
+        code = run.end()
+        self._run = None
+        self._to("end", order.reason, code)
+        if self._inbox.stop_wanted():
+            return
+        self.options = order.options or self.options
+        self._start(order.reason, saved)
+
+    def _restore(self, engine: Engine, saved: list[warm.SavedSlot]) -> None:
+        assert self._warm_directory is not None
+        began = time.monotonic()
+        size = sum(each.size for each in saved)
+        tokens = warm.restore(engine, self._warm_directory, saved)
+        self._supervisor.notify(SlotsRestored(self.id, tokens, len(saved), size, time.monotonic() - began))
+
+    # -- telling ------------------------------------------------------------------------------------------------
+
+    def _to(self, trigger: Trigger, reason: str, last_exit: int | None = None) -> None:
+        before = self.status
+        now = time.time()
+        self.status = after = transition(before, trigger, now, reason, last_exit=last_exit)
+        if self._away and after.state in (*ROUTABLE, "failed", "stopped"):
+            self._away = False
+            self._supervisor.came_back(self.id, well=after.state in ROUTABLE)
+        if after.state != before.state:
+            self._supervisor.notify(
+                InstanceChanged(self.id, before.state, after.state, reason, now, after.generation, after.last_exit)
+            )
+
+    def _warn(self, topic: str, message: str) -> None:
+        self._supervisor.notify(InstanceWarning(self.id, topic, message, time.time()))
+
+
+def _exit(code: int | None) -> str:
+    if code is None:
+        return "exit code unknown"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

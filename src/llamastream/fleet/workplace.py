@@ -1,0 +1,80 @@
+"""A private directory for as long as this process lives, and the removal of those that killed processes left behind."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from llamastream.errors import SettingError
+
+LOCK = "lock"
+
+
+def cache_home() -> Path:
+    """Where large files that can be made again belong (XDG Base Directory Specification)."""
+    return _home("XDG_CACHE_HOME", ".cache")
+
+
+def _home(variable: str, otherwise: str) -> Path:
+    named = os.environ.get(variable, "")
+    # the specification wants relative paths ignored
+    return Path(named) if named.startswith("/") else Path.home() / otherwise
+
+
+class Workplace:
+    """A directory of mode 0700 that is removed on `close`, and by the next process that makes one, if we are killed.
+
+    A lock on a file in it shows that its process lives: the system drops the lock with the process.
+    """
+
+    def __init__(self, parent: Path, name: str) -> None:
+        """Make `parent/name`; directories beside it whose process is gone are removed.
+
+        Raises:
+            SettingError: it cannot be made, or another process uses it.
+        """
+        self.path = parent / name
+        self._owner = os.getpid()
+        try:
+            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sweep(parent)
+            self.path.mkdir(mode=0o700, exist_ok=True)
+            self._lock = _take_lock(self.path)
+        except OSError as error:
+            raise SettingError(f"the directory {str(self.path)!r} cannot be made: {error.strerror}") from None
+        if self._lock is None:
+            raise SettingError(f"the directory {str(self.path)!r} is used by another process: choose another name")
+
+    def close(self) -> None:
+        """Remove the directory with all that is in it. Idempotent."""
+        lock, self._lock = self._lock, None
+        if lock is not None and os.getpid() == self._owner:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(lock)
+
+
+def _take_lock(directory: Path) -> int | None:
+    """The lock's descriptor, None if a living process has it."""
+    lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def sweep(parent: Path) -> None:
+    """Remove the workplaces in `parent` that no living process uses; whatever else is there stays."""
+    with suppress(OSError):
+        for directory in parent.iterdir():
+            if directory.is_symlink() or not (directory / LOCK).is_file():
+                continue
+            with suppress(OSError):
+                lock = _take_lock(directory)
+                if lock is not None:
+                    shutil.rmtree(directory, ignore_errors=True)
+                    os.close(lock)
