@@ -1,13 +1,15 @@
 """When a server's memory says that it should be replaced: a limit, and growth that will reach it.
 
 Growth is estimated with the Theil-Sen estimator (the median of the slopes between all pairs of samples; H. Theil 1950,
-P. K. Sen 1968), which a step, as when a long context is first used, does not deceive as it does a least squares fit.
+P. K. Sen 1968), for the whole window and for both its halves, of which the least counts: a step, as when a long context
+is first used, is no growth.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import deque
+from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -69,12 +71,10 @@ class MemoryWatch:
         samples = self._samples
         if len(samples) < self._policy.min_samples or samples[-1][0] - samples[0][0] < self._policy.min_seconds:
             return None
-        slopes = [
-            (later - earlier) / (end - begin)
-            for index, (begin, earlier) in enumerate(samples)
-            for end, later in list(samples)[index + 1 :]
-        ]
-        return statistics.median(slopes)
+        every = list(samples)
+        half = len(every) // 2
+        # What grows steadily grows in both halves; a step stands in one of them.
+        return min(theil_sen(every), theil_sen(every[:half]), theil_sen(every[half:]))
 
     def _judge(self, size: int, slope: float | None) -> MemoryVerdict:
         policy = self._policy
@@ -98,6 +98,15 @@ class MemoryWatch:
         if policy.limit is not None and size >= policy.limit * policy.warn_share:
             return MemoryVerdict("warning", f"{_mib(size)} of memory, the limit is {_mib(policy.limit)}", slope)
         return MemoryVerdict("ok", "", slope)
+
+
+def theil_sen(samples: Sequence[tuple[float, float]]) -> float:
+    """The median of the slopes between all pairs of (time, value), of which there is one at least."""
+    return statistics.median(
+        (later - earlier) / (end - begin)
+        for index, (begin, earlier) in enumerate(samples)
+        for end, later in samples[index + 1 :]
+    )
 
 
 def _mib(size: float) -> str:
