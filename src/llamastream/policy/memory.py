@@ -1,8 +1,8 @@
 """When a server's memory says that it should be replaced: a limit, and growth that will reach it.
 
-Growth is estimated with the Theil-Sen estimator (the median of the slopes between all pairs of samples; H. Theil 1950,
-P. K. Sen 1968), for the whole window and for both its halves, of which the least counts: a step, as when a long context
-is first used, is no growth.
+Growth is estimated from the slopes between all pairs of samples, as the Theil-Sen estimator does (H. Theil 1950,
+P. K. Sen 1968). Instead of their median, the lower quartile counts, and the least of it for the whole window and for
+both its halves: noise is no growth, nor is a step, as when a long context is first used.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class MemoryWatch:
         every = list(samples)
         half = len(every) // 2
         # What grows steadily grows in both halves; a step stands in one of them.
-        return min(theil_sen(every), theil_sen(every[:half]), theil_sen(every[half:]))
+        return min(sure_slope(every), sure_slope(every[:half]), sure_slope(every[half:]))
 
     def _judge(self, size: int, slope: float | None) -> MemoryVerdict:
         policy = self._policy
@@ -100,13 +100,14 @@ class MemoryWatch:
         return MemoryVerdict("ok", "", slope)
 
 
-def theil_sen(samples: Sequence[tuple[float, float]]) -> float:
-    """The median of the slopes between all pairs of (time, value), of which there is one at least."""
-    return statistics.median(
+def sure_slope(samples: Sequence[tuple[float, float]]) -> float:
+    """The lower quartile of the slopes between all pairs of (time, value), of which there are two at least."""
+    slopes = [
         (later - earlier) / (end - begin)
         for index, (begin, earlier) in enumerate(samples)
         for end, later in samples[index + 1 :]
-    )
+    ]
+    return statistics.quantiles(slopes, n=4)[0]
 
 
 def _mib(size: float) -> str:
