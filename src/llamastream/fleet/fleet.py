@@ -15,7 +15,7 @@ from typing import Self
 from llamastream.backends import ROUTABLE, Backend
 from llamastream.engine import EngineOptions
 from llamastream.engine.machine import cores, default_cache_ram, memory
-from llamastream.errors import EngineStartTimeoutError, SettingError
+from llamastream.errors import EngineError, EngineStartTimeoutError, SettingError
 from llamastream.events import FleetEvent, FleetListener, InstanceWarning
 from llamastream.fleet.instance import Instance
 from llamastream.fleet.orders import Order
@@ -75,7 +75,7 @@ class Fleet:
         self._away: str | None = None
         self._workplace: Workplace | None = None
         self._owner = os.getpid()
-        self._stopped = False
+        self._begun = self._stopped = False
 
     def _plan(self, pools: Sequence[Pool]) -> tuple[Plan, ...]:
         return plan(pools, cores=cores().usable, cache_ram=default_cache_ram(self._machine.usable))
@@ -89,8 +89,10 @@ class Fleet:
             LlamaStreamError: one could not be started (see `Launch.start`); then all of them are stopped again.
             EngineMemoryError: together they need more memory than there is.
         """
-        if self._instances or self._stopped:
-            raise SettingError("this fleet has been started: make another one")
+        with self._changed:
+            if self._begun or self._stopped:
+                raise SettingError("this fleet has been started: make another one")
+            self._begun = True
         if self.settings.memory_check:
             check_memory(self._plans, memory().available)
         if self.settings.warm:
@@ -125,6 +127,8 @@ class Fleet:
     def _wait_started(self, instances: Sequence[Instance]) -> None:
         with self._changed:
             while True:
+                if self._stopped:
+                    raise EngineError("the start was cancelled")
                 for instance in instances:
                     if instance.error is not None and instance.status.state in ("restarting", "failed"):
                         raise instance.error
@@ -156,7 +160,9 @@ class Fleet:
         """Stop all instances side by side; with `drain`, running requests may take `drain_timeout`. Idempotent."""
         if os.getpid() != self._owner:
             return  # a forked copy of us owns nothing here
-        self._stopped = True
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
         if not drain:
             self.hasten()
         for instance in self._instances:
@@ -178,7 +184,7 @@ class Fleet:
             await asyncio.shield(starting)
         except asyncio.CancelledError:
             await asyncio.to_thread(self.stop, drain=False)
-            await asyncio.wait([starting])
+            await asyncio.wait([starting])  # which stops what it has begun meanwhile
             raise
         return self
 

@@ -38,7 +38,8 @@ class Instance:
     """A llama-server that is kept alive.
 
     Attributes:
-        id, model: its name, and that of its pool. options: how it is started. status: how it is.
+        id, model: its name, and that of its pool. options: how it is started. status: how it is. pid: of the process
+            that runs, one that still loads its model included, or 0.
         error: what the last start that failed raised; None after one that did not.
     """
 
@@ -64,6 +65,7 @@ class Instance:
         self.model = model
         self.options = options
         self.status = InstanceStatus()
+        self.pid = 0
         self.error: LlamaStreamError | None = None
         self._settings = settings
         self._supervisor = supervisor
@@ -132,8 +134,7 @@ class Instance:
 
     def backend(self) -> Backend:
         """As those see it who send requests."""
-        run = self._run
-        return describe_backend(self, None if run is None else run.engine, self._last, self._findings)
+        return describe_backend(self, self._last, None if self._run is None else self._findings)
 
     def report(self) -> InstanceReport:
         """As people see it."""
@@ -151,6 +152,7 @@ class Instance:
                 else:
                     self._tend()
         finally:
+            self._want(None)
             self._inbox.close()
 
     def _rest(self) -> float:
@@ -178,7 +180,7 @@ class Instance:
         if order.kind == "stop":
             self._stop(order)
         elif order.kind == "forget":
-            self._wanted = None
+            self._want(None)
         elif order.kind in ("drain", "undrain"):
             self._drained_by_hand = order.kind == "drain"
             if (self.status.state in ROUTABLE) if order.kind == "drain" else (self.status.state == "draining"):
@@ -188,10 +190,16 @@ class Instance:
             self._history = forget_crashes(self._history)
             self._start(order.reason)
         elif order.kind != "start":
-            self._wanted = order
+            self._want(order)
             self._go_if_my_turn()
-            return  # done when it has been carried out
-        order.done.set_result(None)
+            return  # over when it has been carried out
+        order.finish()
+
+    def _want(self, order: Order | None) -> None:
+        """From now on this planned restart is waited for (None: none), and no other one."""
+        before, self._wanted = self._wanted, order
+        if before is not None:
+            before.finish(carried_out=False)
 
     # -- starting and ending ----------------------------------------------------------------------------------
 
@@ -204,6 +212,7 @@ class Instance:
             self._supervisor.log(self.id, record)
 
         def spawned(pid: int) -> None:
+            self.pid = pid
             self._to("spawned", f"process {pid} loads its model")
 
         self._launch = launch(self._launch_options(), on_log=heard, on_spawn=spawned)
@@ -291,7 +300,7 @@ class Instance:
             self._to("freed", "a slot is free")
         self._mind_memory(found.memory_verdict)
         if self._wanted is None and (reason := run.due()) is not None:
-            self._wanted = Order("restart", reason)
+            self._want(Order("restart", reason))
         self._go_if_my_turn()
 
     def _mind_memory(self, verdict: MemoryVerdict) -> None:
@@ -302,7 +311,7 @@ class Instance:
             self._warned = True
             self._warn("memory", verdict.reason)
         if verdict.level == "restart" and self._wanted is None:
-            self._wanted = Order("restart", verdict.reason)
+            self._want(Order("restart", verdict.reason))
 
     def _replace_wedged(self, run: Run) -> None:
         """Whoever streams from it is cut off, and goes on elsewhere: that is better than to wait for nothing."""
@@ -318,8 +327,7 @@ class Instance:
             return
         self._wanted, self._away = None, True
         self._replace(run, order)
-        if not order.done.done():
-            order.done.set_result(None)
+        order.finish(carried_out=self._run is not None)
 
     def _replace(self, run: Run, order: Order) -> None:
         """A planned restart: no new requests, those that run end, the process ends, and another begins."""
@@ -353,6 +361,8 @@ class Instance:
     def _to(self, trigger: Trigger, reason: str, last_exit: int | None = None) -> None:
         before = self.status
         now = time.time()
+        if trigger in ("end", "stop"):
+            self.pid = 0
         self.status = after = transition(before, trigger, now, reason, last_exit=last_exit)
         if self._away and after.state in (*ROUTABLE, "failed", "stopped"):
             self._away = False

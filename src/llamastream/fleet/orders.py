@@ -20,7 +20,7 @@ class Order:
         kind: `start` (one that failed or was stopped), `restart` (as planned, when its turn comes), `replace` (the
             same with other options), `drain`, `undrain`, `forget` (a planned restart that waits), `stop`.
         reason: for people. options: for `replace`. drain: for `stop`: let running requests finish.
-        done: set when it has been carried out.
+        done: True when it has been carried out, False when it was called off.
     """
 
     def __init__(
@@ -30,7 +30,12 @@ class Order:
         self.reason = reason
         self.options = options
         self.drain = drain
-        self.done: Future[None] = Future()
+        self.done: Future[bool] = Future()
+
+    def finish(self, *, carried_out: bool = True) -> None:
+        """It is over."""
+        if not self.done.done():
+            self.done.set_result(carried_out)
 
 
 class Inbox:
@@ -82,8 +87,8 @@ class Inbox:
             return self.hurry or any(order.kind == "stop" for order in self._orders)
 
     def close(self) -> None:
-        """The thread ends: whatever was ordered and not done is done now, in so far as it ever will be."""
+        """The thread ends: whatever was ordered and not done will not be."""
         with self._changed:
             orders, self._orders = list(self._orders), deque()
         for order in orders:
-            order.done.set_result(None)
+            order.finish(carried_out=False)

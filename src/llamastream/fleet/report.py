@@ -53,13 +53,12 @@ class _Described(Protocol):
     model: str
     options: EngineOptions
     status: InstanceStatus
+    pid: int
 
 
-def describe_backend(
-    instance: _Described, running: Engine | None, last: Engine | None, found: Findings | None
-) -> Backend:
-    """An instance as those see it who send requests. `last` is the process that ran last, or runs; `found` is what the
-    last look at it found."""
+def describe_backend(instance: _Described, last: Engine | None, found: Findings | None) -> Backend:
+    """An instance as those see it who send requests. `last` is the process that was ready last; `found` is what the
+    last look found, if that is the one which runs now."""
     return Backend(
         id=instance.id,
         url="" if last is None else last.url,
@@ -67,8 +66,8 @@ def describe_backend(
         models=() if last is None else (last.capabilities.model_alias or instance.model,),
         slots=instance.options.parallel if last is None else last.capabilities.slots,
         state=instance.status.state,
-        pid=0 if running is None else running.pid,
-        in_flight=0 if found is None or running is None else found.in_flight,
+        pid=instance.pid,
+        in_flight=0 if found is None else found.in_flight,
         generation=instance.status.generation,
     )
 
@@ -77,9 +76,9 @@ def describe_instance(
     instance: _Described, run: Run | None, last: Engine | None, found: Findings | None
 ) -> InstanceReport:
     """An instance as people see it."""
-    backend = describe_backend(instance, None if run is None else run.engine, last, found)
-    status = instance.status
     here = found if run is not None else None
+    backend = describe_backend(instance, last, here)
+    status = instance.status
     return InstanceReport(
         id=backend.id,
         model=backend.models[0] if backend.models else instance.model,
