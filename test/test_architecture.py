@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "policy": {"errors", "types", "backends"},
     "events": {"types", "backends"},
     "observe": {"errors", "types", "events"},
-    "client": {"errors", "types", "address", "events", "settings", "protocol", "policy"},
+    "client": {"errors", "types", "address", "backends", "events", "settings", "protocol", "policy"},
     "engine": {"errors", "types", "settings", "protocol", "policy"},
     "fleet": {"errors", "types", "backends", "events", "settings", "policy", "engine"},
     "testing": {"errors", "types"},
@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "compose",
     },
     "__main__": {"cli"},
-    "__init__": {"_version", "client", "engine", "errors", "observe", "settings", "types"},
+    "__init__": {"_version", "client", "engine", "errors", "fleet", "observe", "settings", "types"},
 }
 
 MODULES = sorted(SOURCE.rglob("*.py"))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llamastream.client import AsyncStream, AsyncStreamingClient, Stream, StreamingClient
     from llamastream.engine import Engine, EngineOptions, launch
     from llamastream.errors import LlamaStreamError
+    from llamastream.fleet import Fleet, FleetSettings
     from llamastream.observe import LoggingListener
     from llamastream.settings import ClientSettings
     from llamastream.types import Result, RetryPolicy, Stats, Timeouts, ToolCall, Usage
@@ -30,6 +31,8 @@ _HOME = {
     "Engine": "engine",
     "EngineOptions": "engine",
     "launch": "engine",
+    "Fleet": "fleet",
+    "FleetSettings": "fleet",
     "LlamaStreamError": "errors",
     "ClientSettings": "settings",
     "LoggingListener": "observe",
@@ -47,6 +50,8 @@ __all__ = [
     "ClientSettings",
     "Engine",
     "EngineOptions",
+    "Fleet",
+    "FleetSettings",
     "LlamaStreamError",
     "LoggingListener",
     "Result",

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.fleets import Watched, running
-from support.ports import free_port
+from fleets import Watched, running
 
 from llamastream import StreamingClient
 from llamastream.backends import InstanceState
@@ -20,6 +19,7 @@ from llamastream.engine import EngineOptions
 from llamastream.engine.demo import demo_model_path
 from llamastream.events import InstanceChanged, InstanceWarning
 from llamastream.fleet import Fleet
+from ports import free_port
 from tools.faults.large_model import write_large_model
 
 QUESTION = [{"role": "user", "content": "Who are you?"}]

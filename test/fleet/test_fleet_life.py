@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.fleets import quick, running
+from fleets import quick, running
 
 from llamastream import StreamingClient
 from llamastream.engine import EngineOptions

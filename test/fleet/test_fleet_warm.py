@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.fleets import Watched, running
+from fleets import Watched, running
 
 from llamastream import StreamingClient
 from llamastream.engine import EngineOptions

@@ -42,7 +42,7 @@ def test_starts_are_counted_and_the_exit_code_is_kept() -> None:
     status = transition(InstanceStatus(), "spawn", 1.0, "first start")
     assert (status.generation, status.restarts) == (1, 0)
     for trigger in ("spawned", "loaded"):
-        status = transition(status, trigger, 2.0, "")  # type: ignore[arg-type]  # a loop over literals
+        status = transition(status, trigger, 2.0, "")
     status = transition(status, "end", 3.0, "killed", last_exit=-9)
     status = transition(status, "spawn", 4.0, "again")
     assert (status.generation, status.restarts, status.last_exit) == (2, 1, -9)

@@ -21,6 +21,7 @@ from llamastream.client.core import (
     not_ready,
 )
 from llamastream.client.endpoints import Call
+from llamastream.client.following import Pools
 from llamastream.client.servers import Server
 from llamastream.errors import (
     ConnectError,
@@ -43,7 +44,7 @@ class AsyncStreamingClient(ClientBase):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._core.reads_block = False
-        self._pools = [AsyncConnectionPool(server, self._core.limits) for server in self._core.servers.all]
+        self._pools = Pools(self._core.servers, lambda server: AsyncConnectionPool(server, self._core.limits))
 
     # -- generation -------------------------------------------------------------------------------------
 
@@ -213,6 +214,8 @@ class AsyncStreamingClient(ClientBase):
 
     async def close(self) -> None:
         """Close idle connections, and keep none from now on. Streams that run go on; close them by themselves."""
+        if self._core.following is not None:
+            self._core.following.leave()
         for pool in self._pools:
             pool.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
+from llamastream.backends import BackendSource
 from llamastream.client.core import ClientCore
 from llamastream.client.holdings import Holdings
 from llamastream.events import Listener
@@ -20,7 +21,8 @@ class ClientBase:
 
     Args:
         base_url: where the server is, or a list: then each request goes to one that is well, and moves to another if
-            that fails, also in the middle of an answer. api_key: the key that they ask for.
+            that fails, also in the middle of an answer; or a source of servers, such as a `Fleet`, which is then
+            followed: servers that drain, restart or come new are known at once. api_key: the key that they ask for.
         model, temperature, max_tokens: defaults of the requests.
         timeouts: the five clocks, in seconds.
         headers: sent with every request; they win over our own Accept, Authorization, Content-Type and User-Agent.
@@ -39,7 +41,7 @@ class ClientBase:
 
     def __init__(
         self,
-        base_url: str | Sequence[str] | None = None,
+        base_url: str | Sequence[str] | BackendSource | None = None,
         *,
         api_key: str | None = None,
         model: str | None = None,

@@ -17,6 +17,7 @@ from llamastream.client.core import (
     not_ready,
 )
 from llamastream.client.endpoints import Call
+from llamastream.client.following import Pools
 from llamastream.client.pool import ConnectionPool
 from llamastream.client.servers import Server
 from llamastream.client.stream import Stream
@@ -41,7 +42,7 @@ class StreamingClient(ClientBase):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._pools = [ConnectionPool(server, self._core.limits) for server in self._core.servers.all]
+        self._pools = Pools(self._core.servers, lambda server: ConnectionPool(server, self._core.limits))
 
     # -- generation -------------------------------------------------------------------------------------
 
@@ -211,6 +212,8 @@ class StreamingClient(ClientBase):
 
     def close(self) -> None:
         """Close idle connections, and keep none from now on. Streams that run go on; close them by themselves."""
+        if self._core.following is not None:
+            self._core.following.leave()
         for pool in self._pools:
             pool.close()
 

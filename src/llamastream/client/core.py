@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import time
 from typing import Any
 
+from llamastream.backends import Backend, BackendSource
 from llamastream.client import tls
 from llamastream.client.arguments import (
     check_retry,
@@ -20,6 +21,7 @@ from llamastream.client.arguments import (
 )
 from llamastream.client.attempt import Attempt
 from llamastream.client.endpoints import Call
+from llamastream.client.following import Following, common_key, is_source, source_backends
 from llamastream.client.pool import PoolLimits
 from llamastream.client.servers import Server, Servers
 from llamastream.client.session import SessionOptions, StreamSession
@@ -44,7 +46,7 @@ class ClientCore:
 
     def __init__(
         self,
-        base_url: str | Sequence[str] | None,
+        base_url: str | Sequence[str] | BackendSource | None,
         *,
         api_key: str | None,
         model: str | None,
@@ -63,6 +65,13 @@ class ClientCore:
         listeners: Iterable[Listener] = (),
         random: Callable[[], float] = random.random,
     ) -> None:
+        source: BackendSource | None = None
+        backends: tuple[Backend, ...] = ()
+        if is_source(base_url):
+            source = base_url
+            backends = source_backends(source, model)
+            base_url = [backend.url for backend in backends]
+            api_key = common_key(backends) if api_key is None else api_key
         given = {
             "base_url": joined_urls(base_url),
             "api_key": api_key,
@@ -94,6 +103,7 @@ class ClientCore:
         if any(address.scheme == "https" for address in addresses):
             context = tls.client_context(settings.ca_file, settings.cert_file, settings.key_file)
         self.servers = Servers(addresses, context)
+        self.following = None if source is None else Following(source, self.servers, backends, model)
         self.state = ClientState(retry or settings.retry, checked_listeners(listeners), self.servers)
         ours = {"Accept": "text/event-stream, application/json"}
         if settings.api_key:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from llamastream.address import Address
 from llamastream.client.forks import renew_after_fork
@@ -22,10 +22,22 @@ class Server:
     Attributes:
         index: its place in the list. address, url: where it is. tls: how to talk https, or None.
         in_flight: streams that it serves. waiting: streams in line for a connection to it.
+        routable: it takes new requests, as far as whoever runs it says.
         reattach, continues: what it can do as far as learned (see `Capabilities`); None: not known.
     """
 
-    __slots__ = ("address", "breaker", "continues", "in_flight", "index", "reattach", "tls", "url", "waiting")
+    __slots__ = (
+        "address",
+        "breaker",
+        "continues",
+        "in_flight",
+        "index",
+        "reattach",
+        "routable",
+        "tls",
+        "url",
+        "waiting",
+    )
 
     def __init__(self, index: int, address: Address, tls: ssl.SSLContext | None) -> None:
         self.index = index
@@ -35,6 +47,7 @@ class Server:
         self.breaker = Breaker()
         self.in_flight = 0
         self.waiting = 0
+        self.routable = True
         self.reattach: bool | None = None
         self.continues: bool | None = None
 
@@ -47,10 +60,18 @@ class Server:
 
 
 class Servers:
-    """All servers of a client. Thread-safe."""
+    """All servers of a client. Thread-safe.
+
+    Attributes:
+        all: the servers; more may follow, none is taken away. refresh: where they come from a source, takes over how it
+            sees them; called with the lock held when they are `stale`.
+    """
 
     def __init__(self, addresses: Sequence[Address], tls: ssl.SSLContext | None) -> None:
         self.all = tuple(Server(index, address, tls) for index, address in enumerate(addresses))
+        self.refresh: Callable[[Servers], None] | None = None
+        self.stale = False
+        self._tls = tls
         self.after_fork()
         renew_after_fork(self)
 
@@ -64,6 +85,8 @@ class Servers:
 
     def choose(self, now: float, failed: Collection[Server] = ()) -> tuple[Server, bool]:
         """The server for the next attempt, and whether to probe it first: its breaker is half-open."""
+        if self.stale:
+            self._catch_up()
         if len(self.all) == 1:
             return self.all[0], False
         with self._lock:
@@ -75,6 +98,7 @@ class Servers:
                             each.in_flight + each.waiting,
                             each in failed,
                             each.breaker.open_until or 0.0,
+                            each.routable,
                         )
                         for each in self.all
                     ]
@@ -87,10 +111,25 @@ class Servers:
 
     def elsewhere(self, now: float, tried: Collection[Server]) -> bool:
         """Whether there is a server that was not tried and may be well."""
+        if self.stale:
+            self._catch_up()
         with self._lock:
             return any(
-                server not in tried and server.breaker.state(now) is not BreakerState.OPEN for server in self.all
+                server.routable and server not in tried and server.breaker.state(now) is not BreakerState.OPEN
+                for server in self.all
             )
+
+    def _catch_up(self) -> None:
+        with self._lock:
+            if self.stale and self.refresh is not None:
+                self.stale = False  # first: what changes from here on makes it stale again
+                self.refresh(self)
+
+    def add(self, address: Address) -> Server:
+        """One more server; with the lock held."""
+        server = Server(len(self.all), address, self._tls)
+        self.all = (*self.all, server)
+        return server
 
     def began(self, server: Server) -> None:
         with self._lock:

@@ -17,13 +17,14 @@ class Candidate(Struct, frozen=True):
     Attributes:
         breaker: what its breaker allows. open_until: if that is open, until when.
         in_flight: streams of this client that it serves now, or that wait in line for it.
-        failed: the stream that asks has just failed there.
+        failed: the stream that asks has just failed there. routable: its supervisor says that it takes requests.
     """
 
     breaker: BreakerState
     in_flight: int = 0
     failed: bool = False
     open_until: float = 0.0
+    routable: bool = True
 
 
 def choose(candidates: Sequence[Candidate]) -> int:
@@ -34,9 +35,10 @@ def choose(candidates: Sequence[Candidate]) -> int:
     down is for the attempt to find out.
     """
 
-    def order(index: int) -> tuple[int, bool, float, int, int]:
+    def order(index: int) -> tuple[bool, int, bool, float, int, int]:
         candidate = candidates[index]
         open_until = candidate.open_until if candidate.breaker is BreakerState.OPEN else 0.0
-        return _RANK[candidate.breaker], candidate.failed, open_until, candidate.in_flight, index
+        rank = _RANK[candidate.breaker]
+        return not candidate.routable, rank, candidate.failed, open_until, candidate.in_flight, index
 
     return min(range(len(candidates)), key=order)
