@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 # the figures that cost no look at every process of the machine: how often children are looked for
-CHILDREN_EVERY = 15
+CHILDREN_EVERY = 60
 
 
 class Footprint:
