@@ -11,7 +11,7 @@ BENCH := .venv-bench
 BENCH_LOCK := benchmarks/requirements.txt
 
 .PHONY: help setup demo chat serve check test test-all test-langchain docs lint types format picture llama-server lock \
-  wheel clean bench bench-client bench-recovery faults soak
+  wheel clean bench bench-client bench-recovery bench-fleet faults faults-fleet soak
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -58,13 +58,16 @@ $(LANGCHAIN)/.ready: pyproject.toml $(LANGCHAIN_LOCK) scripts/find_python.sh
 	$(LANGCHAIN)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . && \
 	touch $@
 
-bench: bench-client bench-recovery ## All benchmarks
+bench: bench-client bench-recovery bench-fleet ## All benchmarks
 
 bench-client: $(BENCH)/.ready ## What streaming costs, beside other clients: make bench-client ARGS=--quick
 	@$(BENCH)/bin/python benchmarks/client.py $(ARGS)
 
 bench-recovery: $(BENCH)/.ready ## What recovery costs a stream that nothing happens to
 	@$(BENCH)/bin/python benchmarks/recovery.py $(ARGS)
+
+bench-fleet: $(READY) ## What supervision costs, and what warm restarts save
+	@$(BIN)/python benchmarks/fleet.py $(ARGS)
 
 # Other clients need pins of their own, so the benchmarks have their own environment.
 $(BENCH)/.ready: pyproject.toml $(BENCH_LOCK) scripts/find_python.sh
@@ -77,6 +80,9 @@ $(BENCH)/.ready: pyproject.toml $(BENCH_LOCK) scripts/find_python.sh
 
 faults: $(READY) ## Break thousands of real streams and count what is lost: make faults ARGS=--quick
 	@$(BIN)/python -m tools.faults $(ARGS)
+
+faults-fleet: $(READY) ## Kill, freeze and break real servers of a fleet: make faults-fleet ARGS=--quick
+	@$(BIN)/python -m tools.faults.fleet $(ARGS)
 
 soak: $(READY) ## Broken streams for a long time: make soak MINUTES=30
 	@$(BIN)/python -m tools.soak --minutes $(or $(MINUTES),30)
