@@ -120,7 +120,7 @@ def rows(directory: Path, thin: int) -> Iterator[FleetRow]:
     """All rows; with `thin` above 1, each with fewer repetitions."""
     times = max(2, 20 // thin)
     for state in ("starting", "loading", "ready", "busy", "draining", "wedged"):
-        yield killed(state, times)  # type: ignore[arg-type]  # a loop over literals
+        yield killed(state, times)
     yield frozen(max(1, 5 // thin))
     yield long_prefill(directory, 1)
     yield minds_no_sigterm(max(1, 5 // thin))
