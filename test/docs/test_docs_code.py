@@ -77,7 +77,7 @@ def test_python_blocks_run_in_order_against_a_real_server(page: Path, engine: En
     script = tmp_path / f"{page.stem}.py"
     script.write_text(program(page).replace(DOCUMENTED_URL, engine.url), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMASTREAM_")}
-    environment |= {"LLAMASTREAM_BASE_URL": engine.url, "PYTHONPATH": str(ROOT)}
+    environment |= {"LLAMASTREAM_BASE_URL": engine.url, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         capture_output=True,
@@ -211,7 +211,10 @@ def test_names_of_the_architecture_page_exist() -> None:
 def resolves(name: str) -> bool:
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
-        file = (ROOT / "src/llamastream" / "/".join(parts[:count])).with_suffix(".py")
+        place = ROOT / "src/llamastream" / "/".join(parts[:count])
+        if place.is_dir() and count == len(parts):
+            return True
+        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
         if file.is_file() and parts[0] == "integrations":  # whose libraries may be missing
             source = file.read_text(encoding="utf-8")
             defined = set(re.findall(r"^\s*(?:class|(?:async )?def) (\w+)", source, re.MULTILINE))
@@ -219,7 +222,7 @@ def resolves(name: str) -> bool:
         if file.is_file():
             module = __import__("llamastream." + ".".join(parts[:count]), fromlist=["*"])
             return has(module, parts[count:])
-    return (ROOT / "src/llamastream" / "/".join(parts)).is_dir()
+    return False
 
 
 def has(value: Any, attributes: list[str]) -> bool:

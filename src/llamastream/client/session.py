@@ -78,6 +78,7 @@ class StreamSession:
         error: why it failed, its `partial` filled in; None if it ended well or was cancelled.
         cancelled: the caller left.
         next_attempt_at: when the next attempt may begin; None while one is under way.
+        exchange: the response that is being read.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class StreamSession:
         self._events: list[StreamEvent] = []
         self._record = StreamRecord(state, self.url, now)
         self._meter = self._record.meter
-        self._exchange = self._new_exchange(None)
+        self.exchange = self._new_exchange(None)
 
     def _new_exchange(self, attempt: Attempt | None) -> GenerationExchange:
         planner = self._planner
@@ -130,6 +131,7 @@ class StreamSession:
             accept_whole=self._options.fallback != "never",
             assembler=planner.journal.assembler,
             resumed=None if attempt is None else attempt.generation.resumed,
+            arrivals=self._meter.arrivals,
         )
 
     @property
@@ -151,6 +153,7 @@ class StreamSession:
     @property
     def deadline(self) -> float:
         """Until when the runner may wait, by the same clock; `math.inf` for ever."""
+        self._catch_up()
         return self._watch.wait_until
 
     @property
@@ -158,11 +161,6 @@ class StreamSession:
         """Until when the runner may wait for a free connection of the pool."""
         limit = self._options.timeouts.first_byte
         return min(self._watch.end, inf if limit is None else self._now + limit)
-
-    @property
-    def exchange(self) -> GenerationExchange:
-        """The response that is being read."""
-        return self._exchange
 
     def take_events(self) -> list[StreamEvent]:
         """Events that did not come of bytes: the end of an answer of which only the end marks were missing."""
@@ -203,8 +201,8 @@ class StreamSession:
     def begin(self, now: float, *, reused_connection: bool) -> None:
         """An attempt begins: the runner has a connection, or is about to make one."""
         attempt = self._planner.begin()
-        self._record.earlier_bytes += self._exchange.body_bytes
-        self._exchange = self._new_exchange(attempt)
+        self._record.earlier_bytes += self.exchange.body_bytes
+        self.exchange = self._new_exchange(attempt)
         self._swallowed = 0 if attempt.generation.resumed is None else attempt.generation.resumed.swallowed
         self._now = self._attempt_began = now
         self._reused_connection = reused_connection
@@ -226,29 +224,26 @@ class StreamSession:
 
         None: wait until `deadline`. After a ping, say, what is left of the clock is less than the whole.
         """
-        steady = self._exchange.steady and self._last_was_content and self._watch.end == inf
+        taker = self.exchange.steady
+        steady = taker is not None and taker.armed and self._last_was_content and self._watch.end == inf
         idle = self._options.timeouts.content_idle
         return idle if steady and idle is not None and idle < LONGEST_STEADY else None
 
-    def feed_text(self, data: bytes, now: float) -> str | None:
-        """The short way: if these bytes are one more piece of text and nothing else, take them and return it.
-
-        None: nothing was taken; give the same bytes to `feed`.
-        """
-        text = self._exchange.feed_text(data)
-        if text is not None:
-            self._now = now
-            self._content_chunks += 1
-            self._meter.one(now)
-            self._watch.content(now)
-        return text
+    def _catch_up(self) -> None:
+        """Take note of what came the short way (`protocol.steady.SteadyText.take`)."""
+        pieces = self.exchange.count()
+        if pieces:
+            self._content_chunks += pieces
+            self._now = self._watch.content_at = self._meter.last_content
+            self._meter.content(0, self._now)
 
     def feed(self, data: bytes, now: float) -> list[StreamEvent]:
         """Bytes arrived; returns what they mean, in order. The last event of a good stream is `StreamEnd`."""
         if self.ended or self.next_attempt_at is not None:
             return []
+        self._catch_up()
         self._now = now
-        exchange = self._exchange
+        exchange = self.exchange
         events = exchange.feed(data)
         chunks = exchange.assembler.content_chunks
         self._last_was_content = chunks != self._content_chunks
@@ -297,12 +292,13 @@ class StreamSession:
         """The server closed the connection."""
         events: list[StreamEvent] = []
         if not self.ended and self.next_attempt_at is None:
+            self._catch_up()
             self._now = now
-            events = self._exchange.feed_eof()
-            chunks = self._exchange.assembler.content_chunks
+            events = self.exchange.feed_eof()
+            chunks = self.exchange.assembler.content_chunks
             if chunks != self._content_chunks:
                 self._content(chunks, now)
-            exchange = self._exchange
+            exchange = self.exchange
             if exchange.error is None and not (exchange.whole or exchange.terminated or self._planner.journal.counted):
                 self.fail(ConnectionLostError(f"{self.url} broke off before the token counts"), now)
             else:
@@ -331,6 +327,7 @@ class StreamSession:
 
     def timed_out(self, now: float) -> bool:
         """Check the clocks; True if one ran out."""
+        self._catch_up()
         error = None if self.ended else self._watch.expired(now, self.url)
         if error is not None:
             self.fail(error, now)
@@ -340,6 +337,7 @@ class StreamSession:
         """The attempt failed: another follows, or the stream ends."""
         if self.ended:
             return
+        self._catch_up()
         if isinstance(error, ConnectTimeoutError | PoolTimeoutError) and now > self._watch.end - EARLY:
             error = self._watch.expired(max(now, self._watch.end), self.url) or error
         self._now = now
@@ -347,7 +345,7 @@ class StreamSession:
         if isinstance(error, ServerError) and error.retry_after is None and error.retry_at is not None and epoch:
             error.retry_after = max(0.0, error.retry_at - (epoch + now))
         under_way = self.next_attempt_at is None
-        answered = under_way and self._exchange.accepted
+        answered = under_way and self.exchange.accepted
         if under_way:
             self._attempt_over()
             self._planner.blame(error, now, stale=self._reused_connection and not answered)
@@ -365,15 +363,15 @@ class StreamSession:
 
     def _attempt_over(self) -> None:
         """Note how far the generation was read."""
-        self._planner.ended(answered=self._exchange.accepted)
-        self._exchange.steady = False  # what still arrives is not taken
+        self._planner.ended(answered=self.exchange.accepted)
+        self.exchange.rest()  # what still arrives is not taken
         generation = self._planner.generation
-        boundary = self._exchange.event_boundary
+        boundary = self.exchange.event_boundary
         if generation is None:
             return
         if boundary is None:
             generation.lost = True
-        elif self._exchange.accepted:
+        elif self.exchange.accepted:
             generation.offset += boundary
 
     def _end_badly(self, error: LlamaStreamError) -> None:
@@ -381,7 +379,7 @@ class StreamSession:
         self.next_attempt_at = None
         self.error = error
         self._planner.abandon()
-        error.partial = self._exchange.assembler.result(self.stats(), "error")
+        error.partial = self.exchange.assembler.result(self.stats(), "error")
         self._record.ended("error", error.partial.stats, error)
 
     def _mended(self, kind: str) -> None:
@@ -393,8 +391,10 @@ class StreamSession:
     def cancel(self, now: float) -> None:
         """The caller leaves."""
         if not self.ended:
+            self._catch_up()
+            self.exchange.rest()
             self._now = now
-            self._planner.ended(answered=self._exchange.accepted)
+            self._planner.ended(answered=self.exchange.accepted)
             self._planner.abandon()
             self.ended = True
             self.next_attempt_at = None
@@ -402,10 +402,10 @@ class StreamSession:
             self._record.ended("cancelled", self.stats())
 
     def _finish(self, events: list[StreamEvent]) -> None:
-        if self._exchange.error is not None:
-            self.fail(self._exchange.error, self._now)
+        if self.exchange.error is not None:
+            self.fail(self.exchange.error, self._now)
             return
-        self._planner.ended(answered=self._exchange.accepted)
+        self._planner.ended(answered=self.exchange.accepted)
         self._end_well(events, self.attempt.kind)
 
     def _end_well(self, events: list[StreamEvent], kind: str) -> None:
@@ -415,27 +415,27 @@ class StreamSession:
         self.next_attempt_at = None
         self._state.servers.succeeded(self.server)
         self._planner.abandon()
-        assembler = self._exchange.assembler
+        assembler = self.exchange.assembler
         stats = self.stats()
         reason = assembler.finish_reason() or "stop"
         events.append(StreamEnd(reason, assembler.usage, stats))
-        self._record.hints(stats, self._planner.request.system_prompt, self._exchange)
+        self._record.hints(stats, self._planner.request.system_prompt, self.exchange)
         self._record.ended(reason, stats)
 
     # -- what is known ------------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
         """The figures as of the last thing that happened."""
-        return self._record.stats(self._now, self._exchange)
+        return self._record.stats(max(self._now, self._meter.last_content), self.exchange)
 
     @property
     def finish_reason(self) -> str | None:
         """How the stream ended, or None while it runs."""
         if not self.ended:
             return None
-        return "error" if self.error else "cancelled" if self.cancelled else self._exchange.assembler.finish_reason()
+        return "error" if self.error else "cancelled" if self.cancelled else self.exchange.assembler.finish_reason()
 
     def result(self) -> Result:
         """The answer so far; whole once the stream has ended well."""
         stand_in = "error" if self.error else "cancelled" if self.cancelled else None
-        return self._exchange.assembler.result(self.stats(), stand_in)
+        return self.exchange.assembler.result(self.stats(), stand_in)
