@@ -29,6 +29,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client": {"errors", "types", "address", "backends", "events", "settings", "protocol", "policy"},
     "engine": {"errors", "types", "settings", "protocol", "policy"},
     "fleet": {"errors", "types", "backends", "events", "settings", "policy", "engine"},
+    "gateway": {
+        "errors",
+        "types",
+        "backends",
+        "address",
+        "events",
+        "settings",
+        "protocol",
+        "policy",
+        "client",
+        "observe",
+    },
     "testing": {"errors", "types"},
     "compose": {"errors", "types", "settings", "client", "engine"},
     "integrations": {"errors", "types", "events", *llamastream.__all__},  # public names only

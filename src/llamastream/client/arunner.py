@@ -156,28 +156,38 @@ class AsyncRunner:
         """As `next_event`, with plain text as `str`."""
         queue = self.queue
         while not queue:
-            session = self.session
-            if session is None or session.next_attempt_at is not None:
-                session = await self.open()
-                continue
-            if session.ended:
-                self._release()
-                if session.error is not None:
-                    raise session.error
+            if not await self.advance():
                 return None
-            if self._paused and self._connection is not None:
-                self._paused = False
-                session.reader_waited(monotonic())
-                self._connection.resume()
-            try:
-                if session.wants_slots(monotonic()):
-                    await self._unless_left(self._look_at_slots(session))
-                else:
-                    await self._wait(None)
-            except asyncio.CancelledError:
-                self.close()
-                raise
         return queue.popleft()
+
+    async def advance(self) -> bool:
+        """Do what is to be done next: begin an attempt, or wait until something happens; False at the end.
+
+        Raises:
+            LlamaStreamError: what ended the stream, if it did not end well.
+        """
+        session = self.session
+        if session is None or session.next_attempt_at is not None:
+            await self.open()
+            return True
+        if session.ended:
+            self._release()
+            if session.error is not None:
+                raise session.error
+            return False
+        if self._paused and self._connection is not None:
+            self._paused = False
+            session.reader_waited(monotonic())
+            self._connection.resume()
+        try:
+            if session.wants_slots(monotonic()):
+                await self._unless_left(self._look_at_slots(session))
+            else:
+                await self._wait(None)
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        return True
 
     async def next_text(self) -> str:
         """The next piece of text of the first choice.

@@ -77,6 +77,7 @@ class Following:
         for id_, server in self._known.items():
             backend = every.get(id_)
             server.routable = backend is not None and backend.routable
+            server.slots = 0 if backend is None else backend.slots
             if backend is not None and backend.generation != self._generations[id_]:
                 # another process: what its predecessor did, or could not do, says nothing of it
                 self._generations[id_] = backend.generation
@@ -89,7 +90,7 @@ class Following:
                 if known is not None:
                     known.routable = False
                 self._known[id_] = server = servers.add(parse_address(backend.url))
-                server.routable = backend.routable
+                server.routable, server.slots = backend.routable, backend.slots
                 self._generations[id_] = backend.generation
 
 

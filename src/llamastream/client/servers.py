@@ -22,7 +22,7 @@ class Server:
     Attributes:
         index: its place in the list. address, url: where it is. tls: how to talk https, or None.
         in_flight: streams that it serves. waiting: streams in line for a connection to it.
-        routable: it takes new requests, as far as whoever runs it says.
+        routable: it takes new requests, as far as whoever runs it says. slots: how many it has, 0 if not known.
         reattach, continues: what it can do as far as learned (see `Capabilities`); None: not known.
     """
 
@@ -34,6 +34,7 @@ class Server:
         "index",
         "reattach",
         "routable",
+        "slots",
         "tls",
         "url",
         "waiting",
@@ -48,6 +49,7 @@ class Server:
         self.in_flight = 0
         self.waiting = 0
         self.routable = True
+        self.slots = 0
         self.reattach: bool | None = None
         self.continues: bool | None = None
 
@@ -99,6 +101,7 @@ class Servers:
                             each in failed,
                             each.breaker.open_until or 0.0,
                             each.routable,
+                            each.slots,
                         )
                         for each in self.all
                     ]

@@ -157,6 +157,11 @@ class StreamSession:
         return self._watch.wait_until
 
     @property
+    def has_content(self) -> bool:
+        """Content has arrived: text, reasoning, or a piece of a tool call."""
+        return self.exchange.assembler.content_chunks > 0
+
+    @property
     def queue_deadline(self) -> float:
         """Until when the runner may wait for a free connection of the pool."""
         limit = self._options.timeouts.first_byte

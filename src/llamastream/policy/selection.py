@@ -18,6 +18,7 @@ class Candidate(Struct, frozen=True):
         breaker: what its breaker allows. open_until: if that is open, until when.
         in_flight: streams of this client that it serves now, or that wait in line for it.
         failed: the stream that asks has just failed there. routable: its supervisor says that it takes requests.
+        slots: requests that it generates at the same time; 0: not known, and taken for one.
     """
 
     breaker: BreakerState
@@ -25,20 +26,28 @@ class Candidate(Struct, frozen=True):
     failed: bool = False
     open_until: float = 0.0
     routable: bool = True
+    slots: int = 0
 
 
 def choose(candidates: Sequence[Candidate]) -> int:
     """The index of the best server: one whose breaker is closed, that did not just fail this stream, with the fewest
-    streams; among equals the first listed, so that a lone agent keeps to one prompt cache.
+    streams for its slots; among equals the first listed, so that a lone agent keeps to one prompt cache.
 
     A server is always chosen, if need be the one whose breaker is open for the shortest time: that a single server is
     down is for the attempt to find out.
     """
 
-    def order(index: int) -> tuple[bool, int, bool, float, int, int]:
+    def order(index: int) -> tuple[bool, int, bool, float, float, int]:
         candidate = candidates[index]
         open_until = candidate.open_until if candidate.breaker is BreakerState.OPEN else 0.0
         rank = _RANK[candidate.breaker]
-        return not candidate.routable, rank, candidate.failed, open_until, candidate.in_flight, index
+        return (
+            not candidate.routable,
+            rank,
+            candidate.failed,
+            open_until,
+            candidate.in_flight / max(1, candidate.slots),
+            index,
+        )
 
     return min(range(len(candidates)), key=order)

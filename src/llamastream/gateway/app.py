@@ -1,0 +1,263 @@
+"""The gateway's application: routes, admission, and what becomes of errors. Plain ASGI on the way of a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from time import monotonic
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from llamastream.backends import BackendSource
+from llamastream.client import AsyncStreamingClient
+from llamastream.errors import LlamaStreamError, ServerError, StreamTimeoutError, TransportError
+from llamastream.gateway.admission import Admission
+from llamastream.gateway.frames import error_body, error_type
+from llamastream.gateway.passage import Passage, broken_stream
+from llamastream.gateway.relay import RawRequest, Relay
+from llamastream.gateway.settings import GatewaySettings
+from llamastream.gateway.wire import EXTENSION
+from llamastream.protocol.requests import CHAT_PATH, COMPLETION_PATH
+from llamastream.settings import ClientSettings
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+RELAYED = frozenset({CHAT_PATH, COMPLETION_PATH})
+"""Endpoints whose streams can be mended."""
+GENERATION = ("/v1/chat/completions", "/v1/completions", "/completion", "/v1/responses", "/v1/messages", "/infill")
+AT_ONCE = ("/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens")
+"""Endpoints that answer without a slot."""
+
+
+class RequestError(Exception):
+    """What a client sent cannot be passed on; `status` says why."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class Gateway:
+    """Everything that one gateway shares between its requests. Belongs to one event loop."""
+
+    def __init__(self, source: BackendSource, settings: GatewaySettings | None = None) -> None:
+        self.settings = settings or GatewaySettings()
+        self.source = source
+        self.client = AsyncStreamingClient(source, settings=ClientSettings(first_byte_timeout=None))
+        # the runners of its streams are built of the same parts, with another end
+        self.core, self.pools = self.client._core, self.client._pools  # noqa: SLF001
+        self.admission = Admission(self._slots, limit=self.settings.queue_limit, timeout=self.settings.queue_timeout)
+        self._leave: Callable[[], None] = lambda: None
+
+    def _slots(self) -> int:
+        return sum(max(1, backend.slots) for backend in self.source.snapshot() if backend.routable)
+
+    async def start(self) -> None:
+        """Follow the servers."""
+        loop = asyncio.get_running_loop()
+
+        def changed() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self.admission.look)
+
+        self._leave = self.source.subscribe(changed)
+
+    async def close(self) -> None:
+        self._leave()
+        await self.client.close()
+
+    # -- generation ---------------------------------------------------------------------------------------------
+
+    async def generate(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """A generation endpoint: wait for a slot, hand on the answer, mend it where that is possible."""
+        path: str = scope["path"]
+        raw = await self._body(receive)
+        body = _json(raw)
+        runner: Relay | Passage
+        if body.get("stream") and path in RELAYED:
+            request = RawRequest(path, body, _choices(body), raw)
+            runner = Relay(self.core, self.pools, request, None, send, scope.get("extensions", {}).get(EXTENSION))
+            work: Coroutine[Any, Any, object] = runner.run()
+        else:
+            runner = Passage(self.core, self.pools, send)
+            work = runner.run("POST", path, raw)
+        answer = asyncio.ensure_future(self._admitted(work))
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                answer.cancel()
+                await asyncio.wait((answer,))
+            elif not answer.cancelled() and (error := answer.exception()) is not None:
+                await self._failed(path, error, runner.began, send)
+        finally:
+            gone.cancel()
+            answer.cancel()
+
+    async def _admitted(self, work: Coroutine[Any, Any, object]) -> None:
+        try:
+            await self.admission.enter()
+        except BaseException:
+            work.close()
+            raise
+        began = monotonic()
+        try:
+            await work
+        finally:
+            self.admission.leave(monotonic() - began)
+
+    async def _failed(self, path: str, error: BaseException, began: bool, send: Send) -> None:
+        if not isinstance(error, LlamaStreamError):
+            raise error
+        if began:
+            await send({"type": "http.response.body", "body": broken_stream(path, error), "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
+        await _respond(send, *error_response(error))
+
+    # -- the rest -----------------------------------------------------------------------------------------------
+
+    async def pass_on(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """An endpoint that answers at once."""
+        raw = await self._body(receive) if scope["method"] == "POST" else None
+        query = scope["query_string"].decode("latin-1")
+        path = scope["path"] + (f"?{query}" if query else "")
+        passage = Passage(self.core, self.pools, send)
+        try:
+            await passage.run(scope["method"], path, raw)
+        except LlamaStreamError as error:
+            await self._failed(scope["path"], error, passage.began, send)
+
+    async def models(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """The models of all servers."""
+        names = dict.fromkeys(name for backend in self.source.snapshot() for name in backend.models)
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "llamacpp"} for name in names]
+        await _respond(send, 200, msgspec.json.encode({"object": "list", "data": data}), [])
+
+    async def health(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Ready if a server is."""
+        backends = self.source.snapshot()
+        ready = sum(backend.routable for backend in backends)
+        if ready:
+            body: dict[str, Any] = {"status": "ok", "ready": ready, "instances": len(backends)}
+            await _respond(send, 200, msgspec.json.encode(body), [])
+            return
+        body = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
+        await _respond(send, 503, msgspec.json.encode(body), [(b"retry-after", b"1")])
+
+    async def _body(self, receive: Receive) -> bytes:
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self.settings.body_timeout):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise RequestError(499, "the client left while it sent its request")
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > self.settings.max_body:
+                        limit = self.settings.max_body
+                        raise RequestError(413, f"the request is larger than {limit} bytes (max_body)")
+                    if not message.get("more_body"):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise RequestError(
+                408, f"the request's body did not come within {self.settings.body_timeout:g} s (body_timeout)"
+            ) from None
+
+
+def create_app(source: BackendSource, settings: GatewaySettings | None = None) -> Starlette:
+    """The gateway as an ASGI application, to be served by uvicorn or mounted in another one."""
+    gateway = Gateway(source, settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await gateway.start()
+        try:
+            yield
+        finally:
+            await gateway.close()
+
+    routes = [Route(path, _endpoint(gateway.generate), methods=["POST"]) for path in GENERATION]
+    routes += [Route(path, _endpoint(gateway.pass_on), methods=["POST"]) for path in AT_ONCE]
+    routes += [
+        Route("/props", _endpoint(gateway.pass_on), methods=["GET"]),
+        Route("/v1/models", _endpoint(gateway.models), methods=["GET"]),
+        Route("/models", _endpoint(gateway.models), methods=["GET"]),
+        Route("/health", _endpoint(gateway.health), methods=["GET"]),
+        Route("/v1/health", _endpoint(gateway.health), methods=["GET"]),
+    ]
+    app = Starlette(routes=routes, lifespan=lifespan)
+    app.state.gateway = gateway
+    return app
+
+
+def _endpoint(handler: Callable[[dict[str, Any], Receive, Send], Awaitable[None]]) -> Any:
+    """A handler as an ASGI application: Starlette takes an instance of a class as it is, without a wrapper."""
+    return _Endpoint(handler)
+
+
+class _Endpoint:
+    def __init__(self, handler: Callable[[dict[str, Any], Receive, Send], Awaitable[None]]) -> None:
+        self._handler = handler
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        try:
+            await self._handler(scope, receive, send)
+        except RequestError as error:
+            if error.status != 499:
+                body = {"error": {"message": error.message, "type": error_type(error.status), "code": error.status}}
+                await _respond(send, error.status, msgspec.json.encode(body), [(b"connection", b"close")])
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _respond(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    start = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+        *headers,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def error_response(error: LlamaStreamError) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+    """Status, body and headers for an error before the response began; what a server itself said is passed on."""
+    headers: list[tuple[bytes, bytes]] = []
+    if isinstance(error, ServerError):
+        if error.retry_after is not None:
+            headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
+        if error.body and error.status is not None:
+            return error.status, error.body, headers
+    status = error.status or 500
+    if isinstance(error, StreamTimeoutError):
+        status = 504
+    elif isinstance(error, TransportError):
+        status = 502
+    return status, msgspec.json.encode(error_body(error, status)), headers
+
+
+def _json(raw: bytes) -> dict[str, Any]:
+    try:
+        body = msgspec.json.decode(raw)
+    except msgspec.DecodeError as error:
+        raise RequestError(400, f"the request's body is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise RequestError(400, "the request's body must be a JSON object")
+    return body
+
+
+def _choices(body: dict[str, Any]) -> int:
+    count = body.get("n")
+    return count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else 1

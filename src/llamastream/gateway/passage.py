@@ -1,0 +1,179 @@
+"""Requests that are passed on as they are: whole answers, and streams that no recovery knows how to continue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+from llamastream.client.aconnection import AsyncConnection
+from llamastream.client.apool import AsyncConnectionPool
+from llamastream.client.core import ClientCore
+from llamastream.client.oserrors import connection_lost
+from llamastream.client.pool import Place
+from llamastream.client.servers import Server
+from llamastream.errors import ConnectionLostError, LlamaStreamError, UnavailableError
+from llamastream.gateway.frames import event
+from llamastream.gateway.relay import HEADERS, Send
+from llamastream.protocol.http1 import ResponseReader, build_request
+
+PASSED_ON = frozenset({"content-type", "retry-after", "x-conversation-id"})
+"""Headers of a server's answer that its client gets."""
+ATTEMPTS = 3
+HIGH_WATER = 1 << 20
+
+
+class _Arrivals:
+    """What arrives over one connection, as a queue with an end."""
+
+    def __init__(self) -> None:
+        self.reader = ResponseReader()
+        self.body = bytearray()
+        self.over = False
+        self.error: LlamaStreamError | None = None
+        self._news = asyncio.Event()
+        self.url = ""
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self.body += b"".join(self.reader.feed(data))
+        except LlamaStreamError as error:
+            self.error = error
+        if self.reader.failure is not None:
+            self.error = self.reader.failure
+        self.over = self.reader.complete or self.error is not None
+        self._news.set()
+
+    def closed(self, error: OSError | None) -> None:
+        if not self.over:
+            if error is not None:
+                self.error = connection_lost(self.url, error)
+            elif not self.reader.feed_eof():
+                self.error = ConnectionLostError(f"{self.url} broke off in the middle of the answer")
+            self.over = True
+        self._news.set()
+
+    async def news(self) -> None:
+        """Wait until something happens."""
+        self._news.clear()
+        await self._news.wait()
+
+    async def more(self) -> bool:
+        """Wait for bytes, or the end; whether there is anything to take."""
+        while not (self.body or self.over):
+            await self.news()
+        return bool(self.body)
+
+    async def header(self) -> None:
+        """Wait for the header of the response.
+
+        Raises:
+            LlamaStreamError: there will be none.
+        """
+        while not (self.reader.header_complete or self.over):
+            await self.news()
+        if self.error is not None:
+            raise self.error
+
+
+class Passage:
+    """One request to one server and its answer, byte by byte."""
+
+    def __init__(self, core: ClientCore, pools: Sequence[AsyncConnectionPool], send: Send) -> None:
+        self.began = False
+        self.server: Server | None = None
+        self._core = core
+        self._pools = pools
+        self._send = send
+
+    async def run(self, method: str, path: str, body: bytes | None, headers: Sequence[tuple[bytes, bytes]] = ()) -> int:
+        """Ask, on another server if one fails before it answered, and hand on what comes; the status.
+
+        Raises:
+            LlamaStreamError: no server answered; if `began`, the answer broke off.
+        """
+        servers = self._core.servers
+        failed: list[Server] = []
+        while True:
+            server, _ = servers.choose(monotonic(), failed)
+            self.server = server
+            servers.began(server)
+            try:
+                return await self._attempt(server, method, path, body, headers)
+            except LlamaStreamError as error:
+                servers.failed(server, monotonic(), certain=isinstance(error, ConnectionLostError))
+                failed.append(server)
+                if self.began or len(failed) >= ATTEMPTS:
+                    raise
+                if not servers.elsewhere(monotonic(), failed):
+                    await asyncio.sleep(0.25 * 2 ** len(failed))
+            finally:
+                servers.ended(server)
+
+    async def _attempt(
+        self, server: Server, method: str, path: str, body: bytes | None, headers: Sequence[tuple[bytes, bytes]]
+    ) -> int:
+        place = Place()
+        pool = self._pools[server.index]
+        arrivals = _Arrivals()
+        arrivals.url = server.url + path
+        connection: AsyncConnection | None = None
+        try:
+            connection, reused = await pool.acquire(place, monotonic() + 30.0)
+            if reused:
+                connection.keep(arrivals)
+            else:
+                await connection.connect(arrivals, server.address, server.tls, self._core.timeouts.connect)
+            connection.send(self._request(server, method, path, body))
+            await arrivals.header()
+            reader = arrivals.reader
+            if reader.status == 503:
+                while await arrivals.more():
+                    taken, arrivals.body = bytes(arrivals.body), bytearray()
+                raise UnavailableError(f"{arrivals.url}: {taken[:200].decode('utf-8', 'replace')}", status=503)
+            await self._hand_on(arrivals, headers)
+            return reader.status
+        finally:
+            whole = arrivals.reader if arrivals.over and arrivals.error is None else None
+            pool.release(place, connection, whole)
+
+    def _request(self, server: Server, method: str, path: str, body: bytes | None) -> bytes:
+        key = self._core.settings.api_key
+        own = {"Accept": "*/*"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        if body is not None:
+            own["Content-Type"] = "application/json"
+        return build_request(method, server.address.target(path), server.address.host_header, own, body)
+
+    async def _hand_on(self, arrivals: _Arrivals, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        reader = arrivals.reader
+        stream = reader.headers.get("content-type", "").startswith("text/event-stream")
+        kept = [(name.encode(), value.encode("latin-1")) for name, value in reader.headers.items() if name in PASSED_ON]
+        if stream:
+            kept = HEADERS
+        else:
+            while not arrivals.over:  # whole, or an error: a body that broke off is told by its status
+                await arrivals.news()
+            if arrivals.error is not None:
+                raise arrivals.error
+            kept.append((b"content-length", str(len(arrivals.body)).encode()))
+        self.began = True
+        await self._send({"type": "http.response.start", "status": reader.status, "headers": [*kept, *headers]})
+        while await arrivals.more():
+            body, arrivals.body = bytes(arrivals.body), bytearray()
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        if arrivals.error is not None:
+            raise arrivals.error
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def broken_stream(path: str, error: LlamaStreamError) -> bytes:
+    """The error of a stream that began, in the form of its API."""
+    data: dict[str, Any]
+    if path == "/v1/messages":
+        data = {"type": "error", "error": {"type": "api_error", "message": error.message}}
+        return b"event: error\n" + event(data)
+    if path == "/v1/responses":
+        data = {"type": "error", "code": "server_error", "message": error.message, "param": None}
+        return b"event: error\n" + event(data)
+    return event({"error": {"message": error.message, "type": "server_error", "code": error.status or 502}})

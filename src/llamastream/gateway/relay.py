@@ -1,0 +1,239 @@
+"""One streamed answer on its way from a server to a client: bytes as they are, as long as nothing breaks.
+
+It is the client's own runner with another end. What is one more piece of text goes from the upstream connection's
+callback straight to the client's transport, and is taken note of in passing (`protocol.steady.SteadyText`), so that the
+recovery machine knows at any time what the client has. Everything else is read in full, and forwarded up to the last
+whole event. After a break in the middle the rest comes as typed events, and is written anew
+(`gateway.frames.Continuation`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
+from typing import Any, Protocol
+
+from llamastream.client.apool import AsyncConnectionPool
+from llamastream.client.arunner import AsyncRunner
+from llamastream.client.core import ClientCore
+from llamastream.gateway.frames import WAITING, Continuation, chunk
+from llamastream.protocol.http1 import ResponseReader
+from llamastream.protocol.requests import CHAT_PATH, GenerationRequest
+from llamastream.types import TextDelta, Timeouts
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+SIGN_OF_LIFE = 10.0
+"""Seconds without anything to write, while a client waits for its first token, after which it gets a comment."""
+BACKLOG = 1 << 20
+"""Bytes that wait for a client which reads too slowly, before its server is made to wait as well."""
+
+HEADERS = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Outlet(Protocol):
+    """A way past ASGI to the client's transport (see `gateway.wire.Splice`)."""
+
+    @property
+    def open(self) -> bool: ...
+    @property
+    def flow(self) -> Any: ...
+    @property
+    def transport(self) -> asyncio.Transport: ...
+
+
+class RawRequest(GenerationRequest, frozen=True):
+    """A request as its client sent it: what goes out first are its own bytes."""
+
+    raw: bytes = b""
+
+    def encoded(self) -> bytes:
+        return self.raw
+
+
+class Relay(AsyncRunner):
+    """Runs one streamed request for one client.
+
+    Attributes:
+        began: the response has begun, so that an error can only be told inside of it.
+    """
+
+    def __init__(
+        self,
+        core: ClientCore,
+        pools: Sequence[AsyncConnectionPool],
+        request: GenerationRequest,
+        timeouts: Timeouts | None,
+        send: Send,
+        outlet: Outlet | None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        super().__init__(core, pools, request, timeouts)
+        self.began = False
+        self._early = False
+        self._send = send
+        self._outlet = outlet
+        self._headers = [*HEADERS, *headers]
+        self._direct: Callable[[bytes], object] | None = None
+        self._flow: Any = None
+        self._continuation: Continuation | None = None  # set: the client has content, and the rest is written anew
+        self._reader = ResponseReader()
+        self._held = bytearray()  # bytes of the body behind the last whole event
+        self._out = bytearray()  # whole events that wait to be written
+        self._exchange: object = None
+
+    # -- the client's side ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until the answer is with the client, or the client is gone.
+
+        Raises:
+            LlamaStreamError: what ended the stream; if `began`, it has to be told inside the response.
+        """
+        sign = asyncio.get_running_loop().call_later(SIGN_OF_LIFE, self._give_sign)
+        try:
+            more = True
+            while more:
+                more = await self.advance()
+                await self._write()
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._direct = None
+            sign.cancel()
+
+    async def begin(self) -> None:
+        """Send the response's header."""
+        self.began = True
+        await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+
+    async def _write(self) -> None:
+        """Write what there is, once the first content is here; from then on the upstream connection writes itself."""
+        session = self.session
+        if session is None:
+            return
+        if session.next_attempt_at is not None and self._continuation is None and session.has_content:
+            self._broke([])  # a clock ran out
+        if self._continuation is not None:
+            while self.queue:
+                item = self.queue.popleft()
+                self._out += self._continuation.write(TextDelta(item) if isinstance(item, str) else item)
+        else:
+            self.queue.clear()  # their bytes are forwarded
+        if not (self._out and (self.began or self._early or session.has_content or session.ended)):
+            return
+        if session.ended and session.error is not None and not self.began:
+            return  # it becomes a plain response
+        if not self.began:
+            await self.begin()
+        while self._out:
+            body, self._out = bytes(self._out), bytearray()
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        outlet = self._outlet
+        if outlet is not None and outlet.open and self._continuation is None and not session.ended:
+            self._flow = outlet.flow
+            self._direct = outlet.transport.write
+
+    def _give_sign(self) -> None:
+        """The client hears that we are there; nothing that could still be tried elsewhere is lost by that, but an error
+        will have to be told inside of the response."""
+        if not self.began and not self._cancelled:
+            self._out += WAITING
+            self._early = True
+            self._wake()
+
+    # -- the server's side --------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        steady = self.steady
+        direct = self._direct
+        if direct is not None and steady is not None and steady.take(data, monotonic()) is not None:
+            if self._flow.write_paused:
+                self._wait_for_client(data)
+            else:
+                direct(data)
+            return
+        self._take_the_long_way(data)
+
+    def _take_the_long_way(self, data: bytes) -> None:
+        session = self.session
+        if session is None or session.ended or session.next_attempt_at is not None:
+            return
+        if self._continuation is not None:
+            super()._take_the_long_way(data)
+            return
+        exchange = session.exchange
+        if exchange is not self._exchange:  # another attempt, before the client had anything
+            self._exchange = exchange
+            self._reader = ResponseReader()
+            self._held.clear()
+            self._out.clear()
+        before = exchange.event_boundary or 0
+        now = monotonic()
+        events = session.feed(data, now)
+        self.steady = exchange.steady
+        self._held += b"".join(self._reader.feed(data))
+        if session.next_attempt_at is not None or session.error is not None:
+            self._broke(events)
+        else:
+            after = len(self._held) if session.ended else (exchange.event_boundary or 0) - before
+            self._forward(bytes(self._held[:after]))
+            del self._held[:after]
+        self._taken()
+
+    def closed(self, error: OSError | None) -> None:
+        session = self.session
+        if session is not None and not session.ended and session.next_attempt_at is None:
+            super().closed(error)
+            if session.next_attempt_at is not None and self._continuation is None:
+                self._broke([])
+                self.queue.clear()
+
+    def _broke(self, events: Sequence[Any]) -> None:
+        """The stream broke. If the client has content, what follows is written anew; else it begins anew."""
+        session = self.session
+        assert session is not None
+        self._direct = None
+        self._held.clear()
+        if not session.has_content:
+            self._out.clear()
+            return
+        answer = session.result()
+        self._continuation = Continuation(
+            chat=self._request.path == CHAT_PATH,
+            id=answer.id,
+            created=answer.created,
+            model=answer.model,
+            fingerprint=answer.system_fingerprint,
+            usage=bool((self._request.body.get("stream_options") or {}).get("include_usage")),
+        )
+        self.queue.extend(events)  # of the same read as the failure: their bytes were not forwarded
+
+    def _forward(self, body: bytes) -> None:
+        if not body:
+            return
+        direct = self._direct
+        if direct is not None and not self._out and not self._flow.write_paused:
+            direct(chunk(body))
+        else:
+            self._out += body
+
+    def _wait_for_client(self, data: bytes) -> None:
+        """The client reads too slowly: what comes is kept for it, up to a bound, and written when it reads again."""
+        self._direct = None
+        self._out += data[data.index(b"\r\n") + 2 : -2]
+        self._wake()
+
+    def _taken(self) -> None:
+        if self._continuation is None:
+            self.queue.clear()
+        super()._taken()
+        session = self.session
+        if len(self._out) > BACKLOG and not self._paused and self._connection is not None and session is not None:
+            self._paused = True
+            session.exchange.rest()
+            self._connection.pause()
