@@ -27,8 +27,6 @@ from llamastream.settings import ClientSettings
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-RELAYED = frozenset({CHAT_PATH, COMPLETION_PATH})
-"""Endpoints whose streams can be mended."""
 GENERATION = ("/v1/chat/completions", "/v1/completions", "/completion", "/v1/responses", "/v1/messages", "/infill")
 AT_ONCE = ("/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens")
 """Endpoints that answer without a slot."""
@@ -80,7 +78,7 @@ class Gateway:
         raw = await self._body(receive)
         body = _json(raw)
         runner: Relay | Passage
-        if body.get("stream") and path in RELAYED:
+        if mendable(path, body):
             request = RawRequest(path, body, _choices(body), raw)
             runner = Relay(self.core, self.pools, request, None, send, scope.get("extensions", {}).get(EXTENSION))
             work: Coroutine[Any, Any, object] = runner.run()
@@ -256,6 +254,19 @@ def _json(raw: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise RequestError(400, "the request's body must be a JSON object")
     return body
+
+
+def mendable(path: str, body: dict[str, Any]) -> bool:
+    """Whether the stream of this request can go on after a break. What is malformed is for the server to refuse."""
+    if body.get("stream") is not True:
+        return False
+    if path == CHAT_PATH:
+        messages = body.get("messages")
+        return isinstance(messages, list) and bool(messages) and all(isinstance(each, dict) for each in messages)
+    prompt = body.get("prompt")
+    return path == COMPLETION_PATH and (
+        isinstance(prompt, str) or (isinstance(prompt, list) and all(type(token) is int for token in prompt))
+    )
 
 
 def _choices(body: dict[str, Any]) -> int:
