@@ -1,0 +1,251 @@
+"""What the gateway costs, beside nginx, HAProxy and FastAPI with httpx: `make bench-gateway`.
+
+One origin, one reader, one proxy at a time in between, in rounds. What counts is the CPU of the proxy's processes per
+streamed event, and how much later an event comes than without it. A proxy that is not installed is left out.
+
+Writes `docs/benchmarks/gateway.json` and the table between its marks in `docs/benchmarks.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+HERE = Path(__file__).resolve().parent
+DOCS = HERE.parent / "docs"
+ENDS = str(HERE / "gateway_ends.py")
+BEGIN, END = "<!-- gateway: begin -->", "<!-- gateway: end -->"
+
+GATEWAY = """
+import sys
+from llamastream.backends import Backend
+from llamastream.gateway import create_app
+from llamastream.gateway.wire import SpliceProtocol
+import uvicorn
+class Source:
+    def snapshot(self):
+        return (Backend(id="origin", url=f"http://127.0.0.1:{sys.argv[1]}", slots=100000),)
+    def subscribe(self, listener):
+        return lambda: None
+uvicorn.run(create_app(Source()), host="127.0.0.1", port=int(sys.argv[2]), http=SpliceProtocol, log_level="error",
+            access_log=False, proxy_headers=False, server_header=False, loop="uvloop", backlog=4096)
+"""
+
+FASTAPI = """
+import sys
+import httpx, uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
+app = FastAPI()
+client = httpx.AsyncClient(limits=httpx.Limits(max_connections=None), timeout=None)
+@app.post("/v1/chat/completions")
+async def chat(request: Request):
+    body = await request.body()
+    async def stream():
+        url = f"http://127.0.0.1:{sys.argv[1]}/v1/chat/completions"
+        async with client.stream("POST", url, content=body) as answer:
+            async for chunk in answer.aiter_bytes():
+                yield chunk
+    return StreamingResponse(stream(), media_type="text/event-stream")
+uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error", access_log=False, loop="uvloop",
+            backlog=4096)
+"""
+
+NGINX = """
+worker_processes 1; daemon off; master_process off; pid {directory}/pid; error_log {directory}/log crit;
+events {{ worker_connections 8192; }}
+http {{
+  access_log off; client_body_temp_path {directory}/b; proxy_temp_path {directory}/p; fastcgi_temp_path {directory}/f;
+  uwsgi_temp_path {directory}/u; scgi_temp_path {directory}/s;
+  server {{ listen 127.0.0.1:{port} backlog=4096;
+    location / {{ proxy_pass http://127.0.0.1:{origin}; proxy_buffering off; proxy_http_version 1.1;
+      proxy_set_header Connection ""; }} }}
+}}
+"""
+
+HAPROXY = """
+global
+  maxconn 10000
+  nbthread 1
+defaults
+  mode http
+  option http-no-delay
+  timeout client 1h
+  timeout server 1h
+  timeout connect 5s
+frontend f
+  bind 127.0.0.1:{port}
+  default_backend b
+backend b
+  server s 127.0.0.1:{origin}
+"""
+
+
+def program(name: str) -> str | None:
+    """Where a server is installed: often not on the PATH of a user."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def proxy(name: str, origin: int) -> Iterator[tuple[int, psutil.Process | None]]:
+    """A proxy that runs: its port, and its process (None: there is none in between)."""
+    if name == "direct":
+        yield origin, None
+        return
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="llamastream-bench-") as directory:
+        if name == "nginx":
+            file = Path(directory) / "nginx.conf"
+            file.write_text(NGINX.format(directory=directory, port=port, origin=origin))
+            command = [program("nginx") or "nginx", "-p", directory, "-c", str(file)]
+        elif name == "HAProxy":
+            file = Path(directory) / "haproxy.cfg"
+            file.write_text(HAPROXY.format(port=port, origin=origin))
+            command = [program("haproxy") or "haproxy", "-f", str(file), "-db"]
+        else:
+            code = GATEWAY if name == "llamastream" else FASTAPI
+            command = [sys.executable, "-c", code, str(origin), str(port)]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            try:
+                deadline = time.monotonic() + 20
+                while True:
+                    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                        break
+                    if time.monotonic() > deadline or process.poll() is not None:
+                        raise RuntimeError(f"{name} does not listen")
+                    time.sleep(0.05)
+                yield port, psutil.Process(process.pid)
+            finally:
+                process.terminate()
+                process.wait()
+
+
+def available() -> list[str]:
+    names = ["direct", "llamastream"]
+    names += ["nginx"] if program("nginx") else []
+    names += ["HAProxy"] if program("haproxy") else []
+    names += ["FastAPI + httpx"] if importlib.util.find_spec("fastapi") and importlib.util.find_spec("httpx") else []
+    return names
+
+
+def load(port: int, process: psutil.Process | None, streams: int, rate: int, seconds: float) -> dict[str, Any]:
+    """One run: so many streams, each with `rate` events a second."""
+    order = {"port": port, "streams": streams, "rate": rate, "events": int(rate * seconds)}
+    with subprocess.Popen(
+        [sys.executable, ENDS, "read", json.dumps(order)], stdout=subprocess.PIPE, text=True
+    ) as reader:
+        assert reader.stdout is not None
+        reader.stdout.readline()
+        before = sum(process.cpu_times()[:2]) if process else 0.0
+        peak = 0
+        while reader.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                reader.wait(0.5)
+            if process:
+                peak = max(peak, process.memory_info().rss)
+        found: dict[str, Any] = json.loads(reader.stdout.readline())
+        spent = sum(process.cpu_times()[:2]) - before if process else 0.0
+    found |= {"cpu_us": spent / max(1, found["events"]) * 1e6, "peak_bytes": peak, "wanted": streams * order["events"]}
+    return found
+
+
+def measure(rounds: int, seconds: float, names: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """All proxies in turn, round after round; 200 streams × 50 events/s."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    with subprocess.Popen(
+        [sys.executable, ENDS, "origin"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as origin:
+        assert origin.stdout is not None
+        assert origin.stdin is not None
+        port = int(origin.stdout.readline())
+        try:
+            for number in range(rounds):
+                for name in names:
+                    with proxy(name, port) as (entry, process):
+                        load(entry, process, 20, 50, 0.5)
+                        found[name].append(load(entry, process, 200, 50, seconds))
+                    row = found[name][-1]
+                    print(f"round {number + 1}, {name}: {row['cpu_us']:.1f} µs, p99 {row['p99_ms']:.1f} ms", flush=True)
+            for name in ("direct", "llamastream"):
+                with proxy(name, port) as (entry, process):
+                    found[f"{name}, 1,000 streams"] = [load(entry, process, 1000, 20, seconds)]
+        finally:
+            origin.stdin.close()
+    return found
+
+
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """The figures as Markdown."""
+
+    def median(name: str, field: str) -> float:
+        return float(statistics.median(row[field] for row in found[name]))
+
+    lines = [
+        "200 streams × 50 events a second, medians:",
+        "",
+        "| | CPU, µs an event | ÷ nginx | event later by, p50 / p99, ms | first token later by, ms | memory, MiB |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name in found:
+        if name == "direct" or "streams" in name:
+            continue
+        share = f"{median(name, 'cpu_us') / median('nginx', 'cpu_us'):.2f}" if "nginx" in found else "–"
+        later = [median(name, field) - median("direct", field) for field in ("p50_ms", "p99_ms", "first_p50_ms")]
+        lines.append(
+            f"| {name} | {median(name, 'cpu_us'):.1f} | {share} | {later[0]:.2f} / {later[1]:.2f} | {later[2]:.2f} "
+            f"| {median(name, 'peak_bytes') / 2**20:.0f} |"
+        )
+    direct, ours = found["direct, 1,000 streams"][0], found["llamastream, 1,000 streams"][0]
+    many = (
+        f"1,000 streams × 20 events a second through llamastream: {ours['cpu_us']:.1f} µs of CPU an event, "
+        f"p99 later by {ours['p99_ms'] - direct['p99_ms']:.1f} ms, {ours['peak_bytes'] / 2**20:.0f} MiB, "
+        f"{ours['whole']} of 1000 streams whole."
+    )
+    return "\n".join([*lines, "", many])
+
+
+def publish(found: dict[str, list[dict[str, Any]]], docs: Path) -> None:
+    """Write the JSON, and the table into the page."""
+    (docs / "benchmarks" / "gateway.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    page = docs / "benchmarks.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Measure, print, publish."""
+    parser = argparse.ArgumentParser(description="What the gateway costs, beside other proxies.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--quick", action="store_true", help="a short run that changes nothing in docs")
+    options = parser.parse_args()
+    found = measure(1 if options.quick else options.rounds, 3.0 if options.quick else options.seconds, available())
+    print(table(found))
+    if not options.quick:
+        publish(found, DOCS)
+
+
+if __name__ == "__main__":
+    main()
