@@ -80,7 +80,7 @@ http {{
 
 HAPROXY = """
 global
-  maxconn 10000
+  maxconn 4000
   nbthread 1
 defaults
   mode http

@@ -2,5 +2,6 @@
 
 from llamastream.gateway.app import Gateway, create_app
 from llamastream.gateway.settings import GatewaySettings
+from llamastream.gateway.upstreams import Upstreams
 
-__all__ = ["Gateway", "GatewaySettings", "create_app"]
+__all__ = ["Gateway", "GatewaySettings", "Upstreams", "create_app"]

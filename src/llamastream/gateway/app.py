@@ -20,6 +20,7 @@ from llamastream.gateway.frames import error_body, error_type
 from llamastream.gateway.passage import Passage, broken_stream
 from llamastream.gateway.relay import RawRequest, Relay
 from llamastream.gateway.settings import GatewaySettings
+from llamastream.gateway.upstreams import Upstreams
 from llamastream.gateway.wire import EXTENSION
 from llamastream.protocol.requests import CHAT_PATH, COMPLETION_PATH
 from llamastream.settings import ClientSettings
@@ -52,6 +53,7 @@ class Gateway:
         self.core, self.pools = self.client._core, self.client._pools  # noqa: SLF001
         self.admission = Admission(self._slots, limit=self.settings.queue_limit, timeout=self.settings.queue_timeout)
         self._leave: Callable[[], None] = lambda: None
+        self._watch: asyncio.Task[None] | None = None
 
     def _slots(self) -> int:
         return sum(max(1, backend.slots) for backend in self.source.snapshot() if backend.routable)
@@ -65,9 +67,13 @@ class Gateway:
                 loop.call_soon_threadsafe(self.admission.look)
 
         self._leave = self.source.subscribe(changed)
+        if isinstance(self.source, Upstreams):
+            self._watch = loop.create_task(self.source.watch())
 
     async def close(self) -> None:
         self._leave()
+        if self._watch is not None:
+            self._watch.cancel()
         await self.client.close()
 
     # -- generation ---------------------------------------------------------------------------------------------
