@@ -132,3 +132,49 @@ class SlotsRestored(Struct, frozen=True):
 
 FleetEvent: TypeAlias = InstanceChanged | InstanceWarning | SlotsRestored
 FleetListener: TypeAlias = Callable[[FleetEvent], None]
+
+
+# -- of a gateway ---------------------------------------------------------------------------------------------
+
+
+class RequestServed(Struct, frozen=True, kw_only=True):
+    """A request that came to a gateway is over. Times are in seconds; None: not known, or there was none.
+
+    Attributes:
+        time: when it began, since the epoch. request_id: also the response's `x-request-id`. method, route: what was
+            asked, the route as it is declared, or `other`. status: of the response; 499 if the client left before it
+            began.
+        model: that was asked for, as far as it exists, else `other`; "" where none is needed.
+        finish_reason: how the answer ended: stop, length, tool_calls, cancelled, error; "" where there is no answer.
+        error: the name of the error that ended it, or "".
+        streamed: the answer was a stream. queue_wait: in line for a slot. time_to_first_token: from the request's
+            beginning, its wait included. prompt_tokens, cached_tokens, completion_tokens: as the server counted.
+        gaps: between chunks of content, as pairs of seconds (within 3 %) and how often. recoveries: kinds of the breaks
+            that were mended.
+        instance: id of the server that answered last. key: the name of the client's key. client: its address.
+    """
+
+    time: float
+    request_id: str
+    method: str
+    route: str
+    status: int
+    duration: float
+    model: str = ""
+    finish_reason: str = ""
+    error: str = ""
+    streamed: bool = False
+    queue_wait: float | None = None
+    time_to_first_token: float | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    gaps: tuple[tuple[float, int], ...] = ()
+    recoveries: tuple[str, ...] = ()
+    instance: str = ""
+    key: str = ""
+    client: str = ""
+
+
+GatewayEvent: TypeAlias = RequestServed
+GatewayListener: TypeAlias = Callable[[GatewayEvent], None]

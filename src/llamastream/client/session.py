@@ -433,6 +433,9 @@ class StreamSession:
         """The figures as of the last thing that happened."""
         return self._record.stats(max(self._now, self._meter.last_content), self.exchange)
 
+    def gaps(self) -> tuple[tuple[float, int], ...]:  # see `LatencyMeter.gaps`
+        return self._meter.gaps()
+
     @property
     def finish_reason(self) -> str | None:
         """How the stream ended, or None while it runs."""
