@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from time import monotonic
 from typing import Any
 
@@ -15,22 +15,25 @@ from starlette.routing import Route
 from llamastream.backends import BackendSource
 from llamastream.client import AsyncStreamingClient
 from llamastream.errors import LlamaStreamError, ServerError, StreamTimeoutError, TransportError
+from llamastream.events import GatewayListener, Listener
 from llamastream.gateway.admission import Admission
-from llamastream.gateway.frames import error_body, error_type
+from llamastream.gateway.frames import error_body
+from llamastream.gateway.guarded import guarded
+from llamastream.gateway.operations import Operations, Status, new_metrics
 from llamastream.gateway.passage import Passage, broken_stream
+from llamastream.gateway.refusals import refusal, respond
 from llamastream.gateway.relay import RawRequest, Relay
+from llamastream.gateway.routes import ADMIN, AT_ONCE, FLEET, GENERATION, METRICS
+from llamastream.gateway.served import Served, served_of
 from llamastream.gateway.settings import GatewaySettings
 from llamastream.gateway.upstreams import Upstreams
 from llamastream.gateway.wire import EXTENSION
+from llamastream.observe.metrics import Metrics
 from llamastream.protocol.requests import CHAT_PATH, COMPLETION_PATH
 from llamastream.settings import ClientSettings
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-GENERATION = ("/v1/chat/completions", "/v1/completions", "/completion", "/v1/responses", "/v1/messages", "/infill")
-AT_ONCE = ("/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens")
-"""Endpoints that answer without a slot."""
 
 
 class RequestError(Exception):
@@ -45,10 +48,14 @@ class RequestError(Exception):
 class Gateway:
     """Everything that one gateway shares between its requests. Belongs to one event loop."""
 
-    def __init__(self, source: BackendSource, settings: GatewaySettings | None = None) -> None:
+    def __init__(
+        self, source: BackendSource, settings: GatewaySettings | None = None, listeners: Iterable[Listener] = ()
+    ) -> None:
         self.settings = settings or GatewaySettings()
         self.source = source
-        self.client = AsyncStreamingClient(source, settings=ClientSettings(first_byte_timeout=None))
+        self.client = AsyncStreamingClient(
+            source, settings=ClientSettings(first_byte_timeout=None), listeners=tuple(listeners)
+        )
         # the runners of its streams are built of the same parts, with another end
         self.core, self.pools = self.client._core, self.client._pools  # noqa: SLF001
         self.admission = Admission(self._slots, limit=self.settings.queue_limit, timeout=self.settings.queue_timeout)
@@ -91,7 +98,9 @@ class Gateway:
         else:
             runner = Passage(self.core, self.pools, send)
             work = runner.run("POST", path, raw)
-        answer = asyncio.ensure_future(self._admitted(work))
+        served = served_of(scope)
+        served.generation(body, runner)
+        answer = asyncio.ensure_future(self._admitted(work, served))
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -99,14 +108,15 @@ class Gateway:
                 answer.cancel()
                 await asyncio.wait((answer,))
             elif not answer.cancelled() and (error := answer.exception()) is not None:
+                served.error = type(error).__name__
                 await self._failed(path, error, runner.began, send)
         finally:
             gone.cancel()
             answer.cancel()
 
-    async def _admitted(self, work: Coroutine[Any, Any, object]) -> None:
+    async def _admitted(self, work: Coroutine[Any, Any, object], served: Served) -> None:
         try:
-            await self.admission.enter()
+            served.queue_wait = await self.admission.enter()
         except BaseException:
             work.close()
             raise
@@ -123,18 +133,30 @@ class Gateway:
             await send({"type": "http.response.body", "body": broken_stream(path, error), "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
-        await _respond(send, *error_response(error))
+        await respond(send, *error_response(error))
 
     # -- the rest -----------------------------------------------------------------------------------------------
 
     async def pass_on(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """An endpoint that answers at once."""
+        passage = Passage(self.core, self.pools, send)
+        await self.hand_on(scope, receive, send, passage, passage.run)
+
+    async def hand_on(
+        self,
+        scope: dict[str, Any],
+        receive: Receive,
+        send: Send,
+        passage: Passage,
+        run: Callable[[str, str, bytes | None], Awaitable[int]],
+    ) -> None:
+        """Pass a request on as it is."""
         raw = await self._body(receive) if scope["method"] == "POST" else None
         query = scope["query_string"].decode("latin-1")
-        path = scope["path"] + (f"?{query}" if query else "")
-        passage = Passage(self.core, self.pools, send)
+        path = scope["raw_path"].decode("ascii") + (f"?{query}" if query else "")
+        served_of(scope).runner = passage
         try:
-            await passage.run(scope["method"], path, raw)
+            await run(scope["method"], path, raw)
         except LlamaStreamError as error:
             await self._failed(scope["path"], error, passage.began, send)
 
@@ -142,7 +164,7 @@ class Gateway:
         """The models of all servers."""
         names = dict.fromkeys(name for backend in self.source.snapshot() for name in backend.models)
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "llamacpp"} for name in names]
-        await _respond(send, 200, msgspec.json.encode({"object": "list", "data": data}), [])
+        await respond(send, 200, msgspec.json.encode({"object": "list", "data": data}), [])
 
     async def health(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Ready if a server is."""
@@ -150,10 +172,10 @@ class Gateway:
         ready = sum(backend.routable for backend in backends)
         if ready:
             body: dict[str, Any] = {"status": "ok", "ready": ready, "instances": len(backends)}
-            await _respond(send, 200, msgspec.json.encode(body), [])
+            await respond(send, 200, msgspec.json.encode(body), [])
             return
         body = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
-        await _respond(send, 503, msgspec.json.encode(body), [(b"retry-after", b"1")])
+        await respond(send, 503, msgspec.json.encode(body), [(b"retry-after", b"1")])
 
     async def _body(self, receive: Receive) -> bytes:
         parts, size = [], 0
@@ -176,30 +198,45 @@ class Gateway:
             ) from None
 
 
-def create_app(source: BackendSource, settings: GatewaySettings | None = None) -> Starlette:
-    """The gateway as an ASGI application, to be served by uvicorn or mounted in another one."""
-    gateway = Gateway(source, settings)
+def create_app(
+    source: BackendSource,
+    settings: GatewaySettings | None = None,
+    *,
+    metrics: Metrics | None = None,
+    listeners: Iterable[GatewayListener] = (),
+    status: Status | None = None,
+) -> Starlette:
+    """The gateway as an ASGI application, to be served by `gateway.server` or mounted in another one.
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        await gateway.start()
-        try:
-            yield
-        finally:
-            await gateway.close()
+    Args:
+        metrics: counts what happens; None: one of its own. To hear of a fleet's events it has to be among the fleet's
+            listeners.
+        listeners: called with a `RequestServed` when a request is over, besides the access log and the metrics.
+        status: what `/fleet` says; None: what the source reports.
 
+    Raises:
+        SettingError: the API keys cannot be read, or are not allowed.
+    """
+    metrics = metrics or new_metrics()
+    gateway = Gateway(source, settings, [metrics])
+    operations = Operations(gateway, metrics, status)
+    return guarded(gateway, _routes(gateway, operations), metrics, listeners)
+
+
+def _routes(gateway: Gateway, operations: Operations) -> list[Route]:
     routes = [Route(path, _endpoint(gateway.generate), methods=["POST"]) for path in GENERATION]
     routes += [Route(path, _endpoint(gateway.pass_on), methods=["POST"]) for path in AT_ONCE]
-    routes += [
+    routes += [Route(path, _endpoint(operations.one_server), methods=["GET", "POST"]) for path in ADMIN]
+    return [
+        *routes,
         Route("/props", _endpoint(gateway.pass_on), methods=["GET"]),
         Route("/v1/models", _endpoint(gateway.models), methods=["GET"]),
         Route("/models", _endpoint(gateway.models), methods=["GET"]),
         Route("/health", _endpoint(gateway.health), methods=["GET"]),
         Route("/v1/health", _endpoint(gateway.health), methods=["GET"]),
+        Route(METRICS, _endpoint(operations.metrics), methods=["GET"]),
+        Route(FLEET, _endpoint(operations.fleet), methods=["GET"]),
     ]
-    app = Starlette(routes=routes, lifespan=lifespan)
-    app.state.gateway = gateway
-    return app
 
 
 def _endpoint(handler: Callable[[dict[str, Any], Receive, Send], Awaitable[None]]) -> Any:
@@ -215,25 +252,15 @@ class _Endpoint:
         try:
             await self._handler(scope, receive, send)
         except RequestError as error:
+            served_of(scope).error = type(error).__name__
             if error.status != 499:
-                body = {"error": {"message": error.message, "type": error_type(error.status), "code": error.status}}
-                await _respond(send, error.status, msgspec.json.encode(body), [(b"connection", b"close")])
+                body = refusal(scope["path"], error.status, error.message)
+                await respond(send, error.status, body, [(b"connection", b"close")])
 
 
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _respond(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    start = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"cache-control", b"no-store"),
-        *headers,
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": start})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def error_response(error: LlamaStreamError) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:

@@ -87,6 +87,19 @@ class Passage:
         self._pools = pools
         self._send = send
 
+    async def run_at(self, server: Server, method: str, path: str, body: bytes | None) -> int:
+        """Ask this server and no other, and hand on what comes; the status.
+
+        Raises:
+            LlamaStreamError: it did not answer; if `began`, the answer broke off.
+        """
+        self.server = server
+        self._core.servers.began(server)
+        try:
+            return await self._attempt(server, method, path, body, ())
+        finally:
+            self._core.servers.ended(server)
+
     async def run(self, method: str, path: str, body: bytes | None, headers: Sequence[tuple[bytes, bytes]] = ()) -> int:
         """Ask, on another server if one fails before it answered, and hand on what comes; the status.
 

@@ -24,9 +24,58 @@ class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         int, Meta(ge=1024, le=1 << 32, description="Largest body of a request in bytes; more is refused with 413.")
     ] = 32 * 1024 * 1024
     body_timeout: Annotated[Seconds, Meta(description="Seconds that the body of a request may take to come.")] = 60.0
+    max_head: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=1 << 20,
+            description="Largest request line and headers of a request together, in bytes; more is refused with 431.",
+        ),
+    ] = 64 * 1024
+    head_timeout: Annotated[
+        Seconds, Meta(description="Seconds that the head of a request may take to come; then its client is hung up on.")
+    ] = 20.0
+    idle_timeout: Annotated[
+        Seconds, Meta(description="Seconds that a connection may be idle after an answer; then it is closed.")
+    ] = 15.0
     stall_timeout: Annotated[
         Seconds, Meta(description="Seconds for which a client may not take any of its answer; then it is hung up on.")
     ] = 60.0
     drain_timeout: Annotated[
-        Annotated[float, Meta(ge=0, le=1e7)], Meta(description="Seconds that running streams have at shutdown.")
+        float, Meta(ge=0, le=1e7, description="Seconds that running streams have at shutdown.")
     ] = 30.0
+    max_connections: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="Connections of clients at the same time; more are refused with 503.")
+    ] = 4096
+    max_connections_per_client: Annotated[
+        Annotated[int, Meta(ge=1, le=1 << 20)] | None,
+        Meta(
+            description="Connections from one address at the same time; more are refused with 429; unset: no limit. "
+            "Behind a proxy all clients have its address."
+        ),
+    ] = None
+    keys_file: Annotated[
+        str | None,
+        Meta(
+            description="File of API keys, one in each line: KEY, NAME:SCOPE[,SCOPE]:KEY, or either with sha256:HEX "
+            "in place of KEY; scopes: inference, metrics, admin.",
+        ),
+    ] = None
+    api_keys: Annotated[
+        str | None,
+        Meta(description="API keys, in the forms of the keys file, separated by blanks.", extra={"secret": True}),
+    ] = None
+    allow_open: Annotated[
+        bool, Meta(description="Listen on addresses that others can reach although there are no API keys.")
+    ] = False
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Origins of web pages that may ask from a browser, such as https://chat.example; none: CORS "
+            "is off."
+        ),
+    ] = ()
+    tls_cert_file: Annotated[
+        str | None, Meta(description="PEM file of the gateway's certificate, with the chain; unset: no TLS.")
+    ] = None
+    tls_key_file: Annotated[str | None, Meta(description="PEM file of the certificate's key.")] = None

@@ -1,23 +1,43 @@
-"""The way past ASGI: a stream's frames go from the upstream connection straight to the client's transport.
+"""The gateway's end of a client's connection: strict HTTP/1.1, bounds on everything, and the way past ASGI.
 
-`SpliceProtocol` is uvicorn's HTTP protocol with four differences: it offers the splice in the ASGI scope, never writes
-an error page into a response that has begun, bounds the size of a request's head, and tells a running request that its
-client is gone even if that client has sent a second request meanwhile. None of what it builds on is public, hence the
-narrow pin of uvicorn's version, and a contract test.
+`SpliceProtocol` is uvicorn's HTTP protocol with these differences. It offers the splice in the ASGI scope: a stream's
+frames go from the upstream connection straight to the client's transport. It refuses what two readers could read in two
+ways (`gateway.strict`). It bounds the size and the time of each request's head, and the number of connections and of
+requests in one of them. It never writes an error page into, or in place of, another request's response. It tells a
+running request that its client is gone even if that client has sent further requests meanwhile.
+
+None of what it builds on is public, hence the narrow pin of uvicorn's version, and a contract test.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections import Counter
+from typing import Any, ClassVar
 
+import httptools
+from msgspec import Struct
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from llamastream.gateway.linger import LingeringTransport
+from llamastream.gateway.refusals import refusal
+from llamastream.gateway.settings import GatewaySettings
+from llamastream.gateway.strict import HeadError, check_head
+
 EXTENSION = "llamastream.splice"
-MAX_HEAD = 64 * 1024
-"""Bytes that the request line and the headers of one request may have together."""
-HEAD_SECONDS = 20.0
-"""Seconds that a client may take for the head of a request."""
+MAX_PIPELINED = 8
+"""Requests of one connection that may wait for the answer to the one before."""
+MAX_PIPELINED_BODY = 64 * 1024
+_PHRASES = {400: b"Bad Request", 429: b"Too Many Requests", 431: b"Request Header Fields Too Large"}
+
+
+class WireLimits(Struct, frozen=True):
+    """What a connection may take: bytes and seconds for a head; connections in all, and from one address."""
+
+    max_head: int = 64 * 1024
+    head_timeout: float = 20.0
+    connections: int = 4096
+    connections_per_client: int | None = None
 
 
 class Splice:
@@ -56,68 +76,203 @@ class Splice:
 class SpliceProtocol(HttpToolsProtocol):
     """uvicorn's protocol for the gateway; see the module."""
 
+    limits: ClassVar[WireLimits] = WireLimits()
+    addresses: ClassVar[Counter[str]] = Counter()
+    """Connections from each address; of one server, where the class is made by `bound`."""
+
+    _line: LingeringTransport
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._head = 0
+        self._refused = False
+        self._address: str | None = None
         self._in_head = True
+        self._head = 0  # bytes of the head that came in earlier reads
+        self._fields = 0  # bytes of its parts that are complete
         self._head_timer: asyncio.TimerHandle | None = None
+        self._running: RequestResponseCycle | None = None
+
+    # -- the connection -----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(transport)
-        self._await_head()
+        self._line = LingeringTransport(transport, self.loop)
+        peer = transport.get_extra_info("peername")
+        address = peer[0] if isinstance(peer, tuple) else "unix"
+        limits = self.limits
+        of_this_client = limits.connections_per_client
+        if len(self.connections) >= limits.connections:
+            self._turn_away(503, "the gateway has as many connections as it may have (max_connections)")
+        elif of_this_client is not None and peer and self.addresses[address] >= of_this_client:
+            self._turn_away(429, "too many connections from this address (max_connections_per_client)")
+        else:
+            self._address = address
+            self.addresses[address] += 1
+            super().connection_made(self._line)  # type: ignore[arg-type]  # has what a transport has
+            self._await_head()
+
+    def _turn_away(self, status: int, message: str) -> None:
+        self._refused = True
+        self.transport = self._line  # type: ignore[assignment]  # has what a transport has
+        self._write_error(status, message)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._line.over()
         self._head_is_here()
+        if self._address is not None:
+            self.addresses[self._address] -= 1
+            if not self.addresses[self._address]:
+                del self.addresses[self._address]
+            self._address = None
         # uvicorn tells only the last request; those before it, which may still run, have to hear of it, too
-        for cycle, _ in self.pipeline:
-            cycle.disconnected = True
-            cycle.message_event.set()
-        running = getattr(self, "_running", None)
-        if running is not None and not running.response_complete:
-            running.disconnected = True
-            running.message_event.set()
-        super().connection_lost(exc)
+        self._abandon()
+        self.pipeline.clear()
+        if not self._refused:
+            super().connection_lost(exc)
+
+    def _abandon(self) -> None:
+        """Whoever works for this connection need not."""
+        cycles = [cycle for cycle, _ in self.pipeline]
+        if self._running is not None:
+            cycles.append(self._running)
+        for cycle in cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+
+    # -- what arrives -------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head += len(data)
-            if self._head > MAX_HEAD:
-                self.send_400_response("The request's head is too large.")
-                return
-        super().data_received(data)
+        if self._refused or self._line.closing:
+            return
+        self._unset_keepalive_if_required()
+        if not self._in_head:
+            self._feed(data)
+            return
+        if self._head_timer is None:
+            self._await_head()
+        room = self.limits.max_head - self._head
+        part = data[:room]
+        self._head += len(part)
+        self._feed(part)
+        if len(data) > room and not self._line.closing:
+            if self._in_head and self._head >= self.limits.max_head:
+                self._refuse(431, "the request's head is too large (max_head)")
+            else:
+                self._feed(data[room:])
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # nobody upgrades here: the request is answered, and the connection closed
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            message = str(cause) if isinstance(cause, HeadError) else "the request is not proper HTTP/1.1"
+            status = cause.status if isinstance(cause, HeadError) else 400
+            self._refuse(status, message)
+
+    def eof_received(self) -> None:
+        """Who stops sending is taken to be gone: nothing tells one from the other."""
+        if self._line.closing:
+            self._line.abort()
 
     def on_message_begin(self) -> None:
         self._in_head = True
+        self._fields = 0
         super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._grown(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._grown(len(name) + len(value) + 4)
+
+    def _grown(self, size: int) -> None:
+        self._fields += size
+        if self._fields > self.limits.max_head:
+            raise HeadError(431, "the request's head is too large (max_head)")
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._head = 0
         self._head_is_here()
+        check_head(self.parser.get_http_version(), self.url, self.headers)
+        before = self.cycle
         super().on_headers_complete()
-        self._offer(self.cycle)
-
-    def _offer(self, cycle: RequestResponseCycle) -> None:
-        running = getattr(self, "_running", None)
-        if running is None or running.response_complete:
+        cycle = self.cycle
+        if cycle is before:
+            return
+        if self._running is None or self._running.response_complete:
             self._running = cycle
+        else:
+            # uvicorn stops reading here; then nobody would notice when the client hangs up
+            self.flow.resume_reading()
+            if len(self.pipeline) > MAX_PIPELINED:
+                raise HeadError(400, "too many requests at once on one connection")
+        if self.parser.should_upgrade():
+            cycle.keep_alive = False
         extensions: dict[str, Any] = {EXTENSION: Splice(cycle)}
         cycle.scope["extensions"] = extensions
 
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if self.cycle is not self._running and self.pipeline:
+            self.flow.resume_reading()
+            if len(self.cycle.body) > MAX_PIPELINED_BODY:
+                raise HeadError(400, "a request that was sent before the answer to the one before it is too large")
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        self._head = self._fields = 0
+        super().on_message_complete()
+
+    # -- what is answered ---------------------------------------------------------------------------------------
+
     def on_response_complete(self) -> None:
+        running = self._running
+        if running is not None and running.more_body:
+            self._line.sending = True  # what it still sends is of no use to anybody
+            self.transport.close()
+        following = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
-        self._running = self.cycle
+        if following is not None:
+            self._running = following
 
     def send_400_response(self, msg: str) -> None:
-        running = getattr(self, "_running", None)
-        if running is not None and running.response_started and not running.response_complete:
-            # a status line in the middle of a body would be taken for content
-            self.transport.close()
+        self._refuse(400, msg)
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer what cannot be understood, unless that would be taken for a part of another answer."""
+        if self._line.closing:
             return
-        super().send_400_response(msg)
+        running = self._running
+        at_work = running is not None and not running.response_complete
+        if at_work and running is not None:
+            own = running is self.cycle and running.more_body and not running.response_started
+            self._abandon()
+            if not own:
+                self.transport.close()
+                return
+        self._write_error(status, message)
+
+    def _write_error(self, status: int, message: str) -> None:
+        path = self.url.decode("latin-1") if self._in_request else ""
+        body = refusal(path, status, message)
+        head = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self._line.write(head % (status, _PHRASES.get(status, b"Service Unavailable"), len(body)) + body)
+        self._line.sending = True
+        self._line.close()
+
+    @property
+    def _in_request(self) -> bool:
+        return isinstance(getattr(self, "url", None), bytes)
+
+    # -- time for a head ----------------------------------------------------------------------------------------
 
     def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
+        self._head_timer = self.loop.call_later(self.limits.head_timeout, self._head_is_late)
 
     def _head_is_here(self) -> None:
         if self._head_timer is not None:
@@ -125,5 +280,24 @@ class SpliceProtocol(HttpToolsProtocol):
             self._head_timer = None
 
     def _head_is_late(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.close()
+        self._head_timer = None
+        running = self._running
+        if running is not None and not running.response_complete:
+            running.keep_alive = False  # its answer is finished first
+        elif not self._line.closing:
+            self._line.close()
+
+
+def bound(limits: WireLimits) -> type[SpliceProtocol]:
+    """The protocol of one server, with its limits."""
+    return type("BoundSpliceProtocol", (SpliceProtocol,), {"limits": limits, "addresses": Counter()})
+
+
+def limits_of(settings: GatewaySettings, connections: int) -> WireLimits:
+    """The limits that settings ask for. `connections`: how many the system allows."""
+    return WireLimits(
+        max_head=settings.max_head,
+        head_timeout=settings.head_timeout,
+        connections=min(settings.max_connections, connections),
+        connections_per_client=settings.max_connections_per_client,
+    )

@@ -1,0 +1,181 @@
+"""Around every request: an id, who asks, what became of it. Plain ASGI; nothing is done for single chunks of a stream
+that takes the way past ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Protocol
+
+from llamastream.backends import BackendSource
+from llamastream.errors import UnavailableError
+from llamastream.events import GatewayListener
+from llamastream.gateway.keys import KeyRing, presented_key
+from llamastream.gateway.passage import broken_stream
+from llamastream.gateway.refusals import refusal, respond
+from llamastream.gateway.routes import needed, route_of
+from llamastream.gateway.served import SCOPE_KEY, Served
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+logger = logging.getLogger("llamastream.gateway")
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
+
+
+class Guard(Protocol):
+    """What may change while the gateway runs (see `gateway.guarded.Guard`)."""
+
+    keys: KeyRing
+    closing: bool
+
+
+class Access:
+    """Middleware that keeps a record of each request, names it, and answers for what the application fails to."""
+
+    def __init__(
+        self, app: App, *, source: BackendSource, guard: Guard, listeners: Iterable[GatewayListener] = ()
+    ) -> None:
+        self._app = app
+        self._source = source
+        self._guard = guard
+        self._listeners = tuple(listeners)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        served = Served(_request_id(scope), scope["method"], route_of(scope["path"]), _client(scope))
+        scope[SCOPE_KEY] = served
+        outgoing = _Outgoing(served, self._source, send)
+        try:
+            await self._app(scope, receive, outgoing)
+        except asyncio.CancelledError:
+            served.error = "CancelledError"
+            if not self._guard.closing:
+                raise
+            await self._give_up(scope["path"], outgoing)
+        except Exception as error:
+            served.error = type(error).__name__
+            logger.exception("request %s to %s failed", served.request_id, served.route)
+            if served.status:
+                raise  # the server closes the connection, which is all that can still be said
+            message = "the gateway failed at this request; its log says why"
+            await respond(outgoing, 500, refusal(scope["path"], 500, message), [(b"connection", b"close")])
+        finally:
+            self._tell(served)
+
+    async def _give_up(self, path: str, outgoing: _Outgoing) -> None:
+        """The time for running streams is over: say so, rather than break off."""
+        error = UnavailableError("the gateway is shutting down, and the time for running requests is over", status=503)
+        served = outgoing.served
+        served.error = type(error).__name__
+        with contextlib.suppress(OSError, RuntimeError):
+            if not served.status:
+                await respond(outgoing, 503, refusal(path, 503, error.message), [(b"retry-after", b"1")])
+            elif not served.ended:
+                if outgoing.stream:
+                    await outgoing(
+                        {"type": "http.response.body", "body": broken_stream(path, error), "more_body": True}
+                    )
+                await outgoing({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _tell(self, served: Served) -> None:
+        if not self._listeners:
+            return
+        event = served.finish(self._source)
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                logger.exception("a listener failed on %s", type(event).__name__)
+
+
+class _Outgoing:
+    """What is sent, with the headers that every response has. `stream`: events follow the response's head."""
+
+    def __init__(self, served: Served, source: BackendSource, send: Send) -> None:
+        self.served = served
+        self.stream = False
+        self._source = source
+        self._send = send
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        served = self.served
+        if message["type"] == "http.response.start":
+            served.status = message["status"]
+            headers = [*message.get("headers", ()), (b"x-request-id", served.request_id.encode())]
+            if instance := served.instance(self._source):
+                headers.append((b"x-llamastream-instance", instance.encode()))
+            self.stream = any(
+                name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
+            )
+            if served.glimpse is not None:
+                served.glimpse.stream = self.stream
+            message = {**message, "headers": headers}
+        elif message["type"] == "http.response.body":
+            if served.glimpse is not None and (body := message.get("body")):
+                if served.first_body is None:
+                    served.first_body = time.monotonic()
+                served.glimpse.take(body)
+            served.ended = not message.get("more_body", False)
+        await self._send(message)
+
+
+class KeyCheck:
+    """Middleware that lets those through who may pass."""
+
+    def __init__(self, app: App, *, guard: Guard) -> None:
+        self._app = app
+        self._guard = guard
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        refused = self._refused(scope) if scope["type"] == "http" else None
+        if refused is None:
+            await self._app(scope, receive, send)
+            return
+        status, message = refused
+        headers = [(b"connection", b"close")]  # its body is not read
+        if status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        await respond(send, status, refusal(scope["path"], status, message), headers)
+
+    def _refused(self, scope: MutableMapping[str, Any]) -> tuple[int, str] | None:
+        scope_needed = needed(route_of(scope["path"]))
+        if scope_needed is None:
+            return None
+        keys = self._guard.keys
+        if not keys:
+            if scope_needed != "admin":
+                return None
+            return 403, "this needs an API key with the scope admin, and the gateway has no keys"
+        presented = presented_key(scope["headers"])
+        if presented is None:
+            return 401, "an API key is needed: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`"
+        key = keys.find(presented)
+        if key is None:
+            return 401, "the API key is unknown"
+        scope[SCOPE_KEY].key = key.name
+        if not key.may(scope_needed):
+            return 403, f"the API key {key.name!r} lacks the scope {scope_needed}"
+        return None
+
+
+def _request_id(scope: MutableMapping[str, Any]) -> str:
+    """The client's own id for its request, if it is a harmless one, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value, "ascii")
+    return secrets.token_hex(12)
+
+
+def _client(scope: MutableMapping[str, Any]) -> str:
+    client = scope.get("client")
+    return client[0] if client else "unix"

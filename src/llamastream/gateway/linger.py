@@ -1,0 +1,55 @@
+"""Closing a connection so that the last answer arrives.
+
+A socket that is closed while its peer still sends is reset, and a reset may overtake the answer: whoever sent too much
+would learn nothing but that. So the write side ends first, and what still comes is thrown away, for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+LINGER = 2.0
+"""Seconds that a client has to take its last answer and to stop sending."""
+
+
+class LingeringTransport:
+    """A transport whose `close` lingers where the peer may still be sending; apart from that, the transport itself.
+
+    Attributes:
+        write: the transport's own method: no way around for what is written often.
+        sending: the peer is in the middle of something that will not be read.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self.write = transport.write
+        self.sending = False
+        self.closing = False
+        self._transport = transport
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """Whether nothing is to be read or written any more."""
+        return self.closing or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Close it, after a while if the peer is sending."""
+        if self.is_closing():
+            return
+        self.closing = True
+        if not self.sending or not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        self._timer = self._loop.call_later(LINGER, self._transport.abort)
+
+    def over(self) -> None:
+        """The connection is gone, or the peer has stopped sending."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

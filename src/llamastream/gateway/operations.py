@@ -1,0 +1,141 @@
+"""Endpoints for those who run the gateway: metrics, the state of the servers, and single servers for administrators."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+
+from llamastream._version import __version__
+from llamastream.address import parse_address
+from llamastream.backends import Backend
+from llamastream.client.servers import Server
+from llamastream.gateway.passage import Passage
+from llamastream.gateway.refusals import refusal, respond
+from llamastream.observe.metrics import STATES, Metrics
+from llamastream.observe.series import Sample
+
+if TYPE_CHECKING:
+    from llamastream.gateway.app import Gateway
+
+INSTANCE_HEADER = b"x-llamastream-instance"
+
+Status = Callable[[], Any]
+"""How the servers are, as anything that can be written as JSON; may block for moments, so it runs in a thread."""
+
+
+class GatewayStatus(Struct, frozen=True, kw_only=True):
+    """What `/fleet` says where nobody gave the gateway anything better. `instances`: what the source reports of each,
+    else its backends without their keys."""
+
+    pid: int
+    version: str
+    instances: tuple[Any, ...]
+
+
+def new_metrics() -> Metrics:
+    """Metrics with what this build is."""
+    return Metrics({"version": __version__, "python": platform.python_version()})
+
+
+def samples(gateway: Gateway, connections: Callable[[], int] | None = None) -> Iterator[Sample]:
+    """What the gateway and its servers are like now."""
+    admission = gateway.admission
+    backends = gateway.source.snapshot()
+    ready = [backend for backend in backends if backend.routable]
+    values: dict[str, float] = {
+        "queue_length": admission.waiting,
+        "requests_active": admission.active,
+        "slots": sum(max(1, backend.slots) for backend in ready),
+        "admitted_requests": admission.admitted,
+        "refused_requests": admission.refused,
+        "instances_ready": len(ready),
+    }
+    if connections is not None:
+        values["connections"] = connections()
+    for name, value in values.items():
+        yield Sample(name, (), value)
+    for backend in backends:
+        for state in STATES:
+            yield Sample("instance_state", (backend.id, state), backend.state == state)
+        yield Sample("instance_requests_active", (backend.id,), backend.in_flight)
+    for report in _reports(gateway.source) or ():
+        label = (report.id,)
+        yield Sample("instance_memory_bytes", label, report.rss_bytes)
+        yield Sample("instance_tokens_per_second", label, report.tokens_per_second)
+        yield Sample("instance_restarts", label, report.restarts)
+
+
+def _reports(source: Any) -> Sequence[Any] | None:
+    """What a fleet says of its instances; None for sources that say nothing."""
+    status = getattr(source, "status", None)
+    return status() if callable(status) else None
+
+
+def status_of(source: Any) -> GatewayStatus:
+    """What `/fleet` says of a source."""
+    found = _reports(source)
+    if found is None:
+        found = [_described(backend) for backend in source.snapshot()]
+    return GatewayStatus(pid=os.getpid(), version=__version__, instances=tuple(found))
+
+
+def _described(backend: Backend) -> dict[str, Any]:
+    return {name: value for name, value in msgspec.structs.asdict(backend).items() if name != "api_key"}
+
+
+class Operations:
+    """The endpoints, as ASGI handlers."""
+
+    def __init__(self, gateway: Gateway, metrics: Metrics, status: Status | None = None) -> None:
+        self._gateway = gateway
+        self._metrics = metrics
+        self._status = status or (lambda: status_of(gateway.source))
+
+    async def metrics(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """`GET /metrics`."""
+        # at the first scrape, and not with the application: who needs no metrics needs no library for them
+        from llamastream.observe.exposition import exposition
+
+        accept = next((value for name, value in scope["headers"] if name == b"accept"), b"")
+        body, content_type = exposition(self._metrics, accept.decode("latin-1"))
+        await respond(send, 200, body, content_type=content_type.encode())
+
+    async def fleet(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """`GET /fleet`."""
+        found = await asyncio.to_thread(self._status)
+        await respond(send, 200, msgspec.json.encode(found))
+
+    async def one_server(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """An endpoint of one server, which the header `x-llamastream-instance` names; where there is but one, it need
+        not."""
+        gateway = self._gateway
+        wanted = next((value.decode("latin-1") for name, value in scope["headers"] if name == INSTANCE_HEADER), "")
+        backends = [backend for backend in gateway.source.snapshot() if backend.url]
+        found = [backend for backend in backends if not wanted or backend.id == wanted]
+        if len(found) != 1:
+            names = ", ".join(backend.id for backend in backends) or "none"
+            status, what = (
+                (404, f"there is no instance {wanted!r}") if wanted else (400, "this is asked of one instance")
+            )
+            message = f"{what}: name one in the header {INSTANCE_HEADER.decode()}; there are: {names}"
+            await respond(send, status, refusal(scope["path"], status, message), [(b"connection", b"close")])
+            return
+        server = self._server(found[0])
+        if server is None:
+            message = f"instance {found[0].id} is not reachable now"
+            await respond(send, 503, refusal(scope["path"], 503, message), [(b"connection", b"close")])
+            return
+        passage = Passage(gateway.core, gateway.pools, send)
+        await gateway.hand_on(scope, receive, send, passage, lambda *asked: passage.run_at(server, *asked))
+
+    def _server(self, backend: Backend) -> Server | None:
+        servers = self._gateway.core.servers
+        servers.elsewhere(0.0, ())  # takes over what is new in the source
+        url = parse_address(backend.url).url
+        return next((server for server in reversed(servers.all) if server.url == url), None)

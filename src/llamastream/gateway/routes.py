@@ -1,0 +1,50 @@
+"""Every route of the gateway, and what a key needs to be allowed there."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from llamastream.gateway.keys import Scope
+from llamastream.gateway.served import OTHER
+
+GENERATION = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/completion",
+    "/v1/responses",
+    "/v1/messages",
+    "/infill",
+    "/v1/embeddings",
+    "/v1/rerank",
+)
+"""Endpoints that take a slot."""
+AT_ONCE = ("/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens")
+"""Endpoints that answer without a slot."""
+FACTS = ("/props", "/v1/models", "/models")
+HEALTH = ("/health", "/v1/health")
+METRICS, FLEET = "/metrics", "/fleet"
+ADMIN = ("/slots", "/slots/{id}", "/lora-adapters", "/tools", "/cors-proxy")
+"""Endpoints of one server that change it, or reach beyond it: for keys with the scope `admin`, and never without."""
+
+Need: TypeAlias = Scope | None
+
+_NEEDS: dict[str, Need] = {
+    **dict.fromkeys((*GENERATION, *AT_ONCE, *FACTS), "inference"),
+    **dict.fromkeys(HEALTH, None),
+    METRICS: "metrics",
+    FLEET: "metrics",
+    **dict.fromkeys(ADMIN, "admin"),
+}
+
+
+def route_of(path: str) -> str:
+    """The route that a path belongs to, or `other`."""
+    if path.startswith("/slots/"):
+        return "/slots/{id}" if path.count("/") == 2 else OTHER
+    return path if path in _NEEDS else OTHER
+
+
+def needed(route: str) -> Need:
+    """The scope that a key needs there; None: no key is needed. What does not exist is no secret, but is told only to
+    those who may ask for what does."""
+    return _NEEDS.get(route, "inference")

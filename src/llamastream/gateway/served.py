@@ -1,0 +1,141 @@
+"""What becomes known of a request while the gateway serves it, and the one event that is made of it at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import MutableMapping
+from typing import Any
+
+from llamastream.address import parse_address
+from llamastream.backends import BackendSource
+from llamastream.events import RequestServed
+from llamastream.gateway.glimpse import Glimpse
+from llamastream.gateway.passage import Passage
+from llamastream.gateway.relay import Relay
+
+SCOPE_KEY = "llamastream.served"
+OTHER = "other"
+LEFT = 499
+"""Status of a request whose client left before there was an answer (nginx's)."""
+
+
+class Served:
+    """One request, as far as it is known. What serves it fills in.
+
+    Attributes:
+        request_id, method, route, client: see `RequestServed`. key: the name of its key. model: that was asked for,
+            None where none is. asked: the request's body was read. runner: who brings the answer. queue_wait: seconds.
+        status: of the response, 0 before it began. ended: the response is complete. error: what went wrong.
+        glimpse: reads along what is not read otherwise.
+    """
+
+    def __init__(self, request_id: str, method: str, route: str, client: str) -> None:
+        self.request_id = request_id
+        self.method = method
+        self.route = route
+        self.client = client
+        self.key = ""
+        self.model: str | None = None
+        self.asked = False
+        self.runner: Relay | Passage | None = None
+        self.queue_wait: float | None = None
+        self.status = 0
+        self.ended = False
+        self.error = ""
+        self.glimpse: Glimpse | None = None
+        self.first_body: float | None = None
+        self._time = time.time()
+        self._began = time.monotonic()
+
+    def generation(self, body: dict[str, Any], runner: Relay | Passage) -> None:
+        """It asks for an answer, which `runner` brings."""
+        model = body.get("model")
+        self.model = model if isinstance(model, str) else ""
+        self.asked = True
+        self.runner = runner
+        if isinstance(runner, Passage):
+            self.glimpse = Glimpse()
+
+    def instance(self, source: BackendSource) -> str:
+        """The id of the server that answers, or ""."""
+        runner = self.runner
+        if isinstance(runner, Passage):
+            server = runner.server
+        else:
+            server = None if runner is None or runner.session is None else runner.session.server
+        if server is None:
+            return ""
+        return next(
+            (each.id for each in source.snapshot() if each.url and parse_address(each.url).url == server.url), ""
+        )
+
+    def finish(self, source: BackendSource) -> RequestServed:
+        """It is over."""
+        known: dict[str, Any] = {}
+        session = self.runner.session if isinstance(self.runner, Relay) else None
+        if session is not None:
+            stats = session.stats()
+            begun = None if stats.time_to_first_token is None else stats.time_to_first_token + (self.queue_wait or 0.0)
+            known = {
+                "streamed": True,
+                "finish_reason": session.finish_reason or "cancelled",
+                "time_to_first_token": begun,
+                "prompt_tokens": stats.prompt_tokens,
+                "cached_tokens": stats.cached_tokens,
+                "completion_tokens": stats.completion_tokens,
+                "gaps": session.gaps(),
+                "recoveries": tuple(recovery.kind for recovery in stats.recoveries),
+            }
+            if session.error is not None:
+                known["error"] = type(session.error).__name__
+        elif self.glimpse is not None:
+            known = self._glimpsed(self.glimpse)
+        if not self.ended:
+            known["finish_reason"] = "cancelled" if self.asked and not self.error else known.get("finish_reason", "")
+        if self.error:
+            known |= {"error": self.error, "finish_reason": "error" if self.asked else ""}
+        return RequestServed(
+            time=self._time,
+            request_id=self.request_id,
+            method=self.method,
+            route=self.route,
+            status=self.status or LEFT,
+            duration=time.monotonic() - self._began,
+            model=known_model(self.model, source),
+            queue_wait=self.queue_wait,
+            instance=self.instance(source),
+            key=self.key,
+            client=self.client,
+            **known,
+        )
+
+    def _glimpsed(self, glimpse: Glimpse) -> dict[str, Any]:
+        seen = glimpse.figures()
+        reason = seen.finish_reason if self.status < 400 else "error"
+        begun = None
+        if glimpse.stream and self.first_body is not None:
+            begun = self.first_body - self._began
+        return {
+            "streamed": glimpse.stream,
+            "finish_reason": reason,
+            "time_to_first_token": begun,
+            "prompt_tokens": seen.prompt_tokens,
+            "cached_tokens": seen.cached_tokens,
+            "completion_tokens": seen.completion_tokens,
+        }
+
+
+def known_model(asked: str | None, source: BackendSource) -> str:
+    """The model that was asked for, out of those that exist: what clients write there must not become a new series."""
+    if asked is None:
+        return ""
+    models = {name for backend in source.snapshot() for name in backend.models}
+    if asked in models:
+        return asked
+    return next(iter(models)) if not asked and len(models) == 1 else OTHER
+
+
+def served_of(scope: MutableMapping[str, Any]) -> Served:
+    """What is known of a request."""
+    found = scope.get(SCOPE_KEY)
+    return found if isinstance(found, Served) else Served("", scope["method"], OTHER, "")

@@ -1,0 +1,279 @@
+"""The gateway on an address: in the foreground, inside another asyncio program, or in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import signal
+import ssl
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import uvicorn
+from starlette.applications import Starlette
+
+from llamastream.errors import LlamaStreamError, SettingError
+from llamastream.gateway.exposure import check_exposure
+from llamastream.gateway.listening import listening_socket, room_for_connections, url_of
+from llamastream.gateway.settings import GatewaySettings
+from llamastream.gateway.stalls import StallWatch
+from llamastream.gateway.wire import bound, limits_of
+
+logger = logging.getLogger("llamastream.gateway")
+
+BACKLOG = 2048
+LAST_WORDS = 2.0
+"""Seconds that streams which were ended at shutdown have to tell their clients."""
+
+T = TypeVar("T")
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without signal handlers: whoever runs us has their own."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.running: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        if not self.running.done():
+            self.running.set_result(None)
+
+
+class GatewayServer:
+    """Serves a gateway's application. Belongs to the event loop in which it was started; for `async with`.
+
+    Attributes:
+        url: where it listens, with the real port, once it is started.
+    """
+
+    def __init__(
+        self,
+        app: Starlette,
+        settings: GatewaySettings | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8080,
+        socket: str | None = None,
+    ) -> None:
+        """Nothing is bound yet.
+
+        Args:
+            app: what `create_app` made. settings: the same that it was given.
+            host, port: where to listen; port 0: any that is free. socket: path of a Unix socket instead.
+
+        Raises:
+            SettingError: others can reach the address and there are no keys, or the TLS files cannot be used.
+        """
+        self.settings = settings = settings or app.state.gateway.settings
+        if socket is None:
+            check_exposure(host, keys=len(app.state.guard.keys), allow_open=settings.allow_open)
+        self.url = ""
+        self._app = app
+        self._where = (host, port, socket)
+        self._config = self._configure()
+        self._server: _Uvicorn | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._last_call: asyncio.TimerHandle | None = None
+
+    def _configure(self) -> uvicorn.Config:
+        settings = self.settings
+        if (settings.tls_cert_file is None) != (settings.tls_key_file is None):
+            raise SettingError("tls_cert_file and tls_key_file are needed both, or none of them")
+        config = uvicorn.Config(
+            self._app,
+            http=bound(limits_of(settings, room_for_connections(settings.max_connections))),
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=True,
+            workers=1,
+            backlog=BACKLOG,
+            timeout_keep_alive=math.ceil(settings.idle_timeout),
+            timeout_graceful_shutdown=math.ceil(settings.drain_timeout + LAST_WORDS),
+            ssl_certfile=settings.tls_cert_file,
+            ssl_keyfile=settings.tls_key_file,
+        )
+        try:
+            config.load()
+        except (OSError, ssl.SSLError) as error:
+            raise SettingError(
+                f"tls_cert_file = {settings.tls_cert_file!r} and tls_key_file = {settings.tls_key_file!r} cannot be "
+                f"used: {error}"
+            ) from None
+        if config.ssl is not None:
+            config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+        return config
+
+    async def start(self) -> Self:
+        """Listen, and serve from now on.
+
+        Raises:
+            PortInUseError: the address cannot be bound.
+        """
+        host, port, path = self._where
+        listener = listening_socket(host, port, path, BACKLOG)
+        self.url = url_of(listener, host, path, tls=self._config.ssl is not None)
+        self._server = server = _Uvicorn(self._config)
+        self._app.state.guard.closing = False
+        self._app.state.guard.connections = lambda: len(server.server_state.connections)
+        self._serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        await asyncio.wait((self._serving, server.running), return_when=asyncio.FIRST_COMPLETED)
+        if not server.running.done():
+            listener.close()
+            await self._serving
+            raise LlamaStreamError("the gateway ended while it started; its log says why")
+        watch = StallWatch(lambda: server.server_state.connections, self.settings.stall_timeout)
+        self._watch = asyncio.ensure_future(watch.run())
+        return self
+
+    async def stop(self) -> None:
+        """Take no more connections, let running requests end for `drain_timeout`, tell those that still run, and close
+        everything. Idempotent."""
+        self.request_stop()
+        await self.wait()
+
+    def request_stop(self) -> None:
+        """Begin to stop; a second time: do not wait for running requests any more. In the event loop's thread."""
+        server = self._server
+        if server is None:
+            return
+        if not server.should_exit:
+            server.should_exit = True
+            loop = asyncio.get_running_loop()
+            self._last_call = loop.call_later(self.settings.drain_timeout, self._end_requests)
+        else:
+            self._end_requests()
+
+    def _end_requests(self) -> None:
+        assert self._server is not None
+        self._app.state.guard.closing = True
+        for task in tuple(self._server.server_state.tasks):
+            task.cancel("the gateway is shutting down")
+
+    async def wait(self) -> None:
+        """Until it has ended."""
+        server, serving = self._server, self._serving
+        if server is None or serving is None:
+            return
+        try:
+            await asyncio.shield(serving)
+        finally:
+            if serving.done():
+                for task in (self._last_call, self._watch):
+                    if task is not None:
+                        task.cancel()
+                for protocol in tuple(server.server_state.connections):
+                    protocol.transport.abort()
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+
+def run_gateway(
+    app: Starlette,
+    settings: GatewaySettings | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    socket: str | None = None,
+    ready: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serve in the foreground until SIGTERM or SIGINT; running requests then have `drain_timeout`, and a second signal
+    ends them. For the main thread.
+
+    Args:
+        app, settings, host, port, socket: see `GatewayServer`. ready: called with the address once it listens.
+
+    Raises:
+        SettingError, PortInUseError: see `GatewayServer`.
+    """
+    server = GatewayServer(app, settings, host=host, port=port, socket=socket)
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.request_stop)
+        async with server:
+            ready(server.url)
+            await server.wait()
+
+    _run(work())
+
+
+@contextmanager
+def gateway_thread(
+    app: Starlette,
+    settings: GatewaySettings | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    socket: str | None = None,
+) -> Iterator[GatewayServer]:
+    """With a gateway that serves in a thread of its own, and is stopped at the end of the block.
+
+    Raises:
+        SettingError, PortInUseError: see `GatewayServer`.
+    """
+    server = GatewayServer(app, settings, host=host, port=port, socket=socket)
+    started = threading.Event()
+    failures: list[BaseException] = []
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def work() -> None:
+        try:
+            await server.start()
+            loops.append(asyncio.get_running_loop())
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+            failures.append(error)
+            return
+        finally:
+            started.set()
+        await server.wait()
+
+    thread = threading.Thread(target=_run, args=(work(),), name="llamastream-gateway")
+    thread.start()
+    started.wait()
+    if failures:
+        thread.join()
+        raise failures[0]
+    try:
+        yield server
+    finally:
+        with contextlib.suppress(RuntimeError):  # it has ended by itself
+            loops[0].call_soon_threadsafe(server.request_stop)
+        thread.join()
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end, on uvloop where it is installed."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(work)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
