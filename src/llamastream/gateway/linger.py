@@ -7,6 +7,7 @@ would learn nothing but that. So the write side ends first, and what still comes
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 LINGER = 2.0
@@ -17,13 +18,15 @@ class LingeringTransport:
     """A transport whose `close` lingers where the peer may still be sending; apart from that, the transport itself.
 
     Attributes:
-        write: the transport's own method: no way around for what is written often.
-        sending: the peer is in the middle of something that will not be read.
+        write: the transport's own method: no way around for what is written often. closing: it is being closed.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, sending: Callable[[], bool]
+    ) -> None:
+        """`sending`: whether the peer may be in the middle of something that will not be read."""
         self.write = transport.write
-        self.sending = False
+        self._sending = sending
         self.closing = False
         self._transport = transport
         self._loop = loop
@@ -41,7 +44,7 @@ class LingeringTransport:
         if self.is_closing():
             return
         self.closing = True
-        if not self.sending or not self._transport.can_write_eof():
+        if not self._sending() or not self._transport.can_write_eof():
             self._transport.close()
             return
         self._transport.write_eof()

@@ -24,7 +24,7 @@ def check_head(version: str, url: bytes, headers: Sequence[tuple[bytes, bytes]])
         HeadError: it is not allowed.
     """
     if version not in ("1.0", "1.1"):
-        raise HeadError(400, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+        raise HeadError(400, "only HTTP 1.0 and 1.1 are spoken here")
     if len(headers) > MAX_FIELDS:
         raise HeadError(431, f"the request has more than {MAX_FIELDS} headers")
     if not url.startswith(b"/") and not url.startswith((b"http://", b"https://")) and url != b"*":

@@ -84,18 +84,20 @@ class SpliceProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._refused = False
+        self._refused = False  # the whole connection
+        self._failed = False
         self._address: str | None = None
         self._in_head = True
         self._head = 0  # bytes of the head that came in earlier reads
         self._fields = 0  # bytes of its parts that are complete
         self._head_timer: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
+        self._raw: int | None = None  # bytes of a body that are still to come, which the parser does not read
 
     # -- the connection -----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        self._line = LingeringTransport(transport, self.loop)
+        self._line = LingeringTransport(transport, self.loop, self._may_be_sending)
         peer = transport.get_extra_info("peername")
         address = peer[0] if isinstance(peer, tuple) else "unix"
         limits = self.limits
@@ -145,6 +147,9 @@ class SpliceProtocol(HttpToolsProtocol):
         if self._refused or self._line.closing:
             return
         self._unset_keepalive_if_required()
+        if self._raw is not None:
+            self._take_raw(data)
+            return
         if not self._in_head:
             self._feed(data)
             return
@@ -163,18 +168,23 @@ class SpliceProtocol(HttpToolsProtocol):
     def _feed(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # nobody upgrades here: the request is answered, and the connection closed
+        except httptools.HttpParserUpgrade as upgrade:
+            self._take_raw(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             cause = error.__context__
             message = str(cause) if isinstance(cause, HeadError) else "the request is not proper HTTP/1.1"
             status = cause.status if isinstance(cause, HeadError) else 400
             self._refuse(status, message)
 
-    def eof_received(self) -> None:
-        """Who stops sending is taken to be gone: nothing tells one from the other."""
-        if self._line.closing:
-            self._line.abort()
+    def _take_raw(self, data: bytes) -> None:
+        """What follows a head that asks for an upgrade. Nobody upgrades here, but some clients (Java's) always ask, and
+        the parser takes their body for another protocol."""
+        left = self._raw or 0
+        self._raw = max(0, left - len(data))
+        if left:
+            self.on_body(data[:left])
+            if not self._raw:
+                super().on_message_complete()
 
     def on_message_begin(self) -> None:
         self._in_head = True
@@ -212,9 +222,16 @@ class SpliceProtocol(HttpToolsProtocol):
             if len(self.pipeline) > MAX_PIPELINED:
                 raise HeadError(400, "too many requests at once on one connection")
         if self.parser.should_upgrade():
-            cycle.keep_alive = False
+            self._ignore_upgrade(cycle)
         extensions: dict[str, Any] = {EXTENSION: Splice(cycle)}
         cycle.scope["extensions"] = extensions
+
+    def _ignore_upgrade(self, cycle: RequestResponseCycle) -> None:
+        cycle.keep_alive = False
+        fields = dict(self.headers)
+        if b"transfer-encoding" in fields:
+            raise HeadError(400, "a chunked request cannot ask for an upgrade: leave out the header Upgrade")
+        self._raw = int(fields.get(b"content-length", b"0"))
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
@@ -224,6 +241,8 @@ class SpliceProtocol(HttpToolsProtocol):
                 raise HeadError(400, "a request that was sent before the answer to the one before it is too large")
 
     def on_message_complete(self) -> None:
+        if self._raw:
+            return
         self._in_head = True
         self._head = self._fields = 0
         super().on_message_complete()
@@ -233,8 +252,7 @@ class SpliceProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         running = self._running
         if running is not None and running.more_body:
-            self._line.sending = True  # what it still sends is of no use to anybody
-            self.transport.close()
+            self.transport.close()  # what it still sends is of no use to anybody
         following = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
         if following is not None:
@@ -262,8 +280,12 @@ class SpliceProtocol(HttpToolsProtocol):
         body = refusal(path, status, message)
         head = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self._line.write(head % (status, _PHRASES.get(status, b"Service Unavailable"), len(body)) + body)
-        self._line.sending = True
+        self._failed = True
         self._line.close()
+
+    def _may_be_sending(self) -> bool:
+        running = self._running
+        return self._failed or (running is not None and running.more_body)
 
     @property
     def _in_request(self) -> bool:
