@@ -81,8 +81,7 @@ class GenerationExchange:
         """How many bytes of the de-chunked body belong to events that were taken; None: cannot be said."""
         if self._rejected:
             return 0  # the body is somebody else's
-        self.count()
-        return self._reader.body_bytes - self._decoder.unfinished_bytes if self._exact and not self.whole else None
+        return self.body_bytes - self._decoder.unfinished_bytes if self._exact and not self.whole else None
 
     @property
     def status(self) -> int:
