@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import uvicorn
 from gateways import Running, serving
-from polling import wait_for
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from wires import Heard, dial, hear
 
@@ -20,6 +19,7 @@ from llamastream.engine import Engine
 from llamastream.gateway import GatewaySettings, Upstreams
 from llamastream.gateway.strict import HeadError, check_head
 from llamastream.gateway.wire import EXTENSION, SpliceProtocol, WireLimits, bound
+from polling import wait_for
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST_HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"

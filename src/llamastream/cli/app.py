@@ -10,6 +10,7 @@ from llamastream._version import __version__
 from llamastream.cli.chat import chat
 from llamastream.cli.check import check
 from llamastream.cli.config import config
+from llamastream.cli.keys import keys
 from llamastream.cli.serve import serve
 
 app = typer.Typer(
@@ -41,3 +42,4 @@ app.command()(chat)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command()(check)
 app.command()(config)
+app.add_typer(keys)

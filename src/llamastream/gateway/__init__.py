@@ -1,7 +1,41 @@
-"""One OpenAI-compatible address before one or many llama-servers."""
+"""One OpenAI-compatible address before one or many llama-servers.
 
-from llamastream.gateway.app import Gateway, create_app
-from llamastream.gateway.settings import GatewaySettings
-from llamastream.gateway.upstreams import Upstreams
+Importing this part needs no library of the gateway; its names are loaded when they are used.
+"""
 
-__all__ = ["Gateway", "GatewaySettings", "Upstreams", "create_app"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llamastream.gateway.app import Gateway, create_app
+    from llamastream.gateway.server import GatewayServer, gateway_thread, run_gateway
+    from llamastream.gateway.settings import GatewaySettings
+    from llamastream.gateway.upstreams import Upstreams
+
+__all__ = [
+    "Gateway",
+    "GatewayServer",
+    "GatewaySettings",
+    "Upstreams",
+    "create_app",
+    "gateway_thread",
+    "run_gateway",
+]
+
+_HOMES = {
+    "Gateway": "app",
+    "GatewayServer": "server",
+    "GatewaySettings": "settings",
+    "Upstreams": "upstreams",
+    "create_app": "app",
+    "gateway_thread": "server",
+    "run_gateway": "server",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

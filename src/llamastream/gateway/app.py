@@ -282,7 +282,7 @@ def error_response(error: LlamaStreamError) -> tuple[int, bytes, list[tuple[byte
 def _json(raw: bytes) -> dict[str, Any]:
     try:
         body = msgspec.json.decode(raw)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(400, f"the request's body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise RequestError(400, "the request's body must be a JSON object")

@@ -47,6 +47,8 @@ class Glimpse:
 
     def take(self, body: bytes) -> None:
         """The next piece of the body."""
+        if self._lost:
+            return
         self._body += body
         if self.stream:
             if len(self._body) > 2 * TAIL:
@@ -72,7 +74,7 @@ class Glimpse:
 def _decoded(text: bytes) -> Any:
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -10,6 +10,7 @@ whole event. After a break in the middle the rest comes as typed events, and is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Any, Protocol
@@ -154,8 +155,11 @@ class Relay(AsyncRunner):
         if direct is not None and steady is not None and steady.take(data, monotonic()) is not None:
             if self._flow.write_paused:
                 self._wait_for_client(data)
-            else:
+                return
+            try:
                 direct(data)
+            except RuntimeError:  # uvloop's word for a connection that was closed a moment ago: nobody reads any more
+                self._direct = None
             return
         self._take_the_long_way(data)
 
@@ -218,7 +222,8 @@ class Relay(AsyncRunner):
             return
         direct = self._direct
         if direct is not None and not self._out and not self._flow.write_paused:
-            direct(chunk(body))
+            with contextlib.suppress(RuntimeError):  # as above
+                direct(chunk(body))
         else:
             self._out += body
 

@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 
 from llamastream.errors import LlamaStreamError, SettingError
 from llamastream.gateway.exposure import check_exposure
+from llamastream.gateway.guarded import Guard
 from llamastream.gateway.listening import listening_socket, room_for_connections, url_of
 from llamastream.gateway.settings import GatewaySettings
 from llamastream.gateway.stalls import StallWatch
@@ -54,7 +55,8 @@ class GatewayServer:
     """Serves a gateway's application. Belongs to the event loop in which it was started; for `async with`.
 
     Attributes:
-        url: where it listens, with the real port, once it is started.
+        url: where it listens, with the real port, once it is started. app: what it serves. guard: what may change
+            meanwhile, the API keys for one.
     """
 
     def __init__(
@@ -79,7 +81,8 @@ class GatewayServer:
         if socket is None:
             check_exposure(host, keys=len(app.state.guard.keys), allow_open=settings.allow_open)
         self.url = ""
-        self._app = app
+        self.app = app
+        self.guard: Guard = app.state.guard
         self._where = (host, port, socket)
         self._config = self._configure()
         self._server: _Uvicorn | None = None
@@ -92,7 +95,7 @@ class GatewayServer:
         if (settings.tls_cert_file is None) != (settings.tls_key_file is None):
             raise SettingError("tls_cert_file and tls_key_file are needed both, or none of them")
         config = uvicorn.Config(
-            self._app,
+            self.app,
             http=bound(limits_of(settings, room_for_connections(settings.max_connections))),
             ws="none",
             lifespan="on",
@@ -129,8 +132,8 @@ class GatewayServer:
         listener = listening_socket(host, port, path, BACKLOG)
         self.url = url_of(listener, host, path, tls=self._config.ssl is not None)
         self._server = server = _Uvicorn(self._config)
-        self._app.state.guard.closing = False
-        self._app.state.guard.connections = lambda: len(server.server_state.connections)
+        self.guard.closing = False
+        self.guard.connections = lambda: len(server.server_state.connections)
         self._serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         await asyncio.wait((self._serving, server.running), return_when=asyncio.FIRST_COMPLETED)
         if not server.running.done():
@@ -161,7 +164,7 @@ class GatewayServer:
 
     def _end_requests(self) -> None:
         assert self._server is not None
-        self._app.state.guard.closing = True
+        self.guard.closing = True
         for task in tuple(self._server.server_state.tasks):
             task.cancel("the gateway is shutting down")
 

@@ -84,6 +84,7 @@ class SpliceProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.access_log = False  # uvicorn's line has the path and the query as they came; ours has neither
         self._refused = False  # the whole connection
         self._failed = False
         self._address: str | None = None
