@@ -19,7 +19,6 @@ from llamastream import StreamingClient
 from llamastream.engine import Engine
 from llamastream.errors import AuthenticationError, SettingError
 from llamastream.gateway import GatewaySettings, Upstreams
-from llamastream.gateway import keys as keys_module
 from llamastream.gateway.exposure import check_exposure, is_loopback
 from llamastream.gateway.keys import Key, KeyRing, load_keys, new_key, parse_keys, presented_key
 from llamastream.gateway.server import GatewayServer
@@ -106,7 +105,7 @@ def test_every_key_is_compared_and_none_is_kept(monkeypatch: pytest.MonkeyPatch)
         return original(one, other)
 
     ring = KeyRing(parse_keys([USER, WATCHER, ADMIN], "the test"))
-    monkeypatch.setattr(keys_module.hmac, "compare_digest", compare)
+    monkeypatch.setattr(hmac, "compare_digest", compare)
     for presented in (USER, ADMIN, "nonsense"):
         compared.clear()
         ring.find(presented)
@@ -151,7 +150,7 @@ def gateway(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def get(gateway: Running, path: str, key: str | None, method: str = "GET", body: Any = None) -> Heard:
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    headers: dict[str, Any] = {} if key is None else {"Authorization": f"Bearer {key}"}
     return ask(gateway.url, method, path, body, **headers)
 
 

@@ -151,7 +151,8 @@ def test_both_text_forms_can_be_read(gateway: Running) -> None:
     opened = ask(gateway.url, "GET", "/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert re.search(rb"content-type: text/plain; version=", plain.head)
     assert re.search(rb"content-type: application/openmetrics-text; version=1.0.0", opened.head)
-    families = {family.name: family for family in open_metrics(opened.body.decode())}
+    found = open_metrics(opened.body.decode())  # type: ignore[no-untyped-call]  # the library says no types here
+    families = {family.name: family for family in found}
     assert {f"llamastream_{metric.name}" for metric in METRICS} == set(families)
     assert {family.name for family in prometheus(plain.body.decode())} >= {
         f"llamastream_{metric.name}" for metric in METRICS if metric.kind in ("gauge", "histogram")
@@ -175,7 +176,8 @@ def test_counting_needs_no_library_and_loses_nothing() -> None:
     metrics = Metrics({"version": "1", "python": "3"})
     for status in (200, 200, 503):
         metrics(RequestServed(
-            time=0, request_id="a", method="GET", route="/health", status=status, duration=0.25, finish_reason="strange",
+            time=0, request_id="a", method="GET", route="/health", status=status, duration=0.25,
+            finish_reason="strange",
             gaps=((0.01, 3), (20.0, 1)), queue_wait=0.0, model="m",
         ))  # fmt: skip
     metrics(InstanceChanged("i", "busy", "wedged", "", 0.0, 1))

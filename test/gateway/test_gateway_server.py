@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import trustme
 from gateways import Running, serving
-from polling import wait_for
 from wires import ask, dial, hear
 
 from llamastream import AsyncStreamingClient, StreamingClient
@@ -27,6 +26,7 @@ from llamastream.engine import Engine
 from llamastream.errors import PortInUseError, SettingError
 from llamastream.gateway import GatewaySettings, Upstreams, create_app
 from llamastream.gateway.server import GatewayServer, gateway_thread
+from polling import wait_for
 
 STORY = [{"role": "user", "content": "Tell me a story."}]
 ADMIN = "sk-admin-0123456789"
@@ -96,7 +96,7 @@ def test_https(source: Upstreams, tmp_path: Path) -> None:
             assert "".join(client.stream_chat(STORY)).startswith("Once")
         old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
-        with pytest.warns(DeprecationWarning):
+        with pytest.warns(DeprecationWarning, match="TLSv1_1"):
             old.maximum_version = ssl.TLSVersion.TLSv1_1
         with dial(gateway.url) as plain, pytest.raises((ssl.SSLError, ConnectionError)):
             old.wrap_socket(plain)
@@ -244,19 +244,22 @@ def test_an_administrator_asks_one_server(engine: Engine) -> None:
     with serving(source, GatewaySettings(api_keys=f"root:admin:{ADMIN}")) as gateway:
         ready(gateway)
 
-        def get(path: str, **headers: str) -> Any:
-            return ask(gateway.url, "GET", path, Authorization=f"Bearer {ADMIN}", **headers)
+        def get(path: str, instance: str | None = None) -> Any:
+            headers: dict[str, Any] = {"Authorization": f"Bearer {ADMIN}"}
+            if instance is not None:
+                headers["X-Llamastream-Instance"] = instance
+            return ask(gateway.url, "GET", path, **headers)
 
         unnamed = get("/slots")
         assert unnamed.status == 400
         assert "upstream-0, upstream-1" in unnamed.json["error"]["message"]
-        assert get("/slots", X_Llamastream_Instance="nobody").status == 404
+        assert get("/slots", "nobody").status == 404
         for name in ("upstream-0", "upstream-1"):
-            slots = get("/slots", X_Llamastream_Instance=name)
+            slots = get("/slots", name)
             assert (slots.status, len(slots.json)) == (200, 4)
             assert f"x-llamastream-instance: {name}".encode() in slots.head
-        assert get("/lora-adapters", X_Llamastream_Instance="upstream-0").json == []
-        heard = get("/slots/%0d%0aX-Evil:%20a", X_Llamastream_Instance="upstream-0")
+        assert get("/lora-adapters", "upstream-0").json == []
+        heard = get("/slots/%0d%0aX-Evil:%20a", "upstream-0")
         assert heard.status in (404, 405)
 
 

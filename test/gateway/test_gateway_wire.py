@@ -1,4 +1,4 @@
-"""The gateway's end of a connection, byte by byte: strict HTTP, bounds, pipelining, and what uvicorn must go on being."""
+"""A client's connection, byte by byte: strict HTTP, bounds, pipelining, and what uvicorn must go on being."""
 
 from __future__ import annotations
 
