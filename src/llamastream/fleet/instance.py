@@ -114,8 +114,8 @@ class Instance:
 
     @property
     def wants_restart(self) -> bool:
-        """Whether it waits for its turn."""
-        return self._wanted is not None
+        """Whether it waits for its turn, or will as soon as it reads its orders."""
+        return self._wanted is not None or self._inbox.holds("restart", "replace")
 
     @property
     def url(self) -> str:

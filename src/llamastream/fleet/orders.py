@@ -81,6 +81,11 @@ class Inbox:
                 self._changed.wait(left)
             return self.hurry
 
+    def holds(self, *kinds: OrderKind) -> bool:
+        """Whether an order of such a kind waits."""
+        with self._changed:
+            return any(order.kind in kinds for order in self._orders)
+
     def stop_wanted(self) -> bool:
         """Whether an order to stop waits."""
         with self._changed:
