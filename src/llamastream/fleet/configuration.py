@@ -87,10 +87,10 @@ def configure(
     all_sources = {}
     for name, (table, source) in tables.items():
         own = dict(table)
-        instances = _instances(own.pop("instances", None), source, fleet, fleet_sources)
+        instances, instances_source = _instances(own.pop("instances", None), source, fleet, fleet_sources)
         options, sources = _one_model(name, own, source, given_engine, environ)
         pools.append(Pool(name=name, options=_complete(options, sources, extra_args), instances=instances))
-        all_sources[name] = sources
+        all_sources[name] = {"instances": instances_source, **sources}
     return Configuration(pools=tuple(pools), settings=fleet, sources=all_sources)
 
 
@@ -136,12 +136,12 @@ def _one_model(
     return msgspec.structs.replace(options, alias=options.alias or name), sources
 
 
-def _instances(value: Any, source: str, fleet: FleetSettings, fleet_sources: Mapping[str, str]) -> int:
-    """How many: of the command line or the environment, else of the model's table, else of `[fleet]`."""
+def _instances(value: Any, source: str, fleet: FleetSettings, fleet_sources: Mapping[str, str]) -> tuple[int, str]:
+    """How many, and who said so: the command line or the environment, else the model's table, else `[fleet]`."""
     if value is None or not fleet_sources["instances"].endswith(("default", "[fleet]")):
-        return fleet.instances
+        return fleet.instances, fleet_sources["instances"]
     checked, _ = load(FleetSettings, environ={}, table={"instances": value}, table_source=source)
-    return checked.instances
+    return checked.instances, source
 
 
 def _complete(options: EngineOptions, sources: dict[str, str], extra_args: tuple[str, ...]) -> EngineOptions:

@@ -97,9 +97,10 @@ class ControlClient:
 
     def _decode(self, line: bytes) -> Reply:
         try:
-            return decode_reply(line)
+            reply: Reply = decode_reply(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ControlError(f"{self.name} answers what this version does not understand: {error}") from None
+        return reply
 
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

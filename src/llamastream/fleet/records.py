@@ -60,7 +60,7 @@ def of_event(event: FleetEvent, now: float) -> Record:
             time=event.time,
             level=_level(event),
             event="state",
-            message=f"{event.after}: {event.reason}",
+            message=event.reason if event.reason.startswith(event.after) else f"{event.after}: {event.reason}",
             instance=event.id,
             fields=fields,
         )
@@ -100,7 +100,7 @@ def as_dict(record: Record) -> dict[str, Any]:
     line["message"] = record.message
     if record.source:
         line["source"] = record.source
-    return {**record.fields, **line}
+    return line | {name: value for name, value in record.fields.items() if name not in line}
 
 
 def at_least(level: Level) -> frozenset[Level]:
