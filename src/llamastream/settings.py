@@ -319,7 +319,7 @@ def user_section(section: str, environ: Mapping[str, str]) -> tuple[dict[str, An
     if unknown:
         raise SettingError(
             f"{path} has the table [{min(unknown)}], which is none of ours; allowed: "
-            + ", ".join(f"[{name}]" for name in sorted(SECTIONS))
+            + ", ".join("[models.NAME]" if name == "models" else f"[{name}]" for name in sorted(SECTIONS))
         )
     table = tables.get(section, {})
     if not isinstance(table, dict):

@@ -31,6 +31,9 @@ from llamastream.fleet.settings import FleetSettings
 NOT_READY = 3
 """Exit code: the fleet runs, but not every instance takes requests."""
 INTERVAL = 1.0
+"""Seconds between two looks."""
+MEDIUM, WIDE = 90, 130
+"""Columns of a terminal from which there is room for more."""
 
 _STYLES: dict[InstanceState, str] = {
     "ready": "green", "busy": "yellow", "wedged": "red", "failed": "bold red", "restarting": "yellow",
@@ -62,18 +65,18 @@ def status(
     if json:
         print_json(msgspec.to_builtins(found))
     elif not quiet:
-        console = Console(highlight=False)
-        console.print(render(found, time.time()), width=None if console.is_terminal else 200)
+        console = _console()
+        console.print(render(found, time.time(), console.width))
     ready = [report.state in ROUTABLE for report in found.instances]
     well = any(ready) if any_ready else bool(ready) and all(ready)
     raise typer.Exit(0 if well else NOT_READY)
 
 
-def render(found: FleetStatus, now: float) -> Group:
-    """A fleet as a table with a line above it.
+def render(found: FleetStatus, now: float, width: int) -> Group:
+    """A fleet as a table with a line above it, and the reasons below it where the table has no room for them.
 
     Args:
-        now: seconds since the epoch.
+        now: seconds since the epoch. width: of the terminal, in columns.
     """
     ready = sum(report.state in ROUTABLE for report in found.instances)
     total = sum(report.tokens_per_second for report in found.instances)
@@ -82,15 +85,21 @@ def render(found: FleetStatus, now: float) -> Group:
         f" {found.phase}, pid {found.pid}, for {duration(now - found.started)}: "
         f"{ready} of {len(found.instances)} ready, {total:,.0f} tokens/s",
     )
+    wide = width >= WIDE
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for title in ("instance", "state", "url", "pid"):
         table.add_column(title, no_wrap=True)
-    for title in ("slots", "tokens/s", "memory", "restarts", "since"):
+    for title in ("slots", "tokens/s", *(("memory", "restarts", "since") if width >= MEDIUM else ())):
         table.add_column(title, no_wrap=True, justify="right")
-    table.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1)
-    for report in found.instances:
-        table.add_row(*_cells(report, now))
-    return Group(head, table)
+    if wide:
+        table.add_column("reason", overflow="fold")
+    rows = [list(_cells(report, now)) for report in found.instances]
+    for row in rows:
+        table.add_row(*row[: len(table.columns)])
+    if wide:
+        return Group(head, table)
+    unwell = (report for report in found.instances if report.state not in ROUTABLE)
+    return Group(head, table, *(Text(f"{report.id}: {one_line(report.reason)}", style="dim") for report in unwell))
 
 
 def _cells(report: InstanceReport, now: float) -> Iterator[Text]:
@@ -104,6 +113,12 @@ def _cells(report: InstanceReport, now: float) -> Iterator[Text]:
     yield Text(str(report.restarts))
     yield Text(duration(now - report.since) if report.since else "")
     yield Text(one_line(report.reason), style="dim")
+
+
+def _console() -> Console:
+    """In a pipe there is no width to keep to."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)
 
 
 def size(count: int) -> str:
@@ -126,7 +141,7 @@ def duration(seconds: float) -> str:
 
 def _watch(client: ControlClient, json: bool) -> None:
     """Until q, Ctrl-C, or the end of the fleet."""
-    console = Console(highlight=False)
+    console = _console()
     with contextlib.suppress(KeyboardInterrupt):
         if json or not console.is_terminal or console.is_dumb_terminal:
             _print_on(client, json, console)
@@ -140,7 +155,7 @@ def _print_on(client: ControlClient, json: bool, console: Console) -> None:
         if json:
             print_json(msgspec.to_builtins(found))
         else:
-            console.print(render(found, time.time()), width=200)
+            console.print(render(found, time.time(), console.width))
         time.sleep(INTERVAL)
 
 
@@ -149,7 +164,7 @@ def _draw(client: ControlClient, console: Console) -> None:
     with _keys() as pressed, Live(console=console, auto_refresh=False, screen=True) as live:
         while True:
             try:
-                shown: Group | Text = render(client.status(), time.time())
+                shown: Group | Text = render(client.status(), time.time(), console.width)
             except ControlError as error:
                 shown = Text(error.message, style="yellow")  # it may be starting again
             live.update(Group(shown, hint), refresh=True)

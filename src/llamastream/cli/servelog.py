@@ -142,7 +142,7 @@ def human_line(record: Record, when: str) -> Text:
     """A record for people: the time, whom it is about, and what was said."""
     source = f"{record.source}: " if record.source else ""
     text = Text.assemble((f"{when} ", "dim"), (f"{record.instance} " if record.instance else "", "bold"))
-    level = "" if record.level == "info" else f"{record.level}: "
+    level = f"{record.level}: " if record.level in _IMPORTANT else ""
     return text.append(one_line(f"{level}{source}{record.message}"), _STYLES[record.level])
 
 
