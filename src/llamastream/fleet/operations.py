@@ -218,16 +218,21 @@ def _outcome(orders: Sequence[Order], fresh: Sequence[str], host: Host, message:
     states = _states(host)
     problems = []
     for order in orders:
+        well = order.kind == "stop" or _is_well(states.get(order.instance))
         if not order.done.done():
             problems.append(f"{order.instance}: the fleet ended before its turn came")
-        elif (error := order.done.exception()) is not None:
-            problems.append(f"{order.instance}: {error}")
+        elif well and not order.done.result():
+            problems.append(f"{order.instance}: called off, or another order took its place")
     for each in dict.fromkeys([*(order.instance for order in orders if order.kind != "stop"), *fresh]):
-        state, reason = states.get(each, ("gone", ""))
-        # one that was drained by hand stays so over a restart
-        if state not in ROUTABLE and state != "draining":
+        if not _is_well(states.get(each)):
+            state, reason = states.get(each, ("gone", "the fleet has ended"))
             problems.append(f"{each} is {state}: {reason}")
     return Refused("; ".join(problems)) if problems else Done(message)
+
+
+def _is_well(state: tuple[str, str] | None) -> bool:
+    """One that was drained by hand stays so over a restart."""
+    return state is not None and (state[0] in ROUTABLE or state[0] == "draining")
 
 
 def _named(what: str, ids: Sequence[str]) -> str:
