@@ -164,7 +164,7 @@ def test_logs_are_followed_until_ctrl_c(pair: Serving) -> None:
     follow = subprocess.Popen(command, env=pair.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
     assert follow.stdout is not None
     assert follow.stdout.readline()
-    StreamingClient(pair.ready()["instances"][0]["url"]).completion("a", max_tokens=1)
+    StreamingClient(pair.ready()["instances"][0]["url"]).stream_completion("a", max_tokens=1).result()
     assert any(b"processing task" in line for line in iter(follow.stdout.readline, b""))
     follow.send_signal(signal.SIGINT)
     _, stderr = follow.communicate(timeout=30)
@@ -179,7 +179,7 @@ def test_status_is_watched_in_a_terminal_until_q(pair: Serving, tmp_path: Path) 
         terminal.expect("2 of 2 ready")  # drawn again
         terminal.type("q")
         assert terminal.end() == 0
-        assert terminal.raw.rstrip().endswith(b"\x1b[?25h")  # the cursor is back
+        assert terminal.raw.endswith(b"\x1b[?25h\x1b[?1049l")  # the cursor is back, and the screen of before
 
 
 def test_status_is_watched_in_a_pipe_as_lines(pair: Serving) -> None:

@@ -110,7 +110,6 @@ def test_only_its_user_can_enter(place: Place) -> None:
 
 def test_another_user_at_the_other_end_gets_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "peer_uid", lambda _: 4242)
-    monkeypatch.setattr(peers.os, "geteuid", lambda: 4243)
     assert place.raw(b'{"do":"status"}\n') == []
     assert place.answers.asked == []
 

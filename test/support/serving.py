@@ -47,7 +47,8 @@ def free_ports(count: int) -> int:
 def busy(url: str) -> Iterator[None]:
     """A slot works on a long answer, slowly, until the block ends: the probabilities of all tokens cost time."""
     with StreamingClient(url).stream_completion("a", max_tokens=8000, ignore_eos=True, logprobs=600) as stream:
-        next(iter(stream))
+        pieces = iter(stream)
+        next(pieces)
         yield
 
 
@@ -76,11 +77,11 @@ class Serving:
             self._ended = True
             self._changed.notify_all()
 
-    def expect(self, kind: str, after: int = 0, **fields: Any) -> dict[str, Any]:
-        """Wait for an event of a kind with these fields, behind the first `after` events."""
+    def expect(self, kind: str, since: int = 0, **fields: Any) -> dict[str, Any]:
+        """Wait for an event of a kind with these fields, behind the first `since` events."""
 
         def found() -> dict[str, Any] | None:
-            for event in self.events[after:]:
+            for event in self.events[since:]:
                 if event["event"] == kind and all(event.get(name) == value for name, value in fields.items()):
                     return event
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -33,7 +34,10 @@ from llamastream.fleet.records import Record, at_least
 
 TICK = 0.25
 """Seconds between two looks at how far something is."""
+PATIENCE = 10.0
+"""Seconds after which whoever waits for a restart is told what that waits for."""
 MOST_LINES = 100_000
+_GONE = ("gone", "the fleet has ended")
 _UNDER_WAY = frozenset({"starting", "loading", "stopped"})
 
 
@@ -107,7 +111,8 @@ def _restart(request: AskRestart, host: Host) -> Iterator[Reply | None]:
     with _about(ids, host) as follower:
         orders = [host.fleet.restart(each) for each in ids]
         if request.wait:
-            yield from _follow(follower, lambda: _all_done(orders))
+            explain = _Impatience(orders, host)
+            yield from _follow(follower, lambda: explain() or _all_done(orders))
     yield _outcome(orders, (), host, f"restarted: {', '.join(ids)}") if request.wait else Done(_named("restart", ids))
 
 
@@ -169,6 +174,36 @@ def _follow(follower: Follower, done: Callable[[], bool]) -> Iterator[Reply | No
             yield None
 
 
+class _Impatience:
+    """Says once of each instance that its restart waits for something that others have to do."""
+
+    def __init__(self, orders: Sequence[Order], host: Host) -> None:
+        self._orders = orders
+        self._host = host
+        self._told: set[str] = set()
+        self._at = time.monotonic() + PATIENCE
+
+    def __call__(self) -> bool:
+        """Always False: nothing is done by that."""
+        if time.monotonic() < self._at:
+            return False
+        states = _states(self._host)
+        for order in self._orders:
+            if (
+                not order.done.done()
+                and order.instance not in self._told
+                and states.get(order.instance, _GONE)[0] in ROUTABLE
+            ):
+                self._told.add(order.instance)
+                least = self._host.fleet.settings.min_ready
+                message = f"waits for its turn: one goes at a time, and {least} of the others must be ready (min_ready)"
+                self._host.feed.publish(
+                    Record(time=time.time(), level="info", event="waiting", message=message, instance=order.instance)
+                )
+        self._at = time.monotonic() + PATIENCE
+        return False
+
+
 def _is_event(record: Record) -> bool:
     return record.event != "server_log"
 
@@ -206,7 +241,7 @@ def _is_empty(instance: str, host: Host) -> bool:
 
 def _under_way(ids: Iterable[str], host: Host) -> bool:
     states = _states(host)
-    return any(states.get(each, ("", ""))[0] in _UNDER_WAY for each in ids)
+    return any(states.get(each, _GONE)[0] in _UNDER_WAY for each in ids)
 
 
 def _states(host: Host) -> Mapping[str, tuple[str, str]]:
@@ -225,7 +260,7 @@ def _outcome(orders: Sequence[Order], fresh: Sequence[str], host: Host, message:
             problems.append(f"{order.instance}: called off, or another order took its place")
     for each in dict.fromkeys([*(order.instance for order in orders if order.kind != "stop"), *fresh]):
         if not _is_well(states.get(each)):
-            state, reason = states.get(each, ("gone", "the fleet has ended"))
+            state, reason = states.get(each, _GONE)
             problems.append(f"{each} is {state}: {reason}")
     return Refused("; ".join(problems)) if problems else Done(message)
 
