@@ -53,10 +53,10 @@ The fields of `FleetSettings`, and further options of `llamastream serve`: how i
 MODELS = """
 ## Models
 
-A table `[models.NAME]` of the settings file is a model that `llamastream serve` runs, beside those of other such tables.
-It may have every setting of the engine, with the same meaning, which wins over `[serve]`, and `instances`. What the
-command line or the environment says wins over both, for every model. With `--model` or `--hf`, or their variables, that
-model is served alone.
+A table `[models.NAME]` of the settings file is a model that `llamastream serve` runs, beside those of other such
+tables. It may have every setting of the engine, with the same meaning, which wins over `[serve]`, and `instances`. What
+the command line or the environment says wins over both, for every model. With `--model` or `--hf`, or their variables,
+that model is served alone.
 """
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -212,3 +214,14 @@ def test_an_instance_that_is_killed_comes_back_and_is_told_of(pair: Serving) -> 
     assert (crashed["level"], crashed["last_exit"]) == ("warning", -9)
     pair.expect("state", before, instance="demo-1", after="ready")
     assert pair.status()["instances"][1]["restarts"] >= 1
+
+
+def test_the_program_of_the_documentation_talks_to_the_socket(pair: Serving) -> None:
+    page = (ROOT / "docs/fleet.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (program,) = (block for block in blocks if "AF_UNIX" in block)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    status, done = names["ask"](pair.ready()["control"], {"do": "status"})
+    assert [report["id"] for report in status["instances"]] == ["demo-0", "demo-1"]
+    assert done == {"kind": "ok", "message": ""}

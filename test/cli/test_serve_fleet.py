@@ -330,7 +330,9 @@ def test_a_pipe_that_nobody_reads_does_not_stop_the_supervision(environ: dict[st
     arguments = ["--json"] if stream == "stdout" else ["--verbose", "--log-format", "json"]
     process = subprocess.Popen(
         [*COMMAND, "serve", "--port", str(free_ports(1)), "--kind", "embedded", "--threads", "1", *arguments],
-        env=environ, cwd=ROOT, **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: write},
+        env=environ, cwd=ROOT,
+        stdout=write if stream == "stdout" else subprocess.DEVNULL,
+        stderr=write if stream == "stderr" else subprocess.DEVNULL,
     )  # fmt: skip
     os.close(write)
     try:
@@ -340,7 +342,7 @@ def test_a_pipe_that_nobody_reads_does_not_stop_the_supervision(environ: dict[st
 
         def replaced() -> bool:
             report = json.loads(run(environ, "status", "--json").stdout)["instances"][0]
-            return report["state"] == "ready" and report["pid"] != pid
+            return bool(report["state"] == "ready" and report["pid"] != pid)
 
         wait_for(replaced)
         process.terminate()
