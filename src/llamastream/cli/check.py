@@ -25,6 +25,7 @@ from llamastream.engine.hub import hub_available
 from llamastream.engine.options import EngineOptions
 from llamastream.errors import LlamaStreamError, TransportError
 from llamastream.fleet.configuration import DEFAULT_PORT
+from llamastream.fleet.settings import FleetSettings
 from llamastream.settings import ClientSettings
 
 Verdict = Literal["ok", "note", "problem"]
@@ -84,7 +85,7 @@ def check(
 
 
 def _unknown_variables() -> list[str]:
-    return unknown_variables(os.environ, (ClientSettings, EngineOptions))
+    return unknown_variables(os.environ, (ClientSettings, EngineOptions, FleetSettings))
 
 
 def engine_findings(options: EngineOptions) -> list[Finding]:

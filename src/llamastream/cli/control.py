@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from llamastream.cli.fleets import AsJson, NoWait, complete_instances, fleet_of, with_fleet_name
+from llamastream.cli.fleets import AsJson, Name, NoWait, complete_instances, fleet_of
 from llamastream.cli.printable import printable
 from llamastream.cli.screen import print_json
 from llamastream.cli.servelog import human_line
@@ -26,7 +26,6 @@ from llamastream.fleet.messages import (
     Said,
 )
 from llamastream.fleet.records import as_dict
-from llamastream.fleet.settings import FleetSettings
 
 GONE_SECONDS = 5.0
 """From the last word of a fleet to the end of its process."""
@@ -41,77 +40,67 @@ SomeInstances: TypeAlias = Annotated[
 ]
 
 
-@with_fleet_name
 def restart(
     ids: SomeInstances = None,
     *,
     rolling: Annotated[bool, typer.Option("--rolling", help="All instances, one after the other.")] = False,
     no_wait: NoWait = False,
     json: AsJson = False,
-    fleet: FleetSettings,
-    fleet_sources: dict[str, str],
+    name: Name = None,
 ) -> None:
     """Replace instances by fresh ones: each finishes its requests first, when its turn comes, and keeps its prompt
     caches. One that has failed is started again.
     """
     if bool(ids) == rolling:
         raise SettingError("say which instances, or --rolling for all of them, one after the other")
-    carry_out(fleet_of(fleet), AskRestart(tuple(ids or ()), wait=not no_wait), json=json)
+    carry_out(fleet_of(name), AskRestart(tuple(ids or ()), wait=not no_wait), json=json)
 
 
-@with_fleet_name
 def drain(
     ids: Instances,
     *,
     no_wait: NoWait = False,
     json: AsJson = False,
-    fleet: FleetSettings,
-    fleet_sources: dict[str, str],
+    name: Name = None,
 ) -> None:
     """Send instances no new requests, and wait until those that run have ended. `undrain` ends it."""
-    carry_out(fleet_of(fleet), AskDrain(tuple(ids), wait=not no_wait), json=json)
+    carry_out(fleet_of(name), AskDrain(tuple(ids), wait=not no_wait), json=json)
 
 
-@with_fleet_name
 def undrain(
     ids: Instances,
     *,
     no_wait: NoWait = False,
     json: AsJson = False,
-    fleet: FleetSettings,
-    fleet_sources: dict[str, str],
+    name: Name = None,
 ) -> None:
     """Let instances take requests again."""
-    carry_out(fleet_of(fleet), AskUndrain(tuple(ids), wait=not no_wait), json=json)
+    carry_out(fleet_of(name), AskUndrain(tuple(ids), wait=not no_wait), json=json)
 
 
-@with_fleet_name
 def reload(
     *,
     no_wait: NoWait = False,
     json: AsJson = False,
-    fleet: FleetSettings,
-    fleet_sources: dict[str, str],
+    name: Name = None,
 ) -> None:
     """Have the settings file read anew: instances whose options changed are replaced, one after the other; what is
     no longer wanted is stopped, and what is new is started.
 
     A file with a mistake changes nothing.
     """
-    carry_out(fleet_of(fleet), AskReload(wait=not no_wait), json=json)
+    carry_out(fleet_of(name), AskReload(wait=not no_wait), json=json)
 
 
-@with_fleet_name
 def stop(
     *,
     now: Annotated[bool, typer.Option("--now", help="Cut the requests that run.")] = False,
     no_wait: NoWait = False,
     json: AsJson = False,
-    fleet: FleetSettings,
-    fleet_sources: dict[str, str],
+    name: Name = None,
 ) -> None:
     """Stop a fleet, as SIGTERM does: running requests may finish."""
-    client = fleet_of(fleet)
+    client = fleet_of(name)
     carry_out(client, AskStop(now=now, wait=not no_wait), json=json)
     end = time.monotonic() + GONE_SECONDS
     while not no_wait and client.path.parent.exists() and time.monotonic() < end:

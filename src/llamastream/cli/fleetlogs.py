@@ -11,16 +11,14 @@ from rich.console import Console
 from rich.text import Text
 
 from llamastream.cli.control import SomeInstances
-from llamastream.cli.fleets import AsJson, fleet_of, with_fleet_name
+from llamastream.cli.fleets import AsJson, Name, fleet_of
 from llamastream.cli.screen import print_json
 from llamastream.cli.servelog import human_line
 from llamastream.fleet.messages import AskLogs, Dropped, Said
 from llamastream.fleet.operations import MOST_LINES
 from llamastream.fleet.records import Level, as_dict
-from llamastream.fleet.settings import FleetSettings
 
 
-@with_fleet_name
 def logs(
     ids: SomeInstances = None,
     *,
@@ -30,15 +28,14 @@ def logs(
     ] = 100,
     level: Annotated[Level, typer.Option("--level", help="Records of this level or above.")] = "debug",
     json: AsJson = False,
-    fleet: FleetSettings,
-    fleet_sources: dict[str, str],
+    name: Name = None,
 ) -> None:
     """Print the last records of instances, or of all of them and the fleet itself, in the order of time.
 
     Each has its time, the instance, and what its llama-server wrote or what happened to it. About 1000 of each kind are
     kept of each instance, also over its restarts.
     """
-    client = fleet_of(fleet)
+    client = fleet_of(name)
     console = Console(highlight=False)
     request = AskLogs(tuple(ids or ()), lines, level, follow)
     with contextlib.suppress(KeyboardInterrupt) if follow else contextlib.nullcontext():

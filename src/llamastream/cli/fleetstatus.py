@@ -10,7 +10,7 @@ import termios
 import time
 import tty
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -20,13 +20,12 @@ from rich.table import Table
 from rich.text import Text
 
 from llamastream.backends import ROUTABLE, InstanceState
-from llamastream.cli.fleets import AsJson, fleet_of, with_fleet_name
+from llamastream.cli.fleets import AsJson, Name, fleet_of
 from llamastream.cli.printable import one_line
 from llamastream.cli.screen import print_json
 from llamastream.fleet.control_client import ControlClient, ControlError
 from llamastream.fleet.messages import FleetStatus
 from llamastream.fleet.report import InstanceReport
-from llamastream.fleet.settings import FleetSettings
 
 NOT_READY = 3
 """Exit code: the fleet runs, but not every instance takes requests."""
@@ -41,7 +40,6 @@ _STYLES: dict[InstanceState, str] = {
 _QUIT = ("q", "Q", "\x04")
 
 
-@with_fleet_name
 def status(
     *,
     json: AsJson = False,
@@ -50,26 +48,30 @@ def status(
         bool, typer.Option("--any", help="Exit with 0 if at least one instance takes requests.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing: the exit code says it.")] = False,
-    fleet: FleetSettings,
-    fleet_sources: dict[str, str],
+    name: Name = None,
 ) -> None:
     """Show the instances of a running fleet.
 
     Exits with 0 if all of them take requests, with 3 if some do not, with 1 if there is no fleet to ask.
     """
-    client = fleet_of(fleet)
+    client = fleet_of(name)
     if watch:
         _watch(client, json)
         return
     found = client.status()
     if json:
-        print_json(msgspec.to_builtins(found))
+        print_json(as_json(found))
     elif not quiet:
         console = _console()
         console.print(render(found, time.time(), console.width))
     ready = [report.state in ROUTABLE for report in found.instances]
     well = any(ready) if any_ready else bool(ready) and all(ready)
     raise typer.Exit(0 if well else NOT_READY)
+
+
+def as_json(found: FleetStatus) -> dict[str, Any]:
+    """For programs."""
+    return {name: value for name, value in msgspec.to_builtins(found).items() if name != "kind"}
 
 
 def render(found: FleetStatus, now: float, width: int) -> Group:
@@ -153,7 +155,7 @@ def _print_on(client: ControlClient, json: bool, console: Console) -> None:
     while True:
         found = client.status()
         if json:
-            print_json(msgspec.to_builtins(found))
+            print_json(as_json(found))
         else:
             console.print(render(found, time.time(), console.width))
         time.sleep(INTERVAL)

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -61,6 +62,7 @@ class Service:
         self._exit_code = 0
         self._forced = 0
         self._control = ""
+        self._starter: threading.Thread | None = None
         self._reloading = threading.Lock()
         self._reaper = Reaper()
         self.feed = Feed()
@@ -80,6 +82,7 @@ class Service:
         """
         bridge = LoggingBridge(self._take)
         logging.getLogger("llamastream").addHandler(bridge)
+        previous, threading.excepthook = threading.excepthook, self._fault
         try:
             with (
                 Signals(lambda number: self._inbox.put(("signal", number))),
@@ -89,10 +92,11 @@ class Service:
                 control = ControlServer(place.path / rendezvous.SOCKET, lambda request: carry_out(request, self))
                 with contextlib.closing(control):
                     control.start()
-                    self._in_background(self._start)
+                    self._starter = self._in_background(self._start)
                     self._loop(control)
                     self.feed.close()
         finally:
+            threading.excepthook = previous
             logging.getLogger("llamastream").removeHandler(bridge)
             self._notifier.close()
         if self._end is not None:
@@ -202,8 +206,10 @@ class Service:
 
     # -- threads of their own -------------------------------------------------------------------------------------
 
-    def _in_background(self, work: Callable[[], None]) -> None:
-        threading.Thread(target=work, name="llamastream-serve", daemon=True).start()
+    def _in_background(self, work: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=work, name="llamastream-serve", daemon=True)
+        thread.start()
+        return thread
 
     def _start(self) -> None:
         try:
@@ -219,6 +225,9 @@ class Service:
 
     def _stop(self, *, drain: bool) -> None:
         self.fleet.stop(drain=drain)
+        while self._starter is not None and self._starter.is_alive():  # it may have begun instances after that
+            self._starter.join(0.1)
+            self.fleet.stop(drain=False)
         self._inbox.put(("stopped", None))
 
     def _reload_quietly(self) -> None:
@@ -246,7 +255,9 @@ class Service:
         """
         with self._reloading:
             if self._phase != "running":
-                raise SettingError(f"the fleet is {self._phase}: there is nothing to reload")
+                error = SettingError(f"the fleet is {self._phase}: a reload has to wait until it runs")
+                self._say("reload_failed", error.message, level="error")
+                raise error
             self._notifier.reloading()
             try:
                 reloaded = self._apply(self._configure())
@@ -290,6 +301,17 @@ class Service:
 
     def _say(self, event: str, message: str, level: Level = "info", **fields: Any) -> None:
         self._take(Record(time=time.time(), level=level, event=event, message=message, fields=fields))
+
+    def _fault(self, arguments: threading.ExceptHookArgs) -> None:
+        """A thread ended by a mistake in this program: nobody else would say so in the log."""
+        name = "" if arguments.thread is None else arguments.thread.name
+        where = "".join(traceback.format_exception(arguments.exc_value)) if arguments.exc_value is not None else ""
+        self._say(
+            "fault",
+            f"the thread {name} ended by a fault of this program: {arguments.exc_value!r}",
+            "error",
+            traceback=where,
+        )
 
     def _take(self, record: Record) -> None:
         self.feed.publish(record)

@@ -234,9 +234,12 @@ def _all_done(orders: Iterable[Order]) -> bool:
 
 
 def _is_empty(instance: str, host: Host) -> bool:
-    """Whether nothing runs on it, nor waits in its line."""
+    """Whether nothing runs on it, nor waits in its line; a server that tells neither, is not waited for."""
     engine = host.fleet.engine(instance)
-    return engine is None or not engine.alive or questions.load(engine) == 0
+    if engine is None or not engine.alive:
+        return True
+    tells = engine.capabilities.metrics_endpoint or engine.capabilities.slots_endpoint
+    return not tells or questions.load(engine) == 0
 
 
 def _under_way(ids: Iterable[str], host: Host) -> bool:

@@ -13,8 +13,7 @@ from llamastream.errors import SettingError
 from llamastream.fleet.workplace import InUseError, Workplace, state_home
 
 SOCKET = "control.sock"
-LONGEST_NAME = 40
-"""As `FleetSettings.name` allows."""
+SHARED = Path("/tmp")  # noqa: S108  # a directory in it is used only if it is ours, and closed to others
 
 
 def parents(environ: Mapping[str, str] | None = None) -> list[Path]:
@@ -29,7 +28,7 @@ def parents(environ: Mapping[str, str] | None = None) -> list[Path]:
         found.append(Path(environ["XDG_RUNTIME_DIR"]) / "llamastream")
     with suppress(RuntimeError):  # no home
         found.append(state_home() / "llamastream" / "run")
-    found.append(Path("/tmp") / f"llamastream-{os.geteuid()}")  # noqa: S108  # used only if it is ours, and closed
+    found.append(SHARED / f"llamastream-{os.geteuid()}")
     return found
 
 
@@ -62,7 +61,7 @@ def sockets(environ: Mapping[str, str] | None = None) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for parent in parents(environ):
         try:
-            if not _is_trusted(parent):
+            if not _may_look(parent):
                 continue
             places = sorted(parent.iterdir())
         except OSError:
@@ -81,7 +80,7 @@ def _unfit(parent: Path, name: str) -> str | None:
         return f"{str(path)!r} is longer than the {MAX_SOCKET_PATH} bytes that a socket's path may have"
     try:
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_trusted(parent):
+        if not _is_ours(parent):
             return f"{str(parent)!r} belongs to somebody else, or others may write to it"
         if not os.access(parent, os.W_OK | os.X_OK):
             return f"{str(parent)!r} cannot be written"
@@ -90,8 +89,16 @@ def _unfit(parent: Path, name: str) -> str | None:
     return None
 
 
-def _is_trusted(parent: Path) -> bool:
-    """Whether nobody else can put anything there: root may enter everybody's."""
+def _is_ours(parent: Path) -> bool:
+    """Whether it belongs to us, and nobody else can put anything there."""
     status = parent.lstat()
-    mine = status.st_uid == os.geteuid() or os.geteuid() == 0
-    return stat.S_ISDIR(status.st_mode) and mine and not status.st_mode & 0o022
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def _may_look(parent: Path) -> bool:
+    """Whether to believe what is there. Root may look into the directories of services, which it names itself, but
+    not into what somebody else made in a place that anybody may write to."""
+    if os.geteuid() == 0 and parent.parent != SHARED:
+        status = parent.lstat()
+        return stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o022
+    return _is_ours(parent)
