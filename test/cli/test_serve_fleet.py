@@ -310,11 +310,11 @@ def test_verbose_folds_in_all_that_the_servers_say(environ: dict[str, str]) -> N
 
 
 def test_an_error_at_the_start_is_a_record_too(environ: dict[str, str]) -> None:
-    done = run(environ, "serve", "--model", "/no/such.gguf", "--log-format", "json")
+    done = run(environ, "serve", "--model", "/no/such\udcff.gguf", "--log-format", "json")
     assert done.returncode == 1
     last = json.loads(done.stderr.splitlines()[-1])
     assert (last["event"], last["level"]) == ("failed", "error")
-    assert "/no/such.gguf" in last["message"]
+    assert "/no/such\\udcff.gguf" in last["message"]
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])

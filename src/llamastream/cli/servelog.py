@@ -16,7 +16,7 @@ from rich.text import Text
 
 from llamastream.cli.linewriter import LineSink, LineWriter
 from llamastream.cli.printable import one_line
-from llamastream.fleet.records import Level, Record, as_dict, at_least
+from llamastream.fleet.records import Level, Record, as_dict, at_least, encodable
 
 LogFormat: TypeAlias = Literal["auto", "json", "human"]
 _STYLES: dict[Level, str] = {"debug": "dim", "info": "", "warning": "yellow", "error": "red"}
@@ -62,7 +62,7 @@ class ServeLog:
 
     def take(self, record: Record) -> None:
         """A record."""
-        record = self._censored(record)
+        record = self._censored(encodable(record))
         if self._stdout is not None:
             self.event(_as_event(record))
         if not (self._verbose or self._is_of_interest(record)):
@@ -84,7 +84,10 @@ class ServeLog:
                 writer.close()
 
     def _is_of_interest(self, record: Record) -> bool:
-        if record.event == "server_log" or (self.form == "human" and not self.announced):
+        if record.event == "server_log":
+            # servers warn of the same at each start: that is for files, not for people
+            return record.level == "error" or (record.level == "warning" and self.form == "json")
+        if self.form == "human" and not self.announced:
             return record.level in _IMPORTANT
         return record.level != "debug"
 

@@ -29,7 +29,7 @@ from llamastream.fleet.fleet import GONE, Fleet
 from llamastream.fleet.messages import FleetStatus
 from llamastream.fleet.operations import Reloaded, carry_out
 from llamastream.fleet.orphans import Reaper
-from llamastream.fleet.records import Level, Record, of_event, of_log
+from llamastream.fleet.records import Level, Record, encodable, of_event, of_log
 from llamastream.fleet.systemd import Notifier
 from llamastream.types import LogRecord
 
@@ -61,6 +61,8 @@ class Service:
         self._end: LlamaStreamError | None = None
         self._exit_code = 0
         self._forced = 0
+        self._tick_at = 0.0
+        self._told_failed: list[str] = []
         self._control = ""
         self._starter: threading.Thread | None = None
         self._reloading = threading.Lock()
@@ -127,12 +129,14 @@ class Service:
 
     def _next(self, control: ControlServer) -> tuple[str, Any]:
         """What happened next; in the meantime, what has to be done regularly."""
-        pause = min(TICK, self._notifier.watchdog or TICK)
         while True:
-            try:
-                return self._inbox.get(timeout=pause)
-            except Empty:
+            left = self._tick_at - time.monotonic()  # by the clock: many events must not starve the watchdog
+            if left <= 0:
                 self._tick(control)
+                self._tick_at = time.monotonic() + min(TICK, self._notifier.watchdog or TICK)
+                continue
+            with contextlib.suppress(Empty):
+                return self._inbox.get(timeout=left)
 
     def _tick(self, control: ControlServer) -> None:
         self._reaper.tick()
@@ -188,15 +192,15 @@ class Service:
         """After a change of an instance."""
         self._notifier.status(self._summary())
         reports = self.fleet.status()
-        failed = [report for report in reports if report.state == "failed"]
+        failed = [report.id for report in reports if report.state == "failed"]
         if failed and all(report.state in GONE for report in reports):
-            reasons = "; ".join(f"{report.id}: {report.reason}" for report in failed)
+            reasons = "; ".join(f"{report.id}: {report.reason}" for report in reports if report.state == "failed")
             self._end = EngineCrashedError(f"every instance has failed for good: {reasons}")
             self._told_to_stop(now=True)
-        elif failed:
-            names = " ".join(report.id for report in failed)
+        elif set(failed) - set(self._told_failed):
             message = f"{len(failed)} of {len(reports)} instances have failed for good; to try again: "
-            self._say("failed", f"{message}llamastream restart {names}", level="error")
+            self._say("failed", f"{message}llamastream restart {' '.join(failed)}", level="error")
+        self._told_failed = failed
 
     def _summary(self) -> str:
         reports = self.fleet.status()
@@ -314,5 +318,6 @@ class Service:
         )
 
     def _take(self, record: Record) -> None:
+        record = encodable(record)
         self.feed.publish(record)
         self._log.take(record)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from llamastream.events import FleetEvent, InstanceChanged, InstanceWarning
 from llamastream.types import LogRecord
@@ -91,6 +92,13 @@ def _level(event: InstanceChanged) -> Level:
         return "warning"  # nobody planned that
     # each start goes through these, and says so when it is over
     return "debug" if event.after in ("starting", "loading", "busy") or event.before == "busy" else "info"
+
+
+def encodable(record: Record) -> Record:
+    """The record without characters that are none: names of files may hold bytes that are no text."""
+    if record.message.isascii():
+        return record
+    return replace(record, message=record.message.encode("utf-8", "backslashreplace").decode())
 
 
 def as_dict(record: Record) -> dict[str, Any]:
