@@ -7,6 +7,8 @@ import json
 import os
 import socket
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +113,23 @@ def test_only_its_user_can_enter(place: Place) -> None:
 def test_another_user_at_the_other_end_gets_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "peer_uid", lambda _: 4242)
     assert place.raw(b'{"do":"status"}\n') == []
+    assert place.answers.asked == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_another_user_is_turned_away_even_where_the_files_let_him_in(place: Place) -> None:
+    place.path.parent.chmod(0o755)
+    place.path.chmod(0o666)
+    program = (
+        "import os, socket, sys\n"
+        "os.setuid(65534)\n"
+        "connection = socket.socket(socket.AF_UNIX)\n"
+        "connection.connect(sys.argv[1])\n"
+        'connection.sendall(b\'{"do":"stop"}\\n\')\n'
+        "print(connection.recv(100))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(place.path)], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "b''\n" or "Error" in done.stderr  # closed, or reset, or broken
     assert place.answers.asked == []
 
 
