@@ -129,10 +129,9 @@ def test_stop_waits_for_the_end_and_leaves_room_for_the_next(environ: dict[str, 
 
 
 def test_stop_now_cuts_what_runs(environ: dict[str, str]) -> None:
-    with fleet_of_two(environ) as fleet:
-        with busy(fleet.ready()["url"]):
-            assert fleet.command("stop", "--now").returncode == 0
-            assert fleet.end() == 0
+    with fleet_of_two(environ) as fleet, busy(fleet.ready()["url"]):
+        assert fleet.command("stop", "--now").returncode == 0
+        assert fleet.end() == 0
 
 
 def test_a_terminal_that_is_closed_ends_it(environ: dict[str, str]) -> None:
