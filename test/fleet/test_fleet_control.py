@@ -181,6 +181,20 @@ def test_only_so_many_may_be_connected(place: Place, monkeypatch: pytest.MonkeyP
     assert place.client.status() == STATUS
 
 
+def test_followers_of_the_log_leave_room_for_others(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place.server, "_following", threading.BoundedSemaphore(1))
+    following = place.client.ask(AskLogs(follow=True))
+    assert isinstance(next(following), Said)
+    with pytest.raises(ControlError, match="follow the log already"):
+        list(place.client.ask(AskLogs(follow=True)))
+    assert place.client.status() == STATUS
+    following.close()  # type: ignore[attr-defined]  # a generator
+    wait_for(lambda: not place.server._connections)
+    again = place.client.ask(AskLogs(follow=True))
+    assert isinstance(next(again), Said)
+    again.close()  # type: ignore[attr-defined]  # the same
+
+
 def test_who_leaves_ends_what_is_told_to_him(place: Place) -> None:
     replies = place.client.ask(AskLogs(follow=True))
     assert isinstance(next(replies), Said)

@@ -22,6 +22,7 @@ from llamastream.errors import SettingError
 from llamastream.fleet.messages import (
     BEAT_SECONDS,
     MAX_REQUEST,
+    AskLogs,
     Beat,
     Refused,
     Reply,
@@ -32,6 +33,8 @@ from llamastream.fleet.messages import (
 from llamastream.fleet.peers import may_control, peer_uid
 
 MAX_CONNECTIONS = 32
+MAX_FOLLOWERS = 24
+"""Of these: so that however many follow the log, somebody can still look and stop."""
 REQUEST_SECONDS = 5.0
 """From the connection to the whole request."""
 SEND_SECONDS = 10.0
@@ -53,6 +56,7 @@ class ControlServer:
         self._path = path
         self._carry_out = carry_out
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._following = threading.BoundedSemaphore(MAX_FOLLOWERS)
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
         self._closing = False
@@ -158,6 +162,18 @@ class ControlServer:
             _say(connection, Refused(f"this is no request: {error}"))
             return
         connection.settimeout(SEND_SECONDS)
+        if not (isinstance(request, AskLogs) and request.follow):
+            self._tell(connection, request)
+        elif self._following.acquire(blocking=False):
+            try:
+                self._tell(connection, request)
+            finally:
+                self._following.release()
+        else:
+            _say(connection, Refused(f"{MAX_FOLLOWERS} commands follow the log already: end one of them"))
+
+    def _tell(self, connection: socket.socket, request: Request) -> None:
+        """Have it carried out, and say what comes of it until the end, or until the peer leaves."""
         said = time.monotonic()
         for reply in self._carry_out(request):
             now = time.monotonic()
