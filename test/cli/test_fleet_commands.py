@@ -152,9 +152,8 @@ def test_without_a_fleet_a_command_says_how_to_start_one(environ: dict[str, str]
 
 
 def test_logs_are_merged_by_time(pair: Serving) -> None:
-    done = pair.command("logs", "-n", "50", "--json")
+    done = pair.command("logs", "-n", "1000", "--json")
     records = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(records) == 50
     assert [record["time"] for record in records] == sorted(record["time"] for record in records)
     assert {record["instance"] for record in records} >= {"demo-0", "demo-1"}
     assert {"server_log", "state"} <= {record["event"] for record in records}
