@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "_version",
         "errors",
         "types",
+        "backends",
         "address",
         "events",
         "settings",

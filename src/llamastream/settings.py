@@ -7,8 +7,9 @@ help text, the bounds are the checks. A field's flag is `--its-name`, its TOML k
 of a value and its source that raises a `SettingError` which names both, for what bounds cannot say.
 
 Order of precedence: command line (or arguments), environment, file, defaults. The file is TOML with one table for each
-group (`[client]`, `[serve]`): the one that LLAMASTREAM_CONFIG names, else `llamastream/config.toml` in the user's
-configuration directory. None is read from the working directory, which may be a stranger's.
+group (`[client]`, `[serve]`, `[fleet]`), and one for each model that `serve` runs (`[models.NAME]`): the one that
+LLAMASTREAM_CONFIG names, else `llamastream/config.toml` in the user's configuration directory. None is read from the
+working directory, which may be a stranger's.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ ENV_PREFIX = "LLAMASTREAM_"
 CONFIG_VARIABLE = "LLAMASTREAM_CONFIG"
 DEFAULT_BASE_URL = "http://localhost:8080"
 
-SECTIONS = frozenset({"client", "serve"})
+SECTIONS = frozenset({"client", "serve", "fleet", "models"})
 """Tables that a settings file may have."""
 
 S = TypeVar("S", bound=Struct)
@@ -199,6 +200,8 @@ def load(
     table: Mapping[str, Any] | None = None,
     table_source: str = "the settings file",
     given_source: str | None = None,
+    above: Mapping[str, Any] | None = None,
+    above_source: str = "",
 ) -> tuple[S, dict[str, str]]:
     """A group's settings and, for each, where its value came from.
 
@@ -207,6 +210,7 @@ def load(
         given_source: what to call their source in messages; None: the flag of each.
         environ: the environment (`os.environ` if None).
         table: the group's table of a TOML file; None: that of the user's settings file. `table_source` names it.
+        above: a table whose values win over those of `table`; `above_source` names it.
 
     Raises:
         SettingError: a value is not allowed, or the table has a key that is no setting.
@@ -216,10 +220,11 @@ def load(
     if table is None:
         table, table_source = user_table(group, environ)
     fields = declared(group)
-    unknown = set(table) - {field.name for field in fields}
-    if unknown:
-        allowed = ", ".join(field.name for field in fields)
-        raise SettingError(f"{min(unknown)!r} in {table_source} is no setting; allowed: {allowed}")
+    above = above or {}
+    for keys, where in ((above, above_source), (table, table_source)):
+        if unknown := set(keys) - {field.name for field in fields}:
+            allowed = ", ".join(field.name for field in fields)
+            raise SettingError(f"{min(unknown)!r} in {where} is no setting; allowed: {allowed}")
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for field in fields:
@@ -227,6 +232,8 @@ def load(
             raw, source = given[field.name], given_source or field.flags[0]
         elif environ.get(field.env, "") != "":
             raw, source = environ[field.env], f"the environment ({field.env})"
+        elif field.name in above:
+            raw, source = above[field.name], above_source
         elif field.name in table:
             raw, source = table[field.name], table_source
         else:
@@ -299,6 +306,11 @@ def user_table(group: type[Struct], environ: Mapping[str, str]) -> tuple[dict[st
     Raises:
         SettingError: the file cannot be read, is not TOML, or LLAMASTREAM_CONFIG names one that is not there.
     """
+    return user_section(getattr(group, "SECTION", "client"), environ)
+
+
+def user_section(section: str, environ: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """The same for a table by its name."""
     path = config_path(environ)
     if not path.exists() and not environ.get(CONFIG_VARIABLE):
         return {}, "default"
@@ -307,9 +319,8 @@ def user_table(group: type[Struct], environ: Mapping[str, str]) -> tuple[dict[st
     if unknown:
         raise SettingError(
             f"{path} has the table [{min(unknown)}], which is none of ours; allowed: "
-            + ", ".join(f"[{name}]" for name in sorted(SECTIONS))
+            + ", ".join("[models.NAME]" if name == "models" else f"[{name}]" for name in sorted(SECTIONS))
         )
-    section: str = getattr(group, "SECTION", "client")
     table = tables.get(section, {})
     if not isinstance(table, dict):
         raise SettingError(f"{section} in {path} must be a table: [{section}]")

@@ -17,7 +17,6 @@ from llamastream._version import __version__
 from llamastream.address import parse_address
 from llamastream.cli.options import unknown_variables, with_settings
 from llamastream.cli.screen import print_json
-from llamastream.cli.serve import DEFAULT_PORT
 from llamastream.client import StreamingClient
 from llamastream.compose import PROBE_TIMEOUT
 from llamastream.engine import facts
@@ -25,6 +24,8 @@ from llamastream.engine.demo import demo_model_path
 from llamastream.engine.hub import hub_available
 from llamastream.engine.options import EngineOptions
 from llamastream.errors import LlamaStreamError, TransportError
+from llamastream.fleet.configuration import DEFAULT_PORT
+from llamastream.fleet.settings import FleetSettings
 from llamastream.settings import ClientSettings
 
 Verdict = Literal["ok", "note", "problem"]
@@ -84,7 +85,7 @@ def check(
 
 
 def _unknown_variables() -> list[str]:
-    return unknown_variables(os.environ, (ClientSettings, EngineOptions))
+    return unknown_variables(os.environ, (ClientSettings, EngineOptions, FleetSettings))
 
 
 def engine_findings(options: EngineOptions) -> list[Finding]:
