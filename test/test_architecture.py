@@ -18,21 +18,34 @@ SOURCE = ROOT / "src" / "llamastream"
 MAY_IMPORT: dict[str, set[str]] = {
     "_version": set(),
     "errors": {"types"},  # for annotations only
-    "types": set(),
+    "tools": set(),
+    "types": {"tools"},
     "address": {"errors"},
     "settings": {"errors", "types", "address"},
-    "protocol": {"errors", "types", "address"},
+    "protocol": {"errors", "tools", "types", "address"},
     "policy": {"errors", "types"},
     "events": {"types"},
     "observe": {"errors", "types", "events"},
-    "client": {"errors", "types", "address", "events", "settings", "protocol", "policy"},
-    "engine": {"errors", "types", "settings", "protocol", "policy"},
+    "client": {"errors", "tools", "types", "address", "events", "settings", "protocol", "policy"},
+    "engine": {"errors", "tools", "types", "settings", "protocol", "policy"},
     "testing": {"errors", "types"},
     "compose": {"errors", "types", "settings", "client", "engine"},
-    "integrations": {"errors", "types", "events", *llamastream.__all__},  # public names only
-    "cli": {"_version", "errors", "types", "address", "events", "settings", "protocol", "client", "engine", "compose"},
+    "integrations": {"errors", "tools", "types", "events", *llamastream.__all__},  # public names only
+    "cli": {
+        "_version",
+        "errors",
+        "tools",
+        "types",
+        "address",
+        "events",
+        "settings",
+        "protocol",
+        "client",
+        "engine",
+        "compose",
+    },
     "__main__": {"cli"},
-    "__init__": {"_version", "client", "engine", "errors", "observe", "settings", "types"},
+    "__init__": {"_version", "client", "engine", "errors", "observe", "settings", "tools", "types"},
 }
 
 MODULES = sorted(SOURCE.rglob("*.py"))

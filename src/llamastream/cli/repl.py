@@ -247,7 +247,7 @@ def _show(stream: Stream, view: View) -> None:
             elif isinstance(event, ReasoningDelta):
                 view.reasoning(event.text)
     finally:
-        tools.end()
+        tools.end(broken=True)
 
 
 def suggestions() -> list[str]:

@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 import psutil
 
+from llamastream.protocol.toolcalls import tool_questions
+from llamastream.tools import ToolSupport
 from llamastream.types import Capabilities, LogRecord
 
 # `listening on http://127.0.0.1:8080`, `server is listening on unix:///x.sock`; with port 0 they name the real port
@@ -69,7 +71,13 @@ class ServerAddress(msgspec.Struct, frozen=True):
         return f"{'https' if self.tls else 'http'}://{shown}:{self.port}"
 
     def get(self, path: str, *, api_key: str | None = None, timeout: float = 5.0) -> tuple[int, bytes]:
-        """GET a path: status and body (at most 1 MiB).
+        """GET a path: status and body (at most 1 MiB). Raises as `ask`."""
+        return self.ask("GET", path, None, api_key=api_key, timeout=timeout)
+
+    def ask(
+        self, method: str, path: str, body: Any, *, api_key: str | None = None, timeout: float = 5.0
+    ) -> tuple[int, bytes]:
+        """A request, with `body` as JSON if it is not None: status and body of the answer (at most 1 MiB).
 
         Raises:
             OSError: no connection, or it broke.
@@ -77,7 +85,8 @@ class ServerAddress(msgspec.Struct, frozen=True):
         connection = self._connection(timeout)
         headers = {"Connection": "close"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
         try:
-            connection.request("GET", path, headers=headers)
+            data = None if body is None else msgspec.json.encode(body)
+            connection.request(method, path, body=data, headers=headers)
             response = connection.getresponse()
             return response.status, response.read(1 << 20)
         except http.client.HTTPException as error:
@@ -132,9 +141,25 @@ def read_capabilities(address: ServerAddress, api_key: str | None, build: str = 
         # without an id: 400 where the endpoint exists, 404 where it does not
         reattach=_status(address, "/v1/stream", api_key) == 400,
         chat_template_caps={k: v for k, v in caps.items() if isinstance(v, bool)} if isinstance(caps, dict) else {},
+        tools=_tool_support(address, props, api_key),
         model_alias=str(props.get("model_alias", "")),
         model_path=str(props.get("model_path", "")),
     )
+
+
+def _tool_support(address: ServerAddress, props: dict[str, Any], api_key: str | None) -> ToolSupport:
+    questions = tool_questions(props)
+    question = next(questions)
+    while True:
+        try:
+            reply = address.ask("POST", *question, api_key=api_key)
+        except OSError:
+            reply = (0, b"")
+        try:
+            question = questions.send(reply)
+        except StopIteration as end:
+            support: ToolSupport = end.value
+            return support
 
 
 def _json(address: ServerAddress, path: str, api_key: str | None) -> Any:
