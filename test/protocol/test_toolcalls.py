@@ -174,7 +174,13 @@ def test_what_is_worth_a_hint(choice: Any, answer: Result, topic: str, says: str
         ("auto", result("tool_calls", tool_calls=(CALL,))),
         ("required", result("tool_calls", tool_calls=(CALL,))),
         ("required", result("length", text="hi")),
+        ("none", result(text="hi")),
     ],
 )
 def test_what_is_not(choice: Any, answer: Result) -> None:
     assert tool_advice({"tool_choice": choice}, answer) is None
+
+
+def test_a_schema_wins_over_a_required_call() -> None:
+    body = {"tool_choice": "required", "response_format": {"type": "json_object"}}
+    assert tool_advice(body, result(text="{}")) is None

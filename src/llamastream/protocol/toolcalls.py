@@ -95,7 +95,8 @@ def tool_advice(body: Mapping[str, Any], result: Result) -> tuple[str, str] | No
             )
     choice = body.get("tool_choice")
     forced = choice == "required" or isinstance(choice, Mapping)
-    if not forced or result.tool_calls or result.finish_reason == "length":
+    structured = body.get("json_schema") or body.get("response_format")  # which win
+    if not forced or structured or result.tool_calls or result.finish_reason == "length":
         return None
     if isinstance(choice, Mapping):
         return "tool_choice", (
