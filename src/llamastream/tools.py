@@ -64,7 +64,7 @@ class ToolSupport(Struct, frozen=True):
 
     Attributes:
         accepted: it takes them. False: it was started without `--jinja`.
-        rendered: the template shows the tools to the model. False: the server ignores them without a word.
+        rendered: the template shows the tools to the model. False: it does not, and the server says no word of it.
         streamed: it streams the answers. False: a whole answer must be asked for, as clients of this package do then.
         parallel: the template knows several calls in one answer.
         reason: what the server said, where it refuses something; else "".

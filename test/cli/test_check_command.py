@@ -44,7 +44,11 @@ def test_check_says_nothing_of_tools_where_no_server_runs(environ: dict[str, str
     ("support", "detail", "advice"),
     [
         (ToolSupport(accepted=False, rendered=True, reason="no"), "requests with tools are refused: no", "--jinja"),
-        (ToolSupport(accepted=True, rendered=False, streamed=True), "does not know tools", "--chat-template-file"),
+        (
+            ToolSupport(accepted=True, rendered=False, streamed=True),
+            "does not show tools to the model",
+            "--chat-template-file",
+        ),
         (ToolSupport(True, True, False, False, "no"), "as whole answers only; one at a time: no; the client", "2025"),
         (ToolSupport(rendered=True), "not known: .* (the chat template knows tools)", ""),
         (ToolSupport(), "not known: the server has no /apply-template to ask", ""),

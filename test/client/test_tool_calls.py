@@ -163,6 +163,19 @@ def test_what_came_before_reaches_the_reader_before_the_error_does() -> None:
 
 
 @each_driver
+def test_nor_is_it_repeated_where_it_ends_the_repetition_of_a_broken_answer(driver: Driver) -> None:
+    begun = piece(name="get_weather", arguments='{"city')
+    cut = answer(begun, finish_reason="tool_calls").response
+    cut = cut[: cut.index(b'"finish_reason":"tool_calls"')]
+    with ServerDouble(Script(cut), answer(begun, error=UNREADABLE)) as server:
+        with pytest.raises(MalformedOutputError) as caught:
+            driver.result(server.url, MESSAGES, tools=[WEATHER])
+        assert len(server.requests) == 2
+    assert caught.value.partial is not None
+    assert [call.arguments for call in caught.value.partial.tool_calls] == ['{"city']
+
+
+@each_driver
 def test_a_whole_answer_that_the_server_cannot_read_is_the_same_error(driver: Driver) -> None:
     with ServerDouble(refusal(UNREADABLE)) as server:
         assert isinstance(failed(driver, server), MalformedOutputError)

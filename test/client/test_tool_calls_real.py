@@ -17,6 +17,7 @@ from llamastream.errors import BadRequestError, MalformedOutputError, ToolsUnsup
 from llamastream.events import Hint
 from llamastream.tools import ToolSupport
 from llamastream.types import ToolCall, ToolCallDelta
+from polling import wait_for
 
 QUESTION: list[dict[str, Any]] = [{"role": "user", "content": "What is the weather in Paris?"}]
 CALL: dict[str, Any] = {"tools": [WEATHER], "temperature": 0.0, "max_tokens": 100}
@@ -122,6 +123,14 @@ def test_a_call_that_the_server_cannot_read_is_one_error(
     assert caught.value.partial is not None
     assert caught.value.partial.stats.failed_attempts == ()
     assert caught.value.status == 500
+
+
+def test_what_the_model_wrote_is_in_the_log_of_the_engine(engine: Engine) -> None:
+    request = begun('<tool_call>\n{"name": "nonsense", "argu')
+    with pytest.raises(MalformedOutputError):
+        StreamingClient(engine.url).chat(request.pop("messages"), **CALL, **request)
+    wait_for(lambda: any("unparsed" in record.message for record in engine.logs))
+    assert any('{"name": "nonsense"' in record.message for record in engine.logs)
 
 
 def test_a_conversation_with_a_malformed_call_goes_on(engine: Engine) -> None:

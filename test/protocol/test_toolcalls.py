@@ -140,7 +140,7 @@ def test_an_answer_is_text_or_a_call_or_reasoning_that_was_cut(answer: Result) -
         (result(), "http://server ended its answer .stop. without text and without a tool call: .*required"),
         (result("tool_calls"), "ended its answer .tool_calls."),
         (result(text=" \n"), "without text"),
-        (result(reasoning="I think"), "without text"),
+        (result(reasoning="I think"), "all that the model wrote is reasoning"),
         (msgspec.structs.replace(result("length"), usage=Usage(5, 3, 8)), "length, 3 tokens.*allow more tokens"),
     ],
 )

@@ -209,7 +209,7 @@ def describe_tools(support: ToolSupport) -> Finding:
         return Finding(
             "tool calls",
             "note",
-            "the chat template does not know tools: requests with tools are answered as if they had none",
+            "the chat template does not show tools to the model, so that it calls none by itself",
             "start the server with a template that does (--chat-template-file), or take another model",
         )
     if support.streamed is False:

@@ -77,6 +77,8 @@ def without_answer(result: Result, url: str) -> MalformedOutputError | None:
             "the limit was reached within a tool call, of which the server shows nothing before its first argument; "
             "allow more tokens (max_tokens)"
         )
+    elif result.reasoning:
+        advice = "all that the model wrote is reasoning (in `partial`); ask again, or without it"
     else:
         advice = 'the model wrote nothing that can be shown; ask again, or force a call with tool_choice="required"'
     return MalformedOutputError(
