@@ -77,7 +77,7 @@ def test_python_blocks_run_in_order_against_a_real_server(page: Path, engine: En
     script = tmp_path / f"{page.stem}.py"
     script.write_text(program(page).replace(DOCUMENTED_URL, engine.url), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMASTREAM_")}
-    environment |= {"LLAMASTREAM_BASE_URL": engine.url, "PYTHONPATH": str(ROOT)}
+    environment |= {"LLAMASTREAM_BASE_URL": engine.url, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         capture_output=True,
