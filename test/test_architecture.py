@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tools": set(),
     "types": {"tools"},
     "address": {"errors"},
+    "printable": set(),
     "settings": {"errors", "types", "address"},
     "protocol": {"errors", "tools", "types", "address"},
     "policy": {"errors", "types"},
@@ -30,13 +31,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"errors", "tools", "types", "settings", "protocol", "policy"},
     "testing": {"errors", "types"},
     "compose": {"errors", "types", "settings", "client", "engine"},
-    "integrations": {"errors", "tools", "types", "events", *llamastream.__all__},  # public names only
+    "integrations": {"errors", "tools", "types", "events", "printable", *llamastream.__all__},  # public names only
     "cli": {
         "_version",
         "errors",
         "tools",
         "types",
         "address",
+        "printable",
         "events",
         "settings",
         "protocol",
@@ -124,7 +126,7 @@ def test_the_old_import_path_stays_out_of_the_wheel() -> None:
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["src/llamastream"]
 
 
-@pytest.mark.parametrize("lock", ["requirements/dev.txt", "requirements/langchain.txt"])
+@pytest.mark.parametrize("lock", ["requirements/dev.txt", "requirements/langchain.txt", "requirements/crewai.txt"])
 def test_the_lock_file_names_no_addresses(lock: str) -> None:
     text = (ROOT / lock).read_text(encoding="utf-8")
     assert "://" not in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llamastream.cli.printable import one_line
+from llamastream.printable import one_line
 from llamastream.tools import ToolCall
 from llamastream.types import ToolCallDelta
 
