@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
-LIBRARIES = {"langchain": "langchain_core", "fastapi": "starlette"}
+from llamastream.errors import MissingDependencyError
+from llamastream.integrations.extras import need
+
+LIBRARIES = {"langchain": "langchain_core", "fastapi": "starlette", "crewai": "crewai"}
 """Each integration, and the library that it needs first of all."""
 
-OF_INTEGRATIONS = {*LIBRARIES.values(), "langchain", "fastapi", "uvicorn", "pydantic", "crewai", "litellm"}
+OF_INTEGRATIONS = {*LIBRARIES.values(), "langchain", "fastapi", "uvicorn", "pydantic", "litellm"}
 SOURCE = Path(__file__).parents[2] / "src" / "llamastream"
-SHARED = {"__init__", "extras", "web"}
+SHARED = {"__init__", "clients", "extras", "web"}
 
 
 def test_every_integration_is_tried_without_its_library() -> None:
@@ -28,6 +31,15 @@ def test_a_missing_extra_says_how_to_install_it(extra: str, module: str) -> None
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert f"MissingDependencyError: llamastream.integrations.{extra} needs the package" in done.stderr
     assert done.stderr.endswith(f"pip install 'llamastream[{extra}]'\n")
+
+
+def test_a_directory_of_the_same_name_is_not_taken_for_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "some_library").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingDependencyError, match="needs the package some-library, which is not installed"):
+        need("some_library", "crewai")
 
 
 def test_the_package_itself_imports_none_of_the_libraries() -> None:

@@ -99,3 +99,8 @@ def crew(*tasks: Task, **more: Any) -> Crew:
         if each.agent is not None and each.agent not in agents:
             agents.append(each.agent)
     return Crew(agents=agents, tasks=list(tasks), **more)
+
+
+def kickoff(work: Crew, **more: Any) -> Any:
+    """What `Crew.kickoff` returns, of whichever of its two types that is."""
+    return work.kickoff(**more)

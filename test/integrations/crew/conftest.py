@@ -13,16 +13,11 @@ from typing import Any
 
 import pytest
 
+from athome import AT_HOME
+
 _storage = tempfile.TemporaryDirectory(prefix="llamastream-crewai-")
 # Before CrewAI is imported, which reads them then.
-os.environ.update(
-    CREWAI_DISABLE_TELEMETRY="true",
-    CREWAI_DISABLE_VERSION_CHECK="true",
-    CREWAI_STORAGE_DIR=_storage.name,
-    CREWAI_TESTING="true",
-    CREWAI_TRACING_ENABLED="false",
-    OTEL_SDK_DISABLED="true",
-)
+os.environ.update(AT_HOME, CREWAI_STORAGE_DIR=_storage.name)
 
 _outside: list[Any] = []
 

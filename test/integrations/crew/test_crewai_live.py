@@ -13,11 +13,10 @@ import pytest
 pytest.importorskip("crewai", reason="runs in `make test-all`, in an environment with CrewAI")
 
 from crewwork import agent, crew, task
-
 from llamastream import Engine
 from llamastream.errors import ConnectionLostError, InvalidRequestError, StreamConsumedError
 from llamastream.integrations.crewai import LlamaServerLLM, Piece, StoppedError, astream_task, create_llm, stream_task
-from llamastream.integrations.crewai.coalescing import Coalescer
+from llamastream.integrations.crewai.coalescing import Coalescer, Delta
 from llamastream.integrations.crewai.terminal import Terminal
 from llamastream.testing import NumberedServer, Script, ServerDouble, sse_answer
 from llamastream.types import ReasoningDelta, TextDelta, ToolCallDelta
@@ -222,7 +221,7 @@ def test_an_error_is_raised_behind_the_last_piece() -> None:
 
     async def run() -> None:
         async for piece in astream_task(task(agent(model(server.url, recovery="off")))):
-            texts.append(piece.text)
+            texts.append(piece.text)  # noqa: PERF401  # what came before the error is to be kept
 
     with ServerDouble(Script(answer, cut_at=answer.index(b'"c"'))) as server, pytest.raises(ConnectionLostError):
         asyncio.run(run())
@@ -247,7 +246,7 @@ def test_reasoning_and_tools_are_marked_and_nothing_obeys_the_model() -> None:
 
 def test_pieces_are_put_together_by_time_and_kind() -> None:
     coalescer = Coalescer(1.0)
-    fed = [
+    fed: list[tuple[Delta, float]] = [
         (TextDelta("a"), 0.0),
         (TextDelta("b"), 0.1),
         (TextDelta("c"), 0.2),

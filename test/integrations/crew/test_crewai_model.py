@@ -24,10 +24,10 @@ from crewai.hooks import register_after_llm_call_hook, register_before_llm_call_
 from crewai.hooks.llm_hooks import clear_all_llm_call_hooks
 from crewai.llms.base_llm import call_stop_override
 from crewai.utilities.exceptions.context_window_exceeding_exception import LLMContextLengthExceededError
-from crewwork import hearing, listening
 from pydantic import BaseModel
 
 from commandline import LONG, STORY
+from crewwork import hearing, listening
 from llamastream import Engine, StreamingClient, Timeouts
 from llamastream.errors import ConnectionLostError, ContextSizeError, LlamaStreamError, RateLimitedError, SettingError
 from llamastream.integrations.crewai import LlamaServerLLM, create_llm
@@ -212,7 +212,7 @@ def test_hooks_of_crewai_are_asked(engine: Engine, ask: Ask) -> None:
         context.messages[-1]["content"] = "Count to ten."
 
     register_before_llm_call_hook(before)
-    register_after_llm_call_hook(lambda context: context.response.upper() + " and so on")
+    register_after_llm_call_hook(lambda context: f"{context.response} and so on")
     try:
         assert ask(model(engine.url, stop=[" 3"]), "?") == "1, 2, and so on"
     finally:
@@ -298,7 +298,9 @@ def test_usage_is_counted_over_all_calls(engine: Engine, ask: Ask) -> None:
 
 @pytest.mark.parametrize("retries", [0, 1])
 def test_nothing_is_repeated_but_by_the_client(ask: Ask, retries: int) -> None:
-    refused = http_answer(429, b'{"error":{"message":"Too many requests","type":"rate_limit","code":429}}')
+    refused = http_answer(
+        "429 Too Many Requests", b'{"error":{"message":"Too many requests","type":"rate_limit","code":429}}'
+    )
     with ServerDouble(Script(refused)) as server, hearing() as heard:
         llm = model(server.url, max_retries=retries)
         with pytest.raises(RateLimitedError):

@@ -56,6 +56,8 @@ class LlamaServerLLM(BaseLLM):
     model: str = UNNAMED
     base_url: str | list[str] | None = None  # type: ignore[assignment]  # CrewAI's own models have one server
     api_key: str | None = Field(default=None, exclude=True, repr=False)
+    temperature: float | None = None
+    max_tokens: int | float | None = None
     provider: str = "llamastream"
     stream: bool | None = True
     coalesce: float | None = Field(default=None, ge=0)
