@@ -16,6 +16,8 @@ from crewai.events.types.llm_events import (
     LLMThinkingChunkEvent,
 )
 
+from llamastream.testing import NumberedServer, ReceivedRequest, ServerDouble
+
 LLM_EVENTS = (
     LLMCallStartedEvent,
     LLMStreamChunkEvent,
@@ -104,3 +106,13 @@ def crew(*tasks: Task, **more: Any) -> Crew:
 def kickoff(work: Crew, **more: Any) -> Any:
     """What `Crew.kickoff` returns, of whichever of its two types that is."""
     return work.kickoff(**more)
+
+
+def asked(server: NumberedServer) -> list[ReceivedRequest]:
+    """The chat requests that came, without what the client asks beside them."""
+    return [request for request in server.requests if request.path.endswith("/chat/completions")]
+
+
+def answers_asked(server: ServerDouble) -> int:
+    """How many chat requests came."""
+    return sum(request.startswith(b"POST /v1/chat/completions ") for request in server.requests)

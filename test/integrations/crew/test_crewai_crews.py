@@ -34,7 +34,7 @@ from crewai.tools import tool
 from pydantic import BaseModel
 
 from commandline import LONG, STORY
-from crewwork import agent, crew, hearing, kickoff, listening, task
+from crewwork import agent, answers_asked, asked, crew, hearing, kickoff, listening, task
 from llamastream import Engine, EngineOptions, StreamingClient, launch
 from llamastream.errors import ConnectError, ConnectionLostError
 from llamastream.events import StreamRecovered
@@ -159,7 +159,7 @@ def test_an_agent_calls_tools_through_the_server(engine: Engine) -> None:
 def test_stop_words_of_an_agent_with_tools_in_its_prompt_reach_the_server() -> None:
     with NumberedServer(tokens=3) as server:
         kickoff(crew(task(agent(model(server.url, function_calling=False, stop=["END"]), tools=[get_weather]))))
-        body = next(request.body for request in server.requests if request.path == "/v1/chat/completions")
+        body = asked(server)[0].body
     assert set(body["stop"]) == {"\nObservation:", "END"}
     assert "tools" not in body
 
@@ -225,8 +225,7 @@ def test_an_answer_that_breaks_is_neither_asked_for_nor_shown_again(more: dict[s
     ):
         kickoff(crew(task(agent(model(server.url, recovery="off"), max_retry_limit=2, **more))))
     assert heard.chunks == ["a", "b"]
-    asked = [request for request in server.requests if request.startswith(b"POST /v1/chat/completions ")]
-    assert len(asked) == 1
+    assert answers_asked(server) == 1
     assert caught.value.partial is not None
     assert caught.value.partial.text == "ab"
 
@@ -240,12 +239,12 @@ def test_a_server_that_is_not_there_is_said_once() -> None:
 def test_a_conversation_that_is_too_long_is_compacted_and_answered() -> None:
     with launch(EngineOptions(threads=1, parallel=1, ctx_size=1024)) as small:
         llm = model(small.url, max_tokens=60)
-        asked: list[int] = []
+        calls: list[int] = []
 
         def grow(context: Any) -> None:
-            if not asked:
+            if not calls:
                 context.messages.append({"role": "user", "content": "word " * 1500})
-            asked.append(len(context.messages))
+            calls.append(len(context.messages))
 
         register_before_llm_call_hook(grow)
         try:
@@ -285,7 +284,7 @@ def test_crewai_alone_sends_no_stop_words_and_does_not_know_the_context() -> Non
     with NumberedServer(tokens=3, reasoning_tokens=2) as server, hearing(LLMThinkingChunkEvent) as heard:
         llm = LLM(model="openai/demo", base_url=f"{server.url}/v1", api_key="none", stop=["END"], stream=True)
         kickoff(crew(task(agent(llm, tools=[get_weather]))))
-        bodies = [request.body for request in server.requests if request.path == "/v1/chat/completions"]
+        bodies = [request.body for request in asked(server)]
     assert bodies
     assert not any("stop" in body for body in bodies)
     assert heard.events == []

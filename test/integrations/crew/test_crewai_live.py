@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +15,8 @@ import pytest
 
 pytest.importorskip("crewai", reason="runs in `make test-all`, in an environment with CrewAI")
 
-from crewwork import agent, crew, task
+from commandline import read_until
+from crewwork import agent, asked, crew, task
 from llamastream import Engine
 from llamastream.errors import ConnectionLostError, InvalidRequestError, StreamConsumedError
 from llamastream.integrations.crewai import LlamaServerLLM, Piece, StoppedError, astream_task, create_llm, stream_task
@@ -20,6 +24,7 @@ from llamastream.integrations.crewai.coalescing import Coalescer, Delta
 from llamastream.integrations.crewai.terminal import Terminal
 from llamastream.testing import NumberedServer, Script, ServerDouble, sse_answer
 from llamastream.types import ReasoningDelta, TextDelta, ToolCallDelta
+from polling import wait_for
 
 
 def model(url: str, **more: Any) -> LlamaServerLLM:
@@ -77,7 +82,7 @@ def test_a_callback_gets_each_piece_before_the_next_is_generated() -> None:
 def test_the_output_of_an_earlier_task_is_context(engine: Engine) -> None:
     with NumberedServer(tokens=1) as server:
         stream_task(task(agent(model(server.url))), lambda piece: None, context="It was blue.")
-        sent = next(request.body for request in server.requests if request.path == "/v1/chat/completions")
+        sent = asked(server)[0].body
     assert "It was blue." in str(sent["messages"])
 
 
@@ -151,6 +156,34 @@ def test_what_does_not_fit_is_refused() -> None:
                 function(work, **arguments)
 
 
+SCRIPT = """
+import sys
+from crewai import Agent, Crew, Task
+from llamastream.integrations.crewai import LlamaServerLLM, stream_task
+llm = LlamaServerLLM(base_url=sys.argv[1])
+agent = Agent(role="Teller", goal="Tell stories", backstory="You like short words.", llm=llm)
+stream_task(Crew(agents=[agent], tasks=[Task(description="Tell.", expected_output="A story.", agent=agent)]))
+"""
+
+
+def test_ctrl_c_ends_the_run_at_once() -> None:
+    with NumberedServer(tokens=1000, gate=True) as server:  # without an end: only three are ever generated
+        server.release(3)
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, server.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        try:
+            assert process.stdout is not None
+            read_until(process.stdout.fileno(), b"2 ", 60)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=20)
+        finally:
+            process.kill()
+        wait_for(lambda: server.generating == 0)
+        assert server.cancelled == 1
+    assert b"KeyboardInterrupt" in said
+
+
 # -- asyncio ------------------------------------------------------------------------------------------------
 
 
@@ -174,11 +207,22 @@ def test_pieces_can_be_awaited_and_the_output_too() -> None:
     assert raw == "0 1 2 3 4 "
 
 
+def test_leaving_the_loop_frees_the_slot(engine: Engine, slots_free: Callable[[], float]) -> None:
+    async def leave() -> None:
+        live = astream_task(task(agent(endless(engine))))
+        async for _ in live:
+            break
+        await asyncio.to_thread(slots_free)
+        with pytest.raises(StreamConsumedError, match="no output"):
+            _ = live.output
+
+    asyncio.run(leave())
+
+
 def test_leaving_the_block_frees_the_slot(engine: Engine, slots_free: Callable[[], float]) -> None:
     async def leave() -> None:
         async with astream_task(task(agent(endless(engine)))) as live:
-            async for _ in live:
-                break
+            await anext(aiter(live))
 
     asyncio.run(leave())
     slots_free()
@@ -213,6 +257,28 @@ def test_a_run_that_was_ended_before_it_began_asks_nothing() -> None:
     with NumberedServer(tokens=3) as server:
         asyncio.run(run())
         assert server.generations == 0
+
+
+def test_the_run_can_be_ended_from_another_task() -> None:
+    async def run() -> None:
+        begun = asyncio.Event()
+        live = astream_task(task(agent(model(server.url))))
+
+        async def watch() -> None:
+            async for _ in live:
+                begun.set()
+
+        watching = asyncio.create_task(watch())
+        await begun.wait()
+        await live.aclose()
+        with pytest.raises(StoppedError):
+            await watching
+
+    with NumberedServer(tokens=3, gate=True) as server:
+        server.release(1)
+        asyncio.run(run())
+        wait_for(lambda: server.generating == 0)
+        assert server.cancelled == 1
 
 
 def test_an_error_is_raised_behind_the_last_piece() -> None:

@@ -27,7 +27,7 @@ from crewai.utilities.exceptions.context_window_exceeding_exception import LLMCo
 from pydantic import BaseModel
 
 from commandline import LONG, STORY
-from crewwork import hearing, listening
+from crewwork import answers_asked, asked, hearing, listening
 from llamastream import Engine, StreamingClient, Timeouts
 from llamastream.errors import ConnectionLostError, ContextSizeError, LlamaStreamError, RateLimitedError, SettingError
 from llamastream.integrations.crewai import LlamaServerLLM, create_llm
@@ -176,7 +176,7 @@ def test_the_request_has_what_was_set_also_later() -> None:
         llm = model(server.url, model="openai/small", top_p=0.5, seed=7, frequency_penalty=0.1, top_k=20, min_p=0.1)
         llm.temperature = 0.25
         llm.call("count")
-        body = server.requests[-1].body
+        body = asked(server)[-1].body
     expected = {"model": "small", "temperature": 0.25, "top_p": 0.5, "seed": 7, "frequency_penalty": 0.1, "top_k": 20}
     assert {name: body[name] for name in expected} == expected
     assert (body["min_p"], body["max_tokens"]) == (0.1, 1000)
@@ -186,7 +186,7 @@ def test_the_request_has_what_was_set_also_later() -> None:
 def test_without_a_name_of_the_model_none_is_sent() -> None:
     with NumberedServer(tokens=1) as server:
         LlamaServerLLM(base_url=server.url).call("count")
-        assert "model" not in server.requests[-1].body
+        assert "model" not in asked(server)[-1].body
 
 
 def test_messages_are_sent_without_what_crewai_keeps_in_them() -> None:
@@ -199,7 +199,7 @@ def test_messages_are_sent_without_what_crewai_keeps_in_them() -> None:
     ]
     with NumberedServer(tokens=1) as server:
         LlamaServerLLM(base_url=server.url).call(messages)
-        sent = server.requests[-1].body["messages"]
+        sent = asked(server)[-1].body["messages"]
     assert sent == [
         {"role": "system", "content": "Be brief."},
         {"role": "assistant", "content": "", "tool_calls": calls},
@@ -305,8 +305,7 @@ def test_nothing_is_repeated_but_by_the_client(ask: Ask, retries: int) -> None:
         llm = model(server.url, max_retries=retries)
         with pytest.raises(RateLimitedError):
             ask(llm, "?")
-        asked = [request for request in server.requests if request.startswith(b"POST /v1/chat/completions ")]
-        assert len(asked) == 1 + retries
+        assert answers_asked(server) == 1 + retries
         assert heard.kinds == ["llm_call_started", "llm_call_failed"]
 
 
@@ -320,7 +319,7 @@ def test_an_error_in_the_middle_that_names_a_rate_limit_repeats_no_piece(ask: As
     with ServerDouble(Script(broken + chunk + error)) as server, hearing() as heard:
         with pytest.raises(LlamaStreamError, match="rate limit"):
             ask(model(server.url, recovery="off"), "?")
-        assert len(server.requests) == 1
+        assert answers_asked(server) == 1
         assert heard.chunks == ["a"]
         assert len(heard.of(LLMCallFailedEvent)) == 1
 
@@ -399,7 +398,7 @@ def test_keys_are_sent_and_not_shown() -> None:
     with NumberedServer(tokens=1) as server:
         llm = LlamaServerLLM(base_url=server.url, api_key="hidden-key", headers={"X-Team": "hidden-header"})
         llm.call("count")
-        sent = server.requests[-1].headers
+        sent = asked(server)[-1].headers
     assert (sent["authorization"], sent["x-team"]) == ("Bearer hidden-key", "hidden-header")
     assert "hidden" not in repr(llm) + str(llm.model_dump()) + llm.model_dump_json() + json.dumps(llm.to_config_dict())
 

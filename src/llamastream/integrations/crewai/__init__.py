@@ -13,9 +13,10 @@ from llamastream.integrations.extras import need
 need("crewai", "crewai")
 
 # only once the library is there
+from llamastream.integrations.crewai.factory import create_llm  # noqa: E402
 from llamastream.integrations.crewai.failures import StoppedError  # noqa: E402
 from llamastream.integrations.crewai.live import Live, astream_task, stream_task  # noqa: E402
-from llamastream.integrations.crewai.model import LlamaServerLLM, create_llm  # noqa: E402
+from llamastream.integrations.crewai.model import LlamaServerLLM  # noqa: E402
 from llamastream.integrations.crewai.pieces import Piece  # noqa: E402
 
 __all__ = ["Live", "LlamaServerLLM", "Piece", "StoppedError", "astream_task", "create_llm", "stream_task"]

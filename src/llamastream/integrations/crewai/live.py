@@ -7,8 +7,10 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import ExitStack
 from contextvars import copy_context
-from types import TracebackType
+from queue import SimpleQueue
+from types import AsyncGeneratorType, TracebackType
 from typing import Any, Self
+from weakref import ReferenceType, ref
 
 from crewai import Crew, Task
 from crewai.events.stream_context import add_stream_sink
@@ -22,7 +24,7 @@ from llamastream.integrations.crewai.stopping import LEFT, Stop
 from llamastream.integrations.crewai.terminal import Terminal
 
 LEAVE_PATIENCE = 5.0
-"""Seconds that leaving `astream_task` waits for the run to end; a tool that takes longer is left to itself."""
+"""Seconds that whoever leaves waits for the run to end; a tool that takes longer is left to itself."""
 
 
 def stream_task(
@@ -38,7 +40,7 @@ def stream_task(
 
     Args:
         work: a task that has an agent, or a crew.
-        show: is called with each piece, in order, by the thread that generates; None: print to the terminal.
+        show: is called with each piece, in order, in this thread; None: print to the terminal.
         inputs: for a crew, as for `kickoff`. context: for a task, the output of tasks before it.
 
     Returns:
@@ -51,28 +53,20 @@ def stream_task(
     run = _run_of(work, inputs, context)
     terminal = Terminal() if show is None else None
     hand_on: Callable[[Piece], object] = terminal or show or (lambda piece: None)
-    stop = Stop()
-    shown: list[BaseException] = []
-
-    def take(piece: Piece) -> None:
-        try:
-            hand_on(piece)
-        except BaseException as error:  # noqa: BLE001  # raised again by stream_task
-            # Raised into CrewAI it would be an error of the model, and be answered with another attempt.
-            shown.append(error)
-            stop.stop()
-            raise StoppedError(LEFT) from None
-
+    pieces: SimpleQueue[Piece | None] = SimpleQueue()
+    begun = _Begun(work, run, pieces.put, alone=terminal is not None)
+    # In a thread of its own even here: where Ctrl-C meets the event loop of an agent, that waits for the whole answer.
     try:
-        return copy_context().run(_watched, work, run, take, stop, alone=terminal is not None)
-    except StoppedError:
-        if shown:
-            raise shown[0] from None
+        while (piece := pieces.get()) is not None:
+            hand_on(piece)
+    except BaseException:
+        begun.stop.stop()
+        begun.wait(LEAVE_PATIENCE)
         raise
     finally:
-        stop.stop()
         if terminal is not None:
             terminal.end()
+    return begun.value()
 
 
 def astream_task(work: Task | Crew, *, inputs: dict[str, Any] | None = None, context: str | None = None) -> Live:
@@ -91,7 +85,8 @@ class Live:
         self._work = work
         self._run = run
         self._stop = Stop()
-        self._pieces: AsyncGenerator[Piece, None] | None = None
+        # Not kept here: a loop that is left lets go of its iterator, and that is how the run hears of it.
+        self._pieces: ReferenceType[AsyncGenerator[Piece, None]] | None = None
         self._output: Any = None
         self._complete = False
 
@@ -114,14 +109,17 @@ class Live:
         """
         if self._pieces is not None:
             raise StreamConsumedError("this run is watched already, or was; call astream_task again for another")
-        self._pieces = self._watch()
-        return self._pieces
+        pieces = self._watch()
+        self._pieces = ref(pieces)
+        return pieces
 
     async def aclose(self) -> None:
         """End the run, if it still goes on."""
         self._stop.stop()
-        if self._pieces is not None:
-            await self._pieces.aclose()
+        pieces = None if self._pieces is None else self._pieces()
+        # While another task waits for a piece, it is that one which is told, by a StoppedError.
+        if isinstance(pieces, AsyncGeneratorType) and not pieces.ag_running:
+            await pieces.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -134,40 +132,25 @@ class Live:
     async def _watch(self) -> AsyncGenerator[Piece, None]:
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Piece | None] = asyncio.Queue()
-        outcome: list[tuple[Any, BaseException | None]] = []
 
         def put(piece: Piece | None) -> None:
             try:
                 loop.call_soon_threadsafe(queue.put_nowait, piece)
             except RuntimeError:  # the loop is closed: whoever watched has gone with it
                 self._stop.stop()
-                if piece is not None:
-                    raise StoppedError(LEFT) from None
 
-        def work() -> None:
-            try:
-                outcome.append((_watched(self._work, self._run, put, self._stop), None))
-            except BaseException as error:  # noqa: BLE001  # raised again by the iteration
-                outcome.append((None, error))
-            finally:
-                put(None)
-
-        # No thread of the loop's executor: Python waits for those when it ends, and a tool may take its time.
-        thread = threading.Thread(target=copy_context().run, args=(work,), name="llamastream-crew", daemon=True)
-        thread.start()
+        begun = _Begun(self._work, self._run, put, self._stop)
         ended = False
         try:
             while (piece := await queue.get()) is not None:
                 yield piece
             ended = True
         finally:
-            self._stop.stop()
+            begun.stop.stop()
             if not ended:
                 await _drained(queue)
-        output, error = outcome[0]
-        if error is not None:
-            raise error
-        self._output, self._complete = output, True
+        self._output = begun.value()
+        self._complete = True
 
 
 async def _drained(queue: asyncio.Queue[Piece | None]) -> None:
@@ -180,31 +163,62 @@ async def _drained(queue: asyncio.Queue[Piece | None]) -> None:
         pass
 
 
-def _watched(
-    work: Task | Crew, run: Callable[[], Any], take: Callable[[Piece], object], stop: Stop, *, alone: bool = False
-) -> Any:
-    """Run it with models that stream, each piece going to `take` in the thread that generates it.
+class _Begun:
+    """A run in a thread of its own. Each piece goes to `put`, in the thread that generates it, and None at the end."""
 
-    To be called in a context of its own, which CrewAI copies into its threads: what is set here ends with it. `alone`
-    keeps CrewAI's own panels from the terminal.
-    """
+    def __init__(
+        self,
+        work: Task | Crew,
+        run: Callable[[], Any],
+        put: Callable[[Piece | None], object],
+        stop: Stop | None = None,
+        *,
+        alone: bool = False,
+    ) -> None:
+        """`alone` keeps CrewAI's own panels from the terminal."""
+        self.stop = stop or Stop()
+        self._work, self._run, self._put, self._alone = work, run, put, alone
+        self._output: Any = None
+        self._error: BaseException | None = None
+        # No thread of an executor: Python waits for those when it ends, and a tool may take its time.
+        # CrewAI copies the context into its threads, so that what is set in it holds for this run, and for no other.
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._do,), name="llamastream-crew", daemon=True
+        )
+        self._thread.start()
 
-    def sink(_source: Any, event: Any) -> None:
+    def wait(self, seconds: float) -> None:
+        """Wait until it has ended, but no longer than that."""
+        self._thread.join(seconds)
+
+    def value(self) -> Any:
+        """What came of it; what it raised is raised again."""
+        if self._error is not None:
+            raise self._error
+        return self._output
+
+    def _do(self) -> None:
+        try:
+            add_stream_sink(self._sink)
+            if self._alone:
+                set_suppress_console_output(True)
+            with ExitStack() as scope:
+                scope.enter_context(self.stop.scope())
+                for llm in _models(self._work):
+                    scope.enter_context(call_stream_override(llm, True))
+                self._output = self._run()
+        except BaseException as error:  # noqa: BLE001  # raised again by `value`
+            self._error = error
+        finally:
+            self._put(None)
+
+    def _sink(self, _source: Any, event: Any) -> None:
         piece = to_piece(event)
         if piece is None:
             return
-        if stop.stopped:  # models that are not ours have no other way to hear of it
+        if self.stop.stopped:  # models that are not ours have no other way to hear of it
             raise StoppedError(LEFT)
-        take(piece)
-
-    add_stream_sink(sink)
-    if alone:
-        set_suppress_console_output(True)
-    with ExitStack() as scope:
-        scope.enter_context(stop.scope())
-        for llm in _models(work):
-            scope.enter_context(call_stream_override(llm, True))
-        return run()
+        self._put(piece)
 
 
 def _models(work: Task | Crew) -> list[BaseLLM]:

@@ -1,4 +1,4 @@
-"""`LlamaServerLLM`: CrewAI's model on llama-server; and `create_llm`, which makes a project's models."""
+"""`LlamaServerLLM`: CrewAI's model on llama-server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Self
 
-from crewai import LLM
 from crewai.llms.base_llm import BaseLLM
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
@@ -17,11 +16,9 @@ from llamastream.events import Listener
 from llamastream.integrations.clients import addresses, client_pair, project_arguments
 from llamastream.integrations.crewai.calling import Asked, calling
 from llamastream.integrations.crewai.messages import format_fields, to_server, tool_fields
+from llamastream.integrations.crewai.plain import UNNAMED, plain_arguments
 from llamastream.integrations.crewai.stopping import stoppable
 from llamastream.types import Fallback, RecoveryMode
-
-UNNAMED = "llama-server"
-"""Stands for the model where none is named: CrewAI wants a name, the server has one model and needs none."""
 
 ANSWER_SHARE = 0.15
 """The part of the context that is kept free for the answer, as CrewAI does for other models."""
@@ -274,30 +271,3 @@ def _compaction() -> Iterator[None]:
         yield
     finally:
         _compacting.reset(token)
-
-
-def plain_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The same server for CrewAI's own `LLM`: it takes one address, with `/v1`, and wants a name, and a key."""
-    base_url = arguments.get("base_url")
-    first = str(base_url[0] if isinstance(base_url, list) else base_url).rstrip("/").removesuffix("/v1")
-    name = str(arguments.get("model") or UNNAMED).removeprefix("openai/")
-    kept = {name: value for name, value in arguments.items() if value is not None}
-    return {**kept, "model": f"openai/{name}", "base_url": f"{first}/v1"}
-
-
-def create_llm(source: Any = None, *, streaming: bool = True, **arguments: Any) -> BaseLLM:
-    """A model for a project: a streaming one, or CrewAI's own, so that tasks can be switched one by one.
-
-    Args:
-        source: the project's settings: any object (or mapping) with `llm_base_url`, `llm_model`, `llm_temperature`,
-            `llm_max_tokens`, `llm_api_key`; None: environment and settings file (`LLAMASTREAM_...`).
-        streaming: True for a `LlamaServerLLM`, False for `crewai.LLM` on the same (first) server.
-        arguments: of the one or the other; they win.
-
-    Raises:
-        SettingError: the object has none of the settings, or one has a value that is not allowed.
-    """
-    found = project_arguments(source, arguments)
-    if streaming:
-        return LlamaServerLLM(**found)
-    return LLM(**{"api_key": "none", **plain_arguments(found)})
