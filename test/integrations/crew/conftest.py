@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from athome import AT_HOME
+
+T = TypeVar("T")
 
 _storage = tempfile.TemporaryDirectory(prefix="llamastream-crewai-")
 # Before CrewAI is imported, which reads them then.
@@ -39,6 +41,21 @@ def stay_at_home() -> Iterator[None]:
     _outside.clear()
     yield
     assert _outside == []
+
+
+@pytest.fixture
+def closing() -> Iterator[Callable[[T], T]]:
+    """A function that takes a model of CrewAI's own and hands it back; its connections, which CrewAI leaves open, are
+    closed after the test."""
+    models: list[Any] = []
+
+    def keep(llm: T) -> T:
+        models.append(llm)
+        return llm
+
+    yield keep
+    for llm in models:
+        llm._get_sync_client().close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

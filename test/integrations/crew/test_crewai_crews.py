@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
@@ -40,6 +40,8 @@ from llamastream.errors import ConnectError, ConnectionLostError
 from llamastream.events import StreamRecovered
 from llamastream.integrations.crewai import LlamaServerLLM
 from llamastream.testing import NumberedServer, Script, ServerDouble, sse_answer
+
+Closing = Callable[[Any], Any]
 
 
 class Animal(BaseModel):
@@ -259,16 +261,11 @@ def test_a_conversation_that_is_too_long_is_compacted_and_answered() -> None:
 # -- with no code of ours -----------------------------------------------------------------------------------
 
 
-def test_crewai_alone_streams_from_llama_server(engine: Engine) -> None:
-    def plain() -> LLM:
-        return LLM(
-            model="openai/demo",
-            base_url=f"{engine.url}/v1",
-            api_key="none",
-            temperature=0,
-            max_tokens=2000,
-            stream=True,
-        )
+def test_crewai_alone_streams_from_llama_server(engine: Engine, closing: Closing) -> None:
+    def plain() -> Any:
+        url = f"{engine.url}/v1"
+        more: dict[str, Any] = {"temperature": 0, "max_tokens": 2000, "stream": True}
+        return closing(LLM(model="openai/demo", base_url=url, api_key="none", **more))
 
     with asking(Teller=STORY.question, Critic=STORY.question), hearing(LLMStreamChunkEvent) as heard:
         output = kickoff(two(plain(), plain()))
@@ -280,9 +277,9 @@ def test_crewai_alone_streams_from_llama_server(engine: Engine) -> None:
 # be changed.
 
 
-def test_crewai_alone_sends_no_stop_words_and_does_not_know_the_context() -> None:
+def test_crewai_alone_sends_no_stop_words_and_does_not_know_the_context(closing: Closing) -> None:
     with NumberedServer(tokens=3, reasoning_tokens=2) as server, hearing(LLMThinkingChunkEvent) as heard:
-        llm = LLM(model="openai/demo", base_url=f"{server.url}/v1", api_key="none", stop=["END"], stream=True)
+        llm = closing(LLM(model="openai/demo", base_url=f"{server.url}/v1", api_key="none", stop=["END"], stream=True))
         kickoff(crew(task(agent(llm, tools=[get_weather]))))
         bodies = [request.body for request in asked(server)]
     assert bodies
@@ -292,10 +289,10 @@ def test_crewai_alone_sends_no_stop_words_and_does_not_know_the_context() -> Non
     assert llm.get_input_tokens_count("x" * 400) == 100
 
 
-def test_crewai_alone_shows_an_answer_that_breaks_again_and_again() -> None:
+def test_crewai_alone_shows_an_answer_that_breaks_again_and_again(closing: Closing) -> None:
     answer = sse_answer(["a", "b", "c"])
     with ServerDouble(Script(answer, cut_at=answer.index(b'"c"'))) as server, hearing(LLMStreamChunkEvent) as heard:
-        llm = LLM(model="openai/demo", base_url=f"{server.url}/v1", api_key="none", stream=True)
+        llm = closing(LLM(model="openai/demo", base_url=f"{server.url}/v1", api_key="none", stream=True))
         with pytest.raises(Exception, match="peer closed connection"):
             kickoff(crew(task(agent(llm, max_retry_limit=2))))
         assert heard.chunks == ["a", "b"] * 3

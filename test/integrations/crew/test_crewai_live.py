@@ -87,10 +87,11 @@ def test_the_output_of_an_earlier_task_is_context(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_models_that_do_not_stream_otherwise_stream_for_it(engine: Engine, streaming: bool) -> None:
+def test_models_that_do_not_stream_otherwise_stream_for_it(
+    engine: Engine, streaming: bool, closing: Callable[[Any], Any]
+) -> None:
     settings = {"llm_base_url": engine.url, "llm_temperature": 0, "llm_max_tokens": 200}
-    more: dict[str, Any] = {"stream": False} if streaming else {}
-    llm = create_llm(settings, streaming=streaming, **more)
+    llm = create_llm(settings, stream=False) if streaming else closing(create_llm(settings, streaming=False))
     pieces: list[Piece] = []
     output = stream_task(task(agent(llm)), pieces.append)
     assert len(pieces) > 10

@@ -32,7 +32,16 @@ from llamastream import Engine, StreamingClient, Timeouts
 from llamastream.errors import ConnectionLostError, ContextSizeError, LlamaStreamError, RateLimitedError, SettingError
 from llamastream.integrations.crewai import LlamaServerLLM, create_llm
 from llamastream.integrations.crewai.failures import IncompleteAnswerError
-from llamastream.testing import ChaosProxy, NumberedServer, Reset, Script, ServerDouble, http_answer, sse_answer
+from llamastream.testing import (
+    ChaosProxy,
+    NumberedServer,
+    Reset,
+    Script,
+    ServerDouble,
+    chunked,
+    http_answer,
+    sse_answer,
+)
 from ports import free_port
 
 WEATHER = {
@@ -45,6 +54,7 @@ WEATHER = {
 }
 QUESTION = "What is the weather in Paris?"
 Ask = Callable[..., Any]
+Closing = Callable[[Any], Any]
 
 
 class Animal(BaseModel):
@@ -310,13 +320,9 @@ def test_nothing_is_repeated_but_by_the_client(ask: Ask, retries: int) -> None:
 
 
 def test_an_error_in_the_middle_that_names_a_rate_limit_repeats_no_piece(ask: Ask) -> None:
-    answer = sse_answer(["a", "b"])
+    piece = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
     error = b'data: {"error":{"message":"rate limit reached","type":"server_error","code":500}}\n\n'
-    head, _, events = answer.partition(b"\r\n\r\n")
-    broken = head.replace(b"Transfer-Encoding: chunked", b"Connection: close") + b"\r\n\r\n"
-    assert events  # the answer's events are replaced by some that are not framed, and an error behind them
-    chunk = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
-    with ServerDouble(Script(broken + chunk + error)) as server, hearing() as heard:
+    with ServerDouble(Script(chunked([piece, error]))) as server, hearing() as heard:
         with pytest.raises(LlamaStreamError, match="rate limit"):
             ask(model(server.url, recovery="off"), "?")
         assert answers_asked(server) == 1
@@ -359,12 +365,12 @@ def test_a_timeout_stands_for_each_step() -> None:
 # -- how it is made -----------------------------------------------------------------------------------------
 
 
-def test_the_settings_of_a_project_make_both_kinds_of_models(engine: Engine) -> None:
+def test_the_settings_of_a_project_make_both_kinds_of_models(engine: Engine, closing: Closing) -> None:
     settings = SimpleNamespace(llm_base_url=engine.url, llm_model="demo", llm_temperature=0.0, llm_max_tokens=5)
     streaming = create_llm(settings, max_tokens=3)
     assert isinstance(streaming, LlamaServerLLM)
     assert (streaming.model, streaming.temperature, streaming.max_tokens) == ("demo", 0.0, 3)
-    plain = create_llm(settings, streaming=False)
+    plain = closing(create_llm(settings, streaming=False))
     assert not isinstance(plain, LlamaServerLLM)
     assert (plain.model, plain.temperature, plain.max_tokens) == ("demo", 0.0, 5)
     with hearing() as heard:
@@ -373,12 +379,14 @@ def test_the_settings_of_a_project_make_both_kinds_of_models(engine: Engine) -> 
     assert all(text and "1, 2, 3, 4".startswith(text) for text in texts)
 
 
-def test_without_a_settings_object_the_environment_decides(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_settings_object_the_environment_decides(
+    engine: Engine, closing: Closing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LLAMASTREAM_BASE_URL", engine.url)
     monkeypatch.setenv("LLAMASTREAM_TEMPERATURE", "0")
     llm = create_llm()
     assert (llm.base_url, llm.temperature) == (engine.url, 0)
-    assert llm.call("Hello!") == create_llm(streaming=False).call("Hello!")
+    assert llm.call("Hello!") == closing(create_llm(streaming=False)).call("Hello!")
 
 
 def test_an_object_without_settings_is_refused() -> None:
@@ -403,7 +411,7 @@ def test_keys_are_sent_and_not_shown() -> None:
     assert "hidden" not in repr(llm) + str(llm.model_dump()) + llm.model_dump_json() + json.dumps(llm.to_config_dict())
 
 
-def test_crewai_can_make_a_model_of_its_own_after_a_pause(engine: Engine) -> None:
+def test_crewai_can_make_a_model_of_its_own_after_a_pause(engine: Engine, closing: Closing) -> None:
     config = model([engine.url, "http://127.0.0.1:1"], model="demo", stop=[" 3"]).to_config_dict()
     assert config == {"model": "openai/demo", "base_url": f"{engine.url}/v1", "temperature": 0, "stop": [" 3"]}
-    assert str(LLM(**config, api_key="none").call("Count to ten.")).startswith("1, 2,")
+    assert str(closing(LLM(**config, api_key="none")).call("Count to ten.")).startswith("1, 2,")
