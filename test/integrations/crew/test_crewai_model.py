@@ -143,6 +143,22 @@ def test_functions_that_are_given_are_called(engine: Engine, ask: Ask) -> None:
     assert ask(model(engine.url), QUESTION, tools=[WEATHER], available_functions=functions) == "18 degrees in Paris"
 
 
+def test_a_malformed_call_reaches_no_function() -> None:
+    def event(delta: dict[str, Any], reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+    function = {"name": "get_weather", "arguments": '{"city": "Par'}
+    delta = {"tool_calls": [{"index": 0, "id": "1", "type": "function", "function": function}]}
+    script = Script(chunked([event(delta), event({}, "tool_calls"), b"data: [DONE]\n\n"]))
+    called: list[Any] = []
+    with ServerDouble(script) as server:
+        llm = model(server.url)
+        llm.call(QUESTION, tools=[WEATHER], available_functions={"get_weather": lambda **city: called.append(city)})
+        assert llm.call(QUESTION, tools=[WEATHER])[0]["function"] == function
+    assert called == []
+
+
 def test_pieces_may_be_put_together(engine: Engine, ask: Ask) -> None:
     with hearing() as heard:
         assert ask(model(engine.url, coalesce=60), STORY.question) == STORY.answer
@@ -217,6 +233,18 @@ def test_messages_are_sent_without_what_crewai_keeps_in_them() -> None:
     ]
 
 
+def test_a_malformed_call_in_the_history_does_not_stop_the_conversation(engine: Engine, ask: Ask) -> None:
+    calls = [{"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Par'}}]
+    messages = [
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "content": "the arguments are no JSON", "tool_call_id": "1", "name": "get_weather"},
+    ]
+    llm = model(engine.url)
+    assert llm.get_input_tokens_count(messages, [WEATHER]) > 0
+    assert ask(llm, messages, tools=[WEATHER])
+
+
 def test_hooks_of_crewai_are_asked(engine: Engine, ask: Ask) -> None:
     def before(context: Any) -> None:
         context.messages[-1]["content"] = "Count to ten."
@@ -250,7 +278,7 @@ def test_the_context_is_the_one_of_the_server(engine: Engine) -> None:
 
 @pytest.mark.parametrize("tools", [None, [WEATHER]])
 def test_tokens_are_counted_by_the_server(engine: Engine, tools: Any) -> None:
-    llm = model(engine.url, max_tokens=1)
+    llm = model(engine.url)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
     counted = llm.get_input_tokens_count(messages, tools)
     llm.call(messages, tools=tools)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from crewai.llms.base_llm import LLMCallBlockedError, llm_call_context
 from msgspec import Struct
 from pydantic import BaseModel
 
-from llamastream import LlamaStreamError, Result
+from llamastream import LlamaStreamError, Result, ToolCall
 from llamastream.integrations.crewai.coalescing import Coalescer, Delta
 from llamastream.integrations.crewai.failures import IncompleteAnswerError, StoppedError, as_final
 from llamastream.integrations.crewai.messages import format_fields, to_server, to_usage, tool_call, tool_fields
@@ -148,11 +147,11 @@ class Call:
         self._llm._track_token_usage_internal(usage)
         if result.finish_reason == "cancelled":
             raise StoppedError(LEFT)
-        calls = [tool_call(call, index) for index, call in enumerate(result.tool_calls)]
-        if calls and not self._asked.available_functions:
+        if result.tool_calls and not self._asked.available_functions:
+            calls = [tool_call(call, index) for index, call in enumerate(result.tool_calls)]
             self._completed(calls, LLMCallType.TOOL_CALL, result, usage)
             return calls
-        value = self._executed(calls)
+        value = self._executed(result.tool_calls)
         if value is not None:
             return value
         if self._asked.response_model is not None:
@@ -162,17 +161,14 @@ class Call:
         self._completed(result.text, LLMCallType.LLM_CALL, result, usage)
         return self._llm._invoke_after_llm_call_hooks(self._said, result.text, self._agent)
 
-    def _executed(self, calls: list[dict[str, Any]]) -> str | None:
+    def _executed(self, calls: Sequence[ToolCall]) -> str | None:
         """The value of the first tool that gives one. Agents of CrewAI run their tools themselves."""
         functions = dict(self._asked.available_functions or {})
         for call in calls:
-            function = call["function"]
-            try:
-                arguments = json.loads(function["arguments"] or "{}")
-            except ValueError:
-                log.warning("the arguments of the call of %s are not JSON; it is left out", function["name"])
+            if call.malformed:
+                log.warning("%s; it is left out", call.malformed)
                 continue
-            value = self._llm._handle_tool_execution(function["name"], arguments, functions, **self._whose)
+            value = self._llm._handle_tool_execution(call.name, call.parsed_arguments(), functions, **self._whose)
             if value is not None:
                 return value
         return None

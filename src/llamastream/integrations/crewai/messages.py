@@ -9,19 +9,27 @@ from crewai.llms.providers.utils.common import extract_tool_info
 from crewai.utilities.string_utils import sanitize_tool_name
 from pydantic import BaseModel
 
-from llamastream import Result
-from llamastream.types import ToolCall
+from llamastream import Result, ToolCall
 
 _KNOWN = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
 
 
 def to_server(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The conversation as the request has it: without what CrewAI keeps in messages for itself or other providers."""
-    return [
-        {name: message[name] for name in _KNOWN if message.get(name) is not None}
-        | {"content": "" if message.get("content") is None else message["content"]}
-        for message in messages
-    ]
+    return [_message(message) for message in messages]
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: message[name] for name in _KNOWN if message.get(name) is not None}
+    if "tool_calls" in kept:
+        # What the model wrote may be malformed, and the server would refuse a history with that in it.
+        kept["tool_calls"] = [_call(call).to_message() for call in kept["tool_calls"]]
+    return {"content": "", **kept}
+
+
+def _call(call: Mapping[str, Any]) -> ToolCall:
+    function = call.get("function") or {}
+    return ToolCall(str(call.get("id") or ""), str(function.get("name") or ""), str(function.get("arguments") or ""))
 
 
 def tool_fields(tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
