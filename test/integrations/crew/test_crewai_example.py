@@ -21,6 +21,9 @@ EXPECTED = (
 )
 
 
+PROJECT = str(ROOT / "examples" / "crewai_project/main.py")
+
+
 def run(*command: str, **more: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMASTREAM_", "LLM_"))}
     done = subprocess.run(
@@ -37,16 +40,16 @@ def run(*command: str, **more: str) -> str:
 
 
 def test_the_example_shows_both_tasks_live(engine: Engine) -> None:
-    assert re.search(EXPECTED, run("examples/crewai_project/main.py", "--url", engine.url, "--topic", "slots"))
+    assert re.search(EXPECTED, run(PROJECT, "--url", engine.url, "--topic", "slots"))
 
 
 def test_the_example_takes_its_settings_from_the_environment(engine: Engine) -> None:
-    printed = run("examples/crewai_project/main.py", LLM_BASE_URL=engine.url, LLM_MAX_TOKENS="20")
+    printed = run(PROJECT, LLM_BASE_URL=engine.url, LLM_MAX_TOKENS="20")
     assert re.search(r"2 tasks, \d+ tokens read, 40 written", printed)
 
 
 def test_the_example_starts_the_demo_engine_when_it_gets_no_url() -> None:
-    assert re.search(EXPECTED, run("examples/crewai_project/main.py"))
+    assert re.search(EXPECTED, run(PROJECT))
 
 
 def test_our_share_of_an_event_is_below_ten_microseconds() -> None:
