@@ -5,10 +5,12 @@ Times are seconds (float) unless a name ends in `_ms`; the figures of llama-serv
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
+
+from llamastream.tools import ToolCall as ToolCall  # its old place
+from llamastream.tools import ToolSupport
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "cancelled", "error"]
 """How a stream ended. `cancelled` is ours: the caller left. `error` stands only in partial results."""
@@ -182,27 +184,6 @@ still holds it, or that and everything else that keeps the answer whole."""
 # -- results ------------------------------------------------------------------------------------------------
 
 
-class ToolCall(Struct, frozen=True):
-    """A tool call; `arguments` is the JSON text exactly as the model wrote it."""
-
-    id: str
-    name: str
-    arguments: str
-
-    def parsed_arguments(self) -> Any:
-        """The arguments as Python data.
-
-        Raises:
-            ValueError: the model wrote something that is not JSON.
-        """
-        try:
-            return json.loads(self.arguments or "{}")
-        except ValueError as error:
-            raise ValueError(
-                f"the arguments of tool call {self.name!r} are not JSON ({error}): {self.arguments!r}"
-            ) from None
-
-
 class FailedAttempt(Struct, frozen=True):
     """An attempt that failed and was followed by another, `delay` seconds later."""
 
@@ -314,6 +295,15 @@ class Result(Struct, frozen=True):
     created: int = 0
     system_fingerprint: str = ""
 
+    def to_message(self) -> dict[str, Any]:
+        """The answer as the assistant's message of the next request, tool calls with it (see `ToolCall.to_message`)."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [call.to_message() for call in self.tool_calls]
+        return message
+
 
 class Health(Struct, frozen=True):
     """What `GET /health` says: `ok`, `loading` or `error`. `ok` says nothing of load or of a stuck decode."""
@@ -351,7 +341,8 @@ class Capabilities(Struct, frozen=True):
         slots_endpoint, metrics_endpoint: whether `/slots`, `/metrics` answer.
         reattach: whether `GET /v1/stream` can replay a running generation; None: not known.
         continues: whether a begun answer can be continued (`continue_final_message`); None: not known.
-        chat_template_caps: `chat_template_caps` of `/props` (names vary with the build).
+        chat_template_caps: `chat_template_caps` of `/props` (names vary with the build; `--jinja` is not in it).
+        tools: what it does with requests that have tools.
         model_alias, model_path: as `/props` gives them.
     """
 
@@ -363,6 +354,7 @@ class Capabilities(Struct, frozen=True):
     reattach: bool | None = None
     continues: bool | None = None
     chat_template_caps: dict[str, bool] = {}
+    tools: ToolSupport = ToolSupport()
     model_alias: str = ""
     model_path: str = ""
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
+from athome import AT_HOME
 from llamastream.cli.app import app
 from llamastream.engine import Engine
 from llamastream.engine.flags import MANAGED
@@ -69,6 +70,10 @@ def program(page: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+WARNINGS = ["-W", "error"]
+if find_spec("crewai") is not None:  # which uses what it calls deprecated itself
+    WARNINGS += ["-W", "ignore::DeprecationWarning", "-W", "ignore::ImportWarning"]
+
 WITH_PYTHON = [page for page in PAGES if any(block.language.startswith("python") for block in blocks(page))]
 
 
@@ -77,9 +82,10 @@ def test_python_blocks_run_in_order_against_a_real_server(page: Path, engine: En
     script = tmp_path / f"{page.stem}.py"
     script.write_text(program(page).replace(DOCUMENTED_URL, engine.url), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMASTREAM_")}
-    environment |= {"LLAMASTREAM_BASE_URL": engine.url, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+    environment |= {"LLAMASTREAM_BASE_URL": engine.url, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", **AT_HOME}
+    environment["CREWAI_STORAGE_DIR"] = str(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(script)],
+        [sys.executable, *WARNINGS, str(script)],
         capture_output=True,
         text=True,
         timeout=100,

@@ -169,7 +169,7 @@ def _show(stream: Stream, screen: Screen) -> None:
                 screen.end_answer()
                 screen.summary(event.stats, event.finish_reason)
     finally:
-        tools.end()
+        tools.end(broken=True)
 
 
 def _show_json(stream: Stream) -> None:

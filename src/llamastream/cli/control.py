@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.text import Text
 
 from llamastream.cli.fleets import AsJson, Name, NoWait, complete_instances, fleet_of
-from llamastream.cli.printable import printable
 from llamastream.cli.screen import print_json
 from llamastream.cli.servelog import human_line
 from llamastream.errors import SettingError
@@ -26,6 +25,7 @@ from llamastream.fleet.messages import (
     Said,
 )
 from llamastream.fleet.records import as_dict
+from llamastream.printable import printable
 
 GONE_SECONDS = 5.0
 """From the last word of a fleet to the end of its process."""

@@ -21,11 +21,11 @@ from rich.text import Text
 
 from llamastream.backends import ROUTABLE, InstanceState
 from llamastream.cli.fleets import AsJson, Name, fleet_of
-from llamastream.cli.printable import one_line
 from llamastream.cli.screen import print_json
 from llamastream.fleet.control_client import ControlClient, ControlError
 from llamastream.fleet.messages import FleetStatus
 from llamastream.fleet.report import InstanceReport
+from llamastream.printable import one_line
 
 NOT_READY = 3
 """Exit code: the fleet runs, but not every instance takes requests."""

@@ -16,7 +16,6 @@ from llamastream.cli.commands import Command, Mistake, help_lines, parse
 from llamastream.cli.conversation import Conversation
 from llamastream.cli.interrupts import Interrupts, without_echo
 from llamastream.cli.lineinput import LineReader
-from llamastream.cli.printable import one_line, printable
 from llamastream.cli.render import MarkdownView, PlainView, View
 from llamastream.cli.screen import stats_rows, summary_line
 from llamastream.cli.status import StatusRelay
@@ -24,6 +23,7 @@ from llamastream.cli.toolcalls import ToolCallNotes
 from llamastream.client import Stream, StreamingClient
 from llamastream.engine.demo import DEMO_ALIAS, demo_questions
 from llamastream.errors import LlamaStreamError, TransportError
+from llamastream.printable import one_line, printable
 from llamastream.types import ReasoningDelta, Result, TextDelta, ToolCallDelta
 
 MAX_LOADED_BYTES = 64 * 1024 * 1024
@@ -247,7 +247,7 @@ def _show(stream: Stream, view: View) -> None:
             elif isinstance(event, ReasoningDelta):
                 view.reasoning(event.text)
     finally:
-        tools.end()
+        tools.end(broken=True)
 
 
 def suggestions() -> list[str]:

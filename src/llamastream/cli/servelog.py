@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.text import Text
 
 from llamastream.cli.linewriter import LineSink, LineWriter
-from llamastream.cli.printable import one_line
 from llamastream.fleet.records import Level, Record, as_dict, at_least, encodable
+from llamastream.printable import one_line
 
 LogFormat: TypeAlias = Literal["auto", "json", "human"]
 _STYLES: dict[Level, str] = {"debug": "dim", "info": "", "warning": "yellow", "error": "red"}

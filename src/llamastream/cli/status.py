@@ -9,7 +9,6 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.text import Text
 
-from llamastream.cli.printable import one_line
 from llamastream.errors import (
     ConnectError,
     ConnectionLostError,
@@ -21,6 +20,7 @@ from llamastream.errors import (
     UnavailableError,
 )
 from llamastream.events import ClientEvent, RetryScheduled, StreamBroke
+from llamastream.printable import one_line
 
 _ERASE = "\r\x1b[K"
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llamastream.cli.printable import one_line
+from llamastream.printable import one_line
+from llamastream.tools import ToolCall
 from llamastream.types import ToolCallDelta
 
 MAX_SHOWN = 2000
 """Characters of a call's arguments that are shown; what a program needs of them is in --json and in /save."""
+
+MAX_WHY = 200
+"""Characters of what is wrong with a call."""
 
 
 class ToolCallNotes:
@@ -17,6 +21,7 @@ class ToolCallNotes:
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
         self._call: tuple[int, int] | None = None
+        self._name = ""
         self._arguments: list[str] = []
 
     def add(self, event: ToolCallDelta) -> None:
@@ -26,14 +31,19 @@ class ToolCallNotes:
             self.end()
             self._call = call
         if event.name:
+            self._name = event.name
             self._note(f"the model calls the tool {one_line(event.name)}")
         if event.arguments:
             self._arguments.append(event.arguments)
 
-    def end(self) -> None:
-        """Something else follows, or nothing: show the arguments that have come."""
-        text = one_line("".join(self._arguments))
+    def end(self, *, broken: bool = False) -> None:
+        """Something else follows, or nothing: show the arguments that have come. `broken`: the answer broke off, so
+        that there is no telling what the call would have been."""
+        arguments = "".join(self._arguments)
+        call = None if self._call is None else ToolCall("", self._name, arguments)
         self._arguments.clear()
-        self._call = None
-        if text:
+        self._call, self._name = None, ""
+        if text := one_line(arguments):
             self._note(f"  {text[:MAX_SHOWN]}{'…' if len(text) > MAX_SHOWN else ''}")
+        if call is not None and call.malformed and not broken:
+            self._note(f"  this call is malformed: {one_line(call.malformed)[:MAX_WHY]}")

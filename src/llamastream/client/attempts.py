@@ -20,11 +20,13 @@ from llamastream.errors import (
     BadRequestError,
     EventTooLargeError,
     LlamaStreamError,
+    MalformedOutputError,
     MidStreamError,
     ModelLoadingError,
     ProtocolError,
     ServerError,
     StreamDivergedError,
+    ToolsUnsupportedError,
 )
 from llamastream.policy.recovery import Case, PlanKind, RecoveryOptions, classify, plan
 from llamastream.protocol.journal import Journal, repetition, token_limit, with_seed
@@ -284,6 +286,8 @@ class AttemptPlanner:
 
     def blame(self, error: LlamaStreamError, now: float, *, stale: bool) -> None:
         """Note against the server that an attempt failed. `stale`: over an idle connection that had been closed."""
+        if isinstance(error, MalformedOutputError):
+            return  # it is the model's
         failure = classify(error, elsewhere=False)
         # With others to ask, an answer that says more of the server than of the request counts against it as well.
         unfit = len(self._servers) > 1 and (self.broken is not None or not isinstance(error, BadRequestError))
@@ -291,7 +295,8 @@ class AttemptPlanner:
         if stale or not (unfit or failure.kind in ("cut", "stall", "refused", "unavailable")):
             return
         certain = failure.kind in ("stall", "refused") or (unfit and failure.kind in ("final", "server_error"))
-        self._servers.failed(self.server, now, certain=certain)
+        if not isinstance(error, ToolsUnsupportedError):  # the server is well for all other requests
+            self._servers.failed(self.server, now, certain=certain)
         self._failed_on.add(self.server)
         if self.broken is not None:
             self.broken.tried.add(self.server)

@@ -19,6 +19,8 @@ from llamastream.events import (
 )
 from llamastream.policy.buffering import buffering_advice, looks_buffered
 from llamastream.protocol.exchange import GenerationExchange
+from llamastream.protocol.requests import GenerationRequest
+from llamastream.protocol.toolcalls import tool_advice
 from llamastream.types import FailedAttempt, PromptFacts, Recovery, Stats
 
 MAX_RECORDED = 64
@@ -87,9 +89,9 @@ class StreamRecord:
     def ended(self, reason: str, stats: Stats, error: LlamaStreamError | None = None) -> None:
         self._state.notify(RequestEnded(self._id, reason, stats, error))
 
-    def hints(self, stats: Stats, system_prompt: str, exchange: GenerationExchange) -> None:
+    def hints(self, stats: Stats, request: GenerationRequest, exchange: GenerationExchange) -> None:
         """After a good end: say what could be better."""
-        prompt = None
+        prompt, system_prompt = None, request.system_prompt
         if stats.prompt_tokens is not None and system_prompt:
             prompt = PromptFacts(system_prompt, stats.prompt_tokens, stats.cached_tokens or 0)
         hint = self._state.succeeded(prompt)
@@ -97,6 +99,8 @@ class StreamRecord:
             self._state.hint(self._id, "prompt_cache", hint)
         if stats.buffered:
             self._state.hint(self._id, "buffering", f"{exchange.url}: {buffering_advice(exchange.headers)}")
+        if request.offers_tools and (advice := tool_advice(request.body, exchange.assembler.result(stats))):
+            self._state.hint(self._id, *advice)
 
     def stats(self, now: float, exchange: GenerationExchange) -> Stats:
         """The figures as of `now`."""

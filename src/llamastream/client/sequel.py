@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from llamastream.client.attempts import AttemptPlanner
 from llamastream.client.state import ClientState
-from llamastream.errors import LlamaStreamError, ModelLoadingError, ServerError
+from llamastream.errors import LlamaStreamError, MalformedOutputError, ModelLoadingError, ServerError
 from llamastream.policy.recovery import classify, delay
 from llamastream.policy.retry import RetryState, too_long
 from llamastream.protocol.failures import streaming_unsupported
@@ -59,6 +59,8 @@ class Sequels:
 
     def after(self, error: LlamaStreamError, at: FailedAt) -> Sequel | LlamaStreamError:
         """What follows; an error: that ends the stream."""
+        if isinstance(error, MalformedOutputError):
+            return error  # nothing broke: the model would say the same again
         if at.emitted:
             return self._in_the_middle(error, at)
         if self._falls_back(error, at.now):

@@ -130,6 +130,7 @@ class StreamSession:
             accept_whole=self._options.fallback != "never",
             assembler=planner.journal.assembler,
             resumed=None if attempt is None else attempt.generation.resumed,
+            offers_tools=planner.request.offers_tools,
         )
 
     @property
@@ -419,7 +420,7 @@ class StreamSession:
         stats = self.stats()
         reason = assembler.finish_reason() or "stop"
         events.append(StreamEnd(reason, assembler.usage, stats))
-        self._record.hints(stats, self._planner.request.system_prompt, self._exchange)
+        self._record.hints(stats, self._planner.request, self._exchange)
         self._record.ended(reason, stats)
 
     # -- what is known ------------------------------------------------------------------------------------

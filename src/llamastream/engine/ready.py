@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 import psutil
 
+from llamastream.protocol.toolcalls import tool_questions
+from llamastream.tools import ToolSupport
 from llamastream.types import Capabilities, LogRecord
 
 # `listening on http://127.0.0.1:8080`, `server is listening on unix:///x.sock`; with port 0 they name the real port
@@ -69,17 +71,13 @@ class ServerAddress(msgspec.Struct, frozen=True):
         return f"{'https' if self.tls else 'http'}://{shown}:{self.port}"
 
     def get(self, path: str, *, api_key: str | None = None, timeout: float = 5.0) -> tuple[int, bytes]:
-        """GET a path: status and body (at most 1 MiB).
-
-        Raises:
-            OSError: no connection, or it broke.
-        """
+        """GET a path: status and body (at most 1 MiB). Raises as `request`."""
         return self.request("GET", path, api_key=api_key, timeout=timeout)
 
     def request(
         self, method: str, path: str, body: Any = None, *, api_key: str | None = None, timeout: float = 5.0
     ) -> tuple[int, bytes]:
-        """Any request: status and body (at most 1 MiB).
+        """Any request: status and body of the answer (at most 1 MiB).
 
         Args:
             body: sent as JSON; None: nothing. timeout: seconds for connecting, and for each wait for bytes.
@@ -147,9 +145,25 @@ def read_capabilities(address: ServerAddress, api_key: str | None, build: str = 
         # without an id: 400 where the endpoint exists, 404 where it does not
         reattach=_status(address, "/v1/stream", api_key) == 400,
         chat_template_caps={k: v for k, v in caps.items() if isinstance(v, bool)} if isinstance(caps, dict) else {},
+        tools=_tool_support(address, props, api_key),
         model_alias=str(props.get("model_alias", "")),
         model_path=str(props.get("model_path", "")),
     )
+
+
+def _tool_support(address: ServerAddress, props: dict[str, Any], api_key: str | None) -> ToolSupport:
+    questions = tool_questions(props)
+    question = next(questions)
+    while True:
+        try:
+            reply = address.request("POST", *question, api_key=api_key)
+        except OSError:
+            reply = (0, b"")
+        try:
+            question = questions.send(reply)
+        except StopIteration as end:
+            support: ToolSupport = end.value
+            return support
 
 
 def _json(address: ServerAddress, path: str, api_key: str | None) -> Any:

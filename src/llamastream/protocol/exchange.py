@@ -10,8 +10,8 @@ from llamastream.errors import (
     ConnectionLostError,
     EventTooLargeError,
     LlamaStreamError,
-    MidStreamError,
     ProtocolError,
+    ServerError,
     StreamTruncatedError,
 )
 from llamastream.protocol.assembler import Assembler
@@ -21,7 +21,8 @@ from llamastream.protocol.http1 import ResponseReader
 from llamastream.protocol.resume import Resumed
 from llamastream.protocol.sse import DEFAULT_MAX_EVENT_BYTES, SseDecoder
 from llamastream.protocol.template import TextTemplate
-from llamastream.types import StreamEvent, StreamStart, TextDelta
+from llamastream.protocol.toolcalls import without_answer
+from llamastream.types import Stats, StreamEvent, StreamStart, TextDelta
 
 _DONE = b"[DONE]"
 
@@ -48,8 +49,10 @@ class GenerationExchange:
         accept_whole: bool = False,
         assembler: Assembler | None = None,
         resumed: Resumed | None = None,
+        offers_tools: bool = False,
     ) -> None:
-        """`assembler`: one that has a part of the answer already; `resumed`: adapts what comes to that part."""
+        """`assembler`: one that has a part of the answer already; `resumed`: adapts what comes to that part.
+        `offers_tools`: the model may call tools, and must give some answer."""
         self.url = url
         self.assembler = Assembler() if assembler is None else assembler
         self.resumed = resumed
@@ -58,6 +61,7 @@ class GenerationExchange:
         self.accepted = False
         self.terminated = False
         self._expected_choices = expected_choices
+        self._offers_tools = offers_tools
         self._reader = ResponseReader()
         self._decoder = SseDecoder(max_event_bytes)
         self._template = TextTemplate()
@@ -162,7 +166,7 @@ class GenerationExchange:
             except LlamaStreamError as error:
                 self._fail(error)
         elif self.assembler.finished(self._expected_choices):
-            self.done = True  # all that was asked for is here; only the end marks are missing
+            self._succeed()  # all that was asked for is here; only the end marks are missing
         elif not self._reader.header_complete:
             self._fail(ConnectionLostError(f"{self.url} closed the connection without an answer"))
         else:
@@ -232,7 +236,7 @@ class GenerationExchange:
         if text:
             self._template.learn(data, text, self._read_text)
 
-    def _reported(self, raw: bytes) -> MidStreamError:
+    def _reported(self, raw: bytes) -> ServerError:
         return mid_stream_error(raw, self.url, begun=self.assembler.content_chunks > 0, whole=self.whole)
 
     def _read_text(self, data: bytes) -> str | None:
@@ -256,13 +260,18 @@ class GenerationExchange:
             else:
                 self._fail(unexpected_response(reader.status, reader.headers, body, self.url))
         elif self.assembler.finished(self._expected_choices):
-            self.done = True
+            self._succeed()
         elif self.whole:
             self._fail(unexpected_response(reader.status, reader.headers, bytes(self._body), self.url, "an answer"))
         else:
             self._fail(
                 StreamTruncatedError(f"{self.url} ended the stream without a finish reason: the answer is not complete")
             )
+
+    def _succeed(self) -> None:
+        self.done = True
+        if self._offers_tools and (error := without_answer(self.assembler.result(Stats()), self.url)):
+            self._fail(error)
 
     def _fail(self, error: LlamaStreamError) -> None:
         self.done = True
