@@ -179,6 +179,7 @@ def test_only_so_many_may_be_connected(place: Place, monkeypatch: pytest.MonkeyP
             place.client.status()
     wait_for(lambda: not place.server._connections)
     assert place.client.status() == STATUS
+    wait_for(lambda: not place.server._connections)  # each gives back what it took, before the patch is undone
 
 
 def test_followers_of_the_log_leave_room_for_others(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +194,7 @@ def test_followers_of_the_log_leave_room_for_others(place: Place, monkeypatch: p
     again = place.client.ask(AskLogs(follow=True))
     assert isinstance(next(again), Said)
     again.close()  # type: ignore[attr-defined]  # the same
+    wait_for(lambda: not place.server._connections)  # each gives back what it took, before the patch is undone
 
 
 def test_who_leaves_ends_what_is_told_to_him(place: Place) -> None:
