@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from llamastream.cli.arenas import share_heaps
 from llamastream.cli.options import with_settings
 from llamastream.cli.servelog import LogFormat, ServeLog
 from llamastream.cli.service import Service
@@ -45,6 +46,7 @@ def serve(
     it is controlled by `llamastream` status, logs, restart, drain, undrain, reload and stop.
     """
     _check_arguments(context.args)
+    share_heaps()
     given = given_of(engine, engine_sources), given_of(fleet, fleet_sources)
     log = ServeLog(log_format, events=json, verbose=verbose)
     try:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import re
-import socket
 from typing import Any
 
 import msgspec
 import psutil
 
+from llamastream.engine.address import ServerAddress
 from llamastream.protocol.toolcalls import tool_questions
 from llamastream.tools import ToolSupport
 from llamastream.types import Capabilities, LogRecord
@@ -35,82 +34,6 @@ def listening_ports(pid: int) -> set[int]:
     except psutil.Error:
         return set()
     return {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN and c.laddr}
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self.sock.settimeout(self.timeout)
-            self.sock.connect(self._path)
-        except OSError:
-            self.sock.close()
-            raise
-
-
-class ServerAddress(msgspec.Struct, frozen=True):
-    """Where a server answers: host and port, or a Unix socket path; `tls` if it was started with a certificate."""
-
-    host: str = ""
-    port: int = 0
-    socket: str | None = None
-    tls: bool = False
-
-    @property
-    def url(self) -> str:
-        """`http://host:port` (brackets around IPv6), or `unix:///path`."""
-        if self.socket is not None:
-            return f"unix://{self.socket}"
-        # a server on all addresses is reached on the loopback one
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
-        shown = f"[{host}]" if ":" in host else host
-        return f"{'https' if self.tls else 'http'}://{shown}:{self.port}"
-
-    def get(self, path: str, *, api_key: str | None = None, timeout: float = 5.0) -> tuple[int, bytes]:
-        """GET a path: status and body (at most 1 MiB). Raises as `request`."""
-        return self.request("GET", path, api_key=api_key, timeout=timeout)
-
-    def request(
-        self, method: str, path: str, body: Any = None, *, api_key: str | None = None, timeout: float = 5.0
-    ) -> tuple[int, bytes]:
-        """Any request: status and body of the answer (at most 1 MiB).
-
-        Args:
-            body: sent as JSON; None: nothing. timeout: seconds for connecting, and for each wait for bytes.
-
-        Raises:
-            OSError: no connection, or it broke.
-        """
-        connection = self._connection(timeout)
-        headers = {"Connection": "close"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        try:
-            connection.request(method, path, None if body is None else msgspec.json.encode(body), headers)
-            response = connection.getresponse()
-            return response.status, response.read(1 << 20)
-        except http.client.HTTPException as error:
-            raise ConnectionError(f"no HTTP answer: {error!r}") from None
-        finally:
-            connection.close()
-
-    def _connection(self, timeout: float) -> http.client.HTTPConnection:
-        if self.socket is not None:
-            return _UnixConnection(self.socket, timeout)
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
-        if self.tls:
-            import ssl
-
-            # our own child, reached over loopback; its certificate names the public host
-            context = ssl.create_default_context()
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-            return http.client.HTTPSConnection(host, self.port, timeout=timeout, context=context)
-        return http.client.HTTPConnection(host, self.port, timeout=timeout)
 
 
 def is_healthy(address: ServerAddress, timeout: float = 2.0) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import secrets
@@ -179,6 +178,8 @@ class Fleet:
 
     async def astart(self) -> Self:
         """`start` for coroutines; a cancelled start leaves no server behind."""
+        import asyncio  # costs memory that a supervisor without coroutines need not spend
+
         starting = asyncio.get_running_loop().run_in_executor(None, self.start)
         try:
             await asyncio.shield(starting)
@@ -190,6 +191,8 @@ class Fleet:
 
     async def astop(self, *, drain: bool = True) -> None:
         """`stop` for coroutines."""
+        import asyncio  # costs memory that a supervisor without coroutines need not spend
+
         await asyncio.to_thread(self.stop, drain=drain)
 
     def __enter__(self) -> Self:
