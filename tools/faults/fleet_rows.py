@@ -374,7 +374,7 @@ def rolling(times: int) -> FleetRow:
             moved += sum(recovered for _, recovered, _ in found)
             wrong = [message for _, _, messages in found for message in messages]
             row.count(all(done) and not wrong, seconds, "; ".join(wrong[:3]))
-    row.notes = f"{answers:,} answers, of which {moved:,} went on elsewhere in the middle"
+    row.notes = f"{answers:,} answers, {moved:,} breaks in the middle of them"
     return row
 
 
