@@ -154,7 +154,7 @@ class AsyncRunner:
         which leaves the stream; if not, the next data finds the future cancelled.
         """
         session = self.session
-        if self.queue or self._paused or session is None or session.ended or session.steady_idle is None:
+        if session is None or not session.exchange.steady or self.queue or self._paused or session.ended:
             return None
         assert self._loop is not None
         self.text_waiter = self._loop.create_future()

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from llamastream.client.attempt import Attempt, Errand
 from llamastream.client.attempts import AttemptPlanner
+from llamastream.client.meter import FOLD
 from llamastream.client.record import StreamRecord
 from llamastream.client.sequel import FailedAt, Sequel, Sequels
 from llamastream.client.servers import Server
@@ -78,6 +79,7 @@ class StreamSession:
         error: why it failed, its `partial` filled in; None if it ended well or was cancelled.
         cancelled: the caller left.
         next_attempt_at: when the next attempt may begin; None while one is under way.
+        exchange: the response that is being read.
     """
 
     def __init__(
@@ -119,7 +121,8 @@ class StreamSession:
         self._events: list[StreamEvent] = []
         self._record = StreamRecord(state, self.url, now)
         self._meter = self._record.meter
-        self._exchange = self._new_exchange(None)
+        self._arrivals = self._meter.arrivals
+        self.exchange = self._new_exchange(None)
 
     def _new_exchange(self, attempt: Attempt | None) -> GenerationExchange:
         planner = self._planner
@@ -160,11 +163,6 @@ class StreamSession:
         limit = self._options.timeouts.first_byte
         return min(self._watch.end, inf if limit is None else self._now + limit)
 
-    @property
-    def exchange(self) -> GenerationExchange:
-        """The response that is being read."""
-        return self._exchange
-
     def take_events(self) -> list[StreamEvent]:
         """Events that did not come of bytes: the end of an answer of which only the end marks were missing."""
         events, self._events = self._events, []
@@ -204,8 +202,8 @@ class StreamSession:
     def begin(self, now: float, *, reused_connection: bool) -> None:
         """An attempt begins: the runner has a connection, or is about to make one."""
         attempt = self._planner.begin()
-        self._record.earlier_bytes += self._exchange.body_bytes
-        self._exchange = self._new_exchange(attempt)
+        self._record.earlier_bytes += self.exchange.body_bytes
+        self.exchange = self._new_exchange(attempt)
         self._swallowed = 0 if attempt.generation.resumed is None else attempt.generation.resumed.swallowed
         self._now = self._attempt_began = now
         self._reused_connection = reused_connection
@@ -227,7 +225,7 @@ class StreamSession:
 
         None: wait until `deadline`. After a ping, say, what is left of the clock is less than the whole.
         """
-        steady = self._exchange.steady and self._last_was_content and self._watch.end == inf
+        steady = self.exchange.steady and self._last_was_content and self._watch.end == inf
         idle = self._options.timeouts.content_idle
         return idle if steady and idle is not None and idle < LONGEST_STEADY else None
 
@@ -236,12 +234,14 @@ class StreamSession:
 
         None: nothing was taken; give the same bytes to `feed`.
         """
-        text = self._exchange.feed_text(data)
+        text = self.exchange.feed_text(data)
         if text is not None:
             self._now = now
-            self._content_chunks += 1
-            self._meter.one(now)
-            self._watch.content(now)
+            self._content_chunks = chunks = self._content_chunks + 1
+            self._arrivals.append(now)
+            self._watch.content_at = now
+            if not chunks % FOLD:
+                self._meter.fold()
         return text
 
     def feed(self, data: bytes, now: float) -> list[StreamEvent]:
@@ -249,7 +249,7 @@ class StreamSession:
         if self.ended or self.next_attempt_at is not None:
             return []
         self._now = now
-        exchange = self._exchange
+        exchange = self.exchange
         events = exchange.feed(data)
         chunks = exchange.assembler.content_chunks
         self._last_was_content = chunks != self._content_chunks
@@ -299,11 +299,11 @@ class StreamSession:
         events: list[StreamEvent] = []
         if not self.ended and self.next_attempt_at is None:
             self._now = now
-            events = self._exchange.feed_eof()
-            chunks = self._exchange.assembler.content_chunks
+            events = self.exchange.feed_eof()
+            chunks = self.exchange.assembler.content_chunks
             if chunks != self._content_chunks:
                 self._content(chunks, now)
-            exchange = self._exchange
+            exchange = self.exchange
             if exchange.error is None and not (exchange.whole or exchange.terminated or self._planner.journal.counted):
                 self.fail(ConnectionLostError(f"{self.url} broke off before the token counts"), now)
             else:
@@ -348,7 +348,7 @@ class StreamSession:
         if isinstance(error, ServerError) and error.retry_after is None and error.retry_at is not None and epoch:
             error.retry_after = max(0.0, error.retry_at - (epoch + now))
         under_way = self.next_attempt_at is None
-        answered = under_way and self._exchange.accepted
+        answered = under_way and self.exchange.accepted
         if under_way:
             self._attempt_over()
             self._planner.blame(error, now, stale=self._reused_connection and not answered)
@@ -366,15 +366,15 @@ class StreamSession:
 
     def _attempt_over(self) -> None:
         """Note how far the generation was read."""
-        self._planner.ended(answered=self._exchange.accepted)
-        self._exchange.steady = False  # what still arrives is not taken
+        self._planner.ended(answered=self.exchange.accepted)
+        self.exchange.steady = False  # what still arrives is not taken
         generation = self._planner.generation
-        boundary = self._exchange.event_boundary
+        boundary = self.exchange.event_boundary
         if generation is None:
             return
         if boundary is None:
             generation.lost = True
-        elif self._exchange.accepted:
+        elif self.exchange.accepted:
             generation.offset += boundary
 
     def _end_badly(self, error: LlamaStreamError) -> None:
@@ -382,7 +382,7 @@ class StreamSession:
         self.next_attempt_at = None
         self.error = error
         self._planner.abandon()
-        error.partial = self._exchange.assembler.result(self.stats(), "error")
+        error.partial = self.exchange.assembler.result(self.stats(), "error")
         self._record.ended("error", error.partial.stats, error)
 
     def _mended(self, kind: str) -> None:
@@ -395,7 +395,7 @@ class StreamSession:
         """The caller leaves."""
         if not self.ended:
             self._now = now
-            self._planner.ended(answered=self._exchange.accepted)
+            self._planner.ended(answered=self.exchange.accepted)
             self._planner.abandon()
             self.ended = True
             self.next_attempt_at = None
@@ -403,10 +403,10 @@ class StreamSession:
             self._record.ended("cancelled", self.stats())
 
     def _finish(self, events: list[StreamEvent]) -> None:
-        if self._exchange.error is not None:
-            self.fail(self._exchange.error, self._now)
+        if self.exchange.error is not None:
+            self.fail(self.exchange.error, self._now)
             return
-        self._planner.ended(answered=self._exchange.accepted)
+        self._planner.ended(answered=self.exchange.accepted)
         self._end_well(events, self.attempt.kind)
 
     def _end_well(self, events: list[StreamEvent], kind: str) -> None:
@@ -416,27 +416,27 @@ class StreamSession:
         self.next_attempt_at = None
         self._state.servers.succeeded(self.server)
         self._planner.abandon()
-        assembler = self._exchange.assembler
+        assembler = self.exchange.assembler
         stats = self.stats()
         reason = assembler.finish_reason() or "stop"
         events.append(StreamEnd(reason, assembler.usage, stats))
-        self._record.hints(stats, self._planner.request, self._exchange)
+        self._record.hints(stats, self._planner.request, self.exchange)
         self._record.ended(reason, stats)
 
     # -- what is known ------------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
         """The figures as of the last thing that happened."""
-        return self._record.stats(self._now, self._exchange)
+        return self._record.stats(self._now, self.exchange)
 
     @property
     def finish_reason(self) -> str | None:
         """How the stream ended, or None while it runs."""
         if not self.ended:
             return None
-        return "error" if self.error else "cancelled" if self.cancelled else self._exchange.assembler.finish_reason()
+        return "error" if self.error else "cancelled" if self.cancelled else self.exchange.assembler.finish_reason()
 
     def result(self) -> Result:
         """The answer so far; whole once the stream has ended well."""
         stand_in = "error" if self.error else "cancelled" if self.cancelled else None
-        return self._exchange.assembler.result(self.stats(), stand_in)
+        return self.exchange.assembler.result(self.stats(), stand_in)
