@@ -75,20 +75,20 @@ class Bench:
         self._port = port
         self._counter = counter
 
-    def run(self, **order: Any) -> dict[str, Any]:
-        """Let a fresh process do one measurement (see clients.py)."""
+    def run(self, program: str = "clients.py", **order: Any) -> dict[str, Any]:
+        """Let a fresh process do one measurement (see clients.py and pair.py)."""
         order = {"port": self._port, "counter": self._counter, **order}
-        found: dict[str, Any] = json.loads(_python(str(HERE / "clients.py"), json.dumps(order)))
+        found: dict[str, Any] = json.loads(_python(str(HERE / program), json.dumps(order)))
         return found
 
-    def client(self, client: str, mode: str, chunks: int, **more: Any) -> dict[str, Any]:
+    def client(self, client: str, mode: str, chunks: int) -> dict[str, Any]:
         """CPU per chunk of one client.
 
         Raises:
             RuntimeError: it did not read what was sent.
         """
         model = "burst" if mode == "burst" else f"paced-{PACE}"
-        found = self.run(client=client, model=model, chunks=chunks, warm_up=min(chunks, 300), **more)
+        found = self.run(client=client, model=model, chunks=chunks, warm_up=min(chunks, 300))
         if "missing" in found:
             return found
         if client.startswith("raw"):
@@ -139,13 +139,13 @@ def measure_cpu(there: Bench, clients: Sequence[str], mode: str, chunks: int, ro
         order = [client for client in clients if client not in skipped]
         shuffled.shuffle(order)
         for client in order:
-            _say(f"{mode} {number}/{rounds}: {client}")
+            say(f"{mode} {number}/{rounds}: {client}")
             one = there.client(client, mode, chunks)
             if "missing" in one:
                 skipped[client] = one["missing"]
             else:
                 found[client].append(one)
-    _say("")
+    say("")
     return {"chunks": chunks, "skipped": skipped, "clients": _summaries({k: v for k, v in found.items() if v})}
 
 
@@ -181,7 +181,7 @@ def measure_imports(rounds: int) -> dict[str, Any]:
     """CPU and wall time of imports in fresh interpreters, in milliseconds."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in IMPORTS}
     for number in range(rounds + 1):
-        _say(f"imports {number}/{rounds}")
+        say(f"imports {number}/{rounds}")
         for name, statement in IMPORTS.items():
             code = (
                 "import time; wall, cpu = time.perf_counter(), time.process_time(); "
@@ -195,7 +195,7 @@ def measure_imports(rounds: int) -> dict[str, Any]:
                 continue
             if number:  # the first round writes the bytecode
                 found[name].append((cpu * 1000, wall * 1000))
-    _say("")
+    say("")
     return {
         name: {"cpu_ms": _spread([cpu for cpu, _ in times]), "wall_ms": _spread([wall for _, wall in times])}
         for name, times in found.items()
@@ -207,7 +207,7 @@ def measure_memory(there: Bench, chunks: int, connections: int) -> dict[str, Any
     """Resident memory over one long stream and over many short ones."""
     figures = {}
     for name in MEMORY:
-        _say(f"memory: {name}")
+        say(f"memory: {name}")
         is_stream = name.startswith("stream")
         count = chunks if is_stream else connections
         found = there.run(memory=name, chunks=count)
@@ -225,7 +225,7 @@ def measure_memory(there: Bench, chunks: int, connections: int) -> dict[str, Any
             "text_bytes": text,
             "slope_bytes": round(_slope(samples[min(1, len(samples) - 1) :]), 3),
         }
-    _say("")
+    say("")
     return figures
 
 
@@ -235,7 +235,8 @@ def _slope(samples: Sequence[tuple[int, int]]) -> float:
     return statistics.linear_regression([at for at, _ in samples], [rss for _, rss in samples]).slope
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """What is being done, on a terminal: the line that is written over."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 

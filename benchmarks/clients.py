@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 MESSAGES = [{"role": "user", "content": "Tell me a story."}]
 
@@ -26,7 +26,6 @@ class Job:
     Attributes:
         port, model, chunks: where, how and how many (see origin.py).
         taken: where the pieces are counted for the origin.
-        recovery: what llamastream may do about a break: full or off.
         sample: called after every `sample_every` chunks, for the memory's sake.
     """
 
@@ -35,7 +34,6 @@ class Job:
         self.model = model
         self.chunks = chunks
         self.taken = taken
-        self.recovery: Literal["full", "off"] = "full"
         self.sample: Callable[[int], None] = lambda count: None
         self.sample_every = 1 << 60
         self.reads = 0
@@ -65,11 +63,11 @@ class Job:
 
     def started(self) -> None:
         """The first piece is here: what came before is not counted."""
-        self._began = _cpu_seconds()
+        self._began = cpu_seconds()
 
     def finished(self) -> None:
         """The stream is over."""
-        self._ended = _cpu_seconds()
+        self._ended = cpu_seconds()
 
     @property
     def cpu_us(self) -> float:
@@ -81,7 +79,8 @@ Count: TypeAlias = tuple[int, int]
 """Pieces of text, characters."""
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
+    """CPU time of this process so far, user and system."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
@@ -267,7 +266,7 @@ def llamastream(job: Job) -> Count:
 
     taken, count, characters = job.taken, 0, 0
     events: list[object] = []
-    with StreamingClient(job.url, listeners=[events.append], recovery=job.recovery) as client:
+    with StreamingClient(job.url, listeners=[events.append]) as client:
         for text in client.stream_chat(MESSAGES, model=job.model, max_tokens=job.chunks):
             count += 1
             characters += len(text)
@@ -285,7 +284,7 @@ async def llamastream_async(job: Job) -> Count:
 
     taken, count, characters = job.taken, 0, 0
     events: list[object] = []
-    async with AsyncStreamingClient(job.url, listeners=[events.append], recovery=job.recovery) as client:
+    async with AsyncStreamingClient(job.url, listeners=[events.append]) as client:
         async for text in client.stream_chat(MESSAGES, model=job.model, max_tokens=job.chunks):
             count += 1
             characters += len(text)
@@ -417,7 +416,6 @@ def _measure(order: dict[str, Any], taken: memoryview) -> dict[str, Any]:
     except ModuleNotFoundError as error:
         return {"missing": str(error.name)}
     job = Job(order["port"], order["model"], order["chunks"], taken)
-    job.recovery = order.get("recovery", "full")
     count, characters = client(job)
     return {"cpu_us": job.cpu_us, "chunks": count, "characters": characters, "reads": job.reads, "bytes": job.bytes}
 

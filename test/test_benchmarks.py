@@ -89,3 +89,34 @@ def test_an_unknown_client_is_refused() -> None:
     done = bench("--clients=curl")
     assert done.returncode == 2
     assert "no such clients: curl" in done.stderr
+
+
+# -- recovery -----------------------------------------------------------------------------------------------
+
+
+def test_an_interval_is_that_of_students_t() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from recovery import interval
+    finally:
+        sys.path.pop(0)
+    # Ten values with mean 5.5 and standard deviation 3.0277; 2.262 * 3.0277 / sqrt(10) = 2.1657.
+    mean, low, high = interval(range(1, 11))
+    assert (mean, round(low, 3), round(high, 3)) == (5.5, 3.334, 7.666)
+
+
+def test_what_recovery_costs_is_measured_for_chunks_and_for_streams(tmp_path: Path) -> None:
+    output = tmp_path / "recovery.json"
+    sizes = {"pairs": 2, "paced-chunks": 40, "burst-chunks": 200, "streams": 2}
+    command = [sys.executable, str(ROOT / "benchmarks/recovery.py"), f"--output={output}"]
+    command += [f"--{name}={value}" for name, value in sizes.items()] + ["--clients=llamastream,llamastream-asyncio"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr  # each stream was what was sent, or it would say so
+    rows = json.loads(output.read_text())
+    assert [(row["client"], row["kind"]) for row in rows] == [
+        (client, kind) for client in ("sync", "asyncio") for kind in ("paced", "burst", "stream")
+    ]
+    for row in rows:
+        assert row["low_us"] <= row["difference_us"] <= row["high_us"]
+        assert row["off_us"] > 0
+    assert done.stdout.count("| sync |") == 3
