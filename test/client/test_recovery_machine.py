@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from shortway import short_way
 from wires import numbers
 
 from llamastream.address import parse_address
@@ -187,7 +188,7 @@ class Stage:
 
     def feed(self, *pieces: bytes) -> None:
         for piece in pieces:
-            text = self.session.feed_text(piece, self.now)
+            text = short_way(self.session.exchange, piece, self.now)
             self.events += [TextDelta(text)] if text is not None else self.session.feed(piece, self.now)
 
     def cut(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from math import inf
 from time import monotonic
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from llamastream.client.unary import LOOK_TIMEOUT
 from llamastream.errors import LlamaStreamError, PoolTimeoutError
 from llamastream.protocol.http1 import ResponseReader
 from llamastream.protocol.requests import GenerationRequest
+from llamastream.protocol.steady import SteadyText
 from llamastream.types import StreamEvent, TextDelta, Timeouts
 
 T = TypeVar("T")
@@ -49,7 +50,10 @@ class AsyncRunner:
     ) -> None:
         self.session: StreamSession | None = None
         self.queue: deque[StreamEvent | str] = deque()  # a str is a TextDelta of the first choice, in short
+        # These three are for a reader that waits for one more piece of text and for nothing else (`astream._Texts`).
+        self.steady: SteadyText | None = None
         self.text_waiter: asyncio.Future[str] | None = None
+        self.new_future: Callable[[], asyncio.Future[str]] = asyncio.Future
         self._core = core
         self._pools = pools
         self._place: Place | None = None  # in line for a connection, or with it
@@ -71,6 +75,7 @@ class AsyncRunner:
         """Connect and send; what goes wrong is kept in the session, where the reader meets it."""
         if self.session is None:
             self._loop = asyncio.get_running_loop()
+            self.new_future = self._loop.create_future
             self.session = self._core.session(self._request, self._timeouts, monotonic())
         while not self.session.ended and self.session.next_attempt_at is not None:
             try:
@@ -147,19 +152,6 @@ class AsyncRunner:
         item = await self.next_item()
         return TextDelta(item) if isinstance(item, str) else item
 
-    def wait_for_text(self) -> asyncio.Future[str] | None:
-        """What gets the next piece of text, where that is all that can be expected; None: ask `next_text`.
-
-        A bare future saves a coroutine for each token. Whoever is cancelled while waiting for it drops its iterator,
-        which leaves the stream; if not, the next data finds the future cancelled.
-        """
-        session = self.session
-        if session is None or not session.exchange.steady or self.queue or self._paused or session.ended:
-            return None
-        assert self._loop is not None
-        self.text_waiter = self._loop.create_future()
-        return self.text_waiter
-
     async def next_item(self) -> StreamEvent | str | None:
         """As `next_event`, with plain text as `str`."""
         queue = self.queue
@@ -233,29 +225,41 @@ class AsyncRunner:
     # -- callbacks of the connection and the timer --------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        session = self.session
-        if session is None or session.ended:
+        # Called by the event loop itself. As long as a read is one more piece of text, this is all that happens.
+        steady = self.steady
+        text = None if steady is None else steady.take(data, monotonic())
+        if text is None:
+            self._take_the_long_way(data)
             return
-        queue = self.queue
-        text = session.feed_text(data, monotonic())
-        if text is not None:
-            waiter = self.text_waiter
-            if waiter is not None:
-                self.text_waiter = None
-                if waiter.cancelled():
-                    self.close()  # the task that waited was cancelled: its reader is gone
-                else:
-                    waiter.set_result(text)
-                return
-            queue.append(text)
+        waiter = self.text_waiter
+        if waiter is None:
+            self.queue.append(text)
+            self._taken()
+            return
+        self.text_waiter = None
+        if waiter.cancelled():
+            self.close()  # the task that waited was cancelled: its reader is gone
         else:
-            queue.extend(session.feed(data, monotonic()))
+            waiter.set_result(text)
+
+    def _take_the_long_way(self, data: bytes) -> None:
+        session = self.session
+        if session is not None and not session.ended:
+            self.queue.extend(session.feed(data, monotonic()))
+            self.steady = session.exchange.steady
+            self._taken()
+
+    def _taken(self) -> None:
+        """Something was taken: see what follows, and tell the reader."""
+        session = self.session
+        assert session is not None
         if session.next_attempt_at is not None:
             self._stop_timer()
         elif session.ended:
             self._release()
-        elif len(queue) > _HIGH_WATER and not self._paused and self._connection is not None:
+        elif len(self.queue) > _HIGH_WATER and not self._paused and self._connection is not None:
             self._paused = True
+            session.exchange.rest()  # so that the reader asks us for more, and not only the connection
             self._connection.pause()
         elif session.deadline < self._timer_deadline:
             self._arm_timer()

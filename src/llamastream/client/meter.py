@@ -11,15 +11,15 @@ from llamastream.types import Stats, Timings, Usage
 _STEPS = 32
 
 # So many times are kept before they become counts: 32 KiB.
-FOLD = 4096
+_FOLD = 4096
 
 
 class LatencyMeter:
     """When content came. Times are those of one monotonic clock, in seconds, given by the caller.
 
     Attributes:
-        arrivals: times of chunks after the first that are not counted yet: whoever is in a hurry appends to it, and
-            calls `fold` for every `FOLD` of them. connect_time, header_at: see `Stats`.
+        arrivals: times of chunks after the first that are not counted yet; whoever is in a hurry appends to it.
+        connect_time, header_at: see `Stats`.
     """
 
     __slots__ = (
@@ -53,7 +53,7 @@ class LatencyMeter:
         # The times are only noted here; what they mean is worked out when somebody asks, or when there are many.
         for _ in range(count):
             self.arrivals.append(now)
-        if len(self.arrivals) >= FOLD:
+        if len(self.arrivals) >= _FOLD:
             self.fold()
 
     @property
@@ -65,16 +65,17 @@ class LatencyMeter:
         """Make counts of the times that were noted."""
         buckets = self._buckets
         last = self._last
-        for now in self.arrivals:
+        count = len(self.arrivals)  # now: another thread may ask for figures while more come
+        for now in self.arrivals[:count]:
             gap = now - last
             last = now
             if gap > self._max:
                 self._max = gap
             key = _bucket(gap)
             buckets[key] = buckets.get(key, 0) + 1
-        self._gaps += len(self.arrivals)
+        self._gaps += count
         self._last = last
-        del self.arrivals[:]
+        del self.arrivals[:count]
 
     @property
     def last_content(self) -> float:

@@ -159,17 +159,17 @@ class Runner:
             session = self.open()
             while not session.ended:
                 idle = session.steady_idle
-                if idle is None or self._connection is None:
+                if idle is None or self._connection is None or session.exchange.steady is None:
                     events = self._step(session)
                     if events:
                         yield from self._texts_of(events)
                         session.reader_waited(monotonic())
                     continue
                 # As long as each read is one more piece of text, this is all that happens.
-                receive, feed_text = self._connection.receive_within, session.feed_text
+                receive, take = self._connection.receive_within, session.exchange.steady.take
                 data = b""
                 try:
-                    while (text := feed_text(data := receive(idle), monotonic())) is not None:
+                    while (text := take(data := receive(idle), monotonic())) is not None:
                         yield text
                         if self._left:
                             break

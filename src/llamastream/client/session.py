@@ -18,7 +18,6 @@ from msgspec import Struct
 
 from llamastream.client.attempt import Attempt, Errand
 from llamastream.client.attempts import AttemptPlanner
-from llamastream.client.meter import FOLD
 from llamastream.client.record import StreamRecord
 from llamastream.client.sequel import FailedAt, Sequel, Sequels
 from llamastream.client.servers import Server
@@ -121,7 +120,6 @@ class StreamSession:
         self._events: list[StreamEvent] = []
         self._record = StreamRecord(state, self.url, now)
         self._meter = self._record.meter
-        self._arrivals = self._meter.arrivals
         self.exchange = self._new_exchange(None)
 
     def _new_exchange(self, attempt: Attempt | None) -> GenerationExchange:
@@ -134,6 +132,7 @@ class StreamSession:
             assembler=planner.journal.assembler,
             resumed=None if attempt is None else attempt.generation.resumed,
             offers_tools=planner.request.offers_tools,
+            arrivals=self._meter.arrivals,
         )
 
     @property
@@ -155,6 +154,7 @@ class StreamSession:
     @property
     def deadline(self) -> float:
         """Until when the runner may wait, by the same clock; `math.inf` for ever."""
+        self._catch_up()
         return self._watch.wait_until
 
     @property
@@ -225,29 +225,24 @@ class StreamSession:
 
         None: wait until `deadline`. After a ping, say, what is left of the clock is less than the whole.
         """
-        steady = self.exchange.steady and self._last_was_content and self._watch.end == inf
+        taker = self.exchange.steady
+        steady = taker is not None and taker.armed and self._last_was_content and self._watch.end == inf
         idle = self._options.timeouts.content_idle
         return idle if steady and idle is not None and idle < LONGEST_STEADY else None
 
-    def feed_text(self, data: bytes, now: float) -> str | None:
-        """The short way: if these bytes are one more piece of text and nothing else, take them and return it.
-
-        None: nothing was taken; give the same bytes to `feed`.
-        """
-        text = self.exchange.feed_text(data)
-        if text is not None:
-            self._now = now
-            self._content_chunks = chunks = self._content_chunks + 1
-            self._arrivals.append(now)
-            self._watch.content_at = now
-            if not chunks % FOLD:
-                self._meter.fold()
-        return text
+    def _catch_up(self) -> None:
+        """Take note of what came the short way (`protocol.steady.SteadyText.take`)."""
+        pieces = self.exchange.count()
+        if pieces:
+            self._content_chunks += pieces
+            self._now = self._watch.content_at = self._meter.last_content
+            self._meter.content(0, self._now)
 
     def feed(self, data: bytes, now: float) -> list[StreamEvent]:
         """Bytes arrived; returns what they mean, in order. The last event of a good stream is `StreamEnd`."""
         if self.ended or self.next_attempt_at is not None:
             return []
+        self._catch_up()
         self._now = now
         exchange = self.exchange
         events = exchange.feed(data)
@@ -298,6 +293,7 @@ class StreamSession:
         """The server closed the connection."""
         events: list[StreamEvent] = []
         if not self.ended and self.next_attempt_at is None:
+            self._catch_up()
             self._now = now
             events = self.exchange.feed_eof()
             chunks = self.exchange.assembler.content_chunks
@@ -332,6 +328,7 @@ class StreamSession:
 
     def timed_out(self, now: float) -> bool:
         """Check the clocks; True if one ran out."""
+        self._catch_up()
         error = None if self.ended else self._watch.expired(now, self.url)
         if error is not None:
             self.fail(error, now)
@@ -341,6 +338,7 @@ class StreamSession:
         """The attempt failed: another follows, or the stream ends."""
         if self.ended:
             return
+        self._catch_up()
         if isinstance(error, ConnectTimeoutError | PoolTimeoutError) and now > self._watch.end - EARLY:
             error = self._watch.expired(max(now, self._watch.end), self.url) or error
         self._now = now
@@ -367,7 +365,7 @@ class StreamSession:
     def _attempt_over(self) -> None:
         """Note how far the generation was read."""
         self._planner.ended(answered=self.exchange.accepted)
-        self.exchange.steady = False  # what still arrives is not taken
+        self.exchange.rest()  # what still arrives is not taken
         generation = self._planner.generation
         boundary = self.exchange.event_boundary
         if generation is None:
@@ -394,6 +392,8 @@ class StreamSession:
     def cancel(self, now: float) -> None:
         """The caller leaves."""
         if not self.ended:
+            self._catch_up()
+            self.exchange.rest()
             self._now = now
             self._planner.ended(answered=self.exchange.accepted)
             self._planner.abandon()
@@ -427,7 +427,7 @@ class StreamSession:
 
     def stats(self) -> Stats:
         """The figures as of the last thing that happened."""
-        return self._record.stats(self._now, self.exchange)
+        return self._record.stats(max(self._now, self._meter.last_content), self.exchange)
 
     @property
     def finish_reason(self) -> str | None:
