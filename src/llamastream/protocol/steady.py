@@ -20,7 +20,6 @@ LONGEST = 4096
 
 _EVENT_START = b"data: "
 _FRAME_END = b"\n\n\r\n"
-_decode_string = msgspec.json.Decoder(str).decode
 
 
 class SteadyText:
@@ -28,43 +27,49 @@ class SteadyText:
 
     Attributes:
         armed: the next read may be such a one. Only the exchange says so; anybody who knows better may unset it.
-        pieces: how many were taken since they were last counted.
+        room: how many more may be taken before what was taken is counted.
     """
 
-    __slots__ = ("_after", "_before", "_bytes", "_end", "_heads", "_note", "_write", "armed", "pieces")
+    __slots__ = ("_after", "_before", "_bytes", "_decode", "_end", "_heads", "_note", "_write", "armed", "room")
 
     def __init__(self, before: bytes, after: bytes, write: Callable[[str], object], arrivals: array[float]) -> None:
         """`before`, `after`: the JSON of a chunk around its text, without line ends (see `TextTemplate`); the quotes of
         the text belong to it. `write`: takes the text. `arrivals`: gets the time of each piece."""
         self.armed = False
-        self.pieces = 0
+        self.room = MOST
         self._bytes = 0
         self._before = _EVENT_START + before
         self._after = after + _FRAME_END
         self._end = 1 - len(self._after)
         self._heads: dict[int, bytes] = {}
+        self._decode = msgspec.json.Decoder(str).decode
         self._write = write
         self._note = arrivals.append
 
     def take(self, data: bytes, now: float) -> str | None:
         """The text, if that is all there is in this read; None: nothing was taken, and it goes the long way."""
-        if not self.armed:
+        room = self.room
+        if not (self.armed and room):
             return None
         size = len(data)
-        # The length of a read says what its first line must be: the size of the chunk.
-        head = self._heads.get(size) or self._head(size)
+        try:
+            # The length of a read says what its first line must be: the size of the chunk.
+            head = self._heads[size]
+        except KeyError:
+            head = self._head(size)
         if not (data.startswith(head) and data.endswith(self._after)):
             return None
+        length = len(head)
         try:
-            text = _decode_string(data[len(head) - 1 : self._end])
+            text = self._decode(data[length - 1 : self._end])
         except ValueError:  # not a JSON string, or not UTF-8
             return None
-        if not text or self.pieces == MOST:
+        if not text:
             return None
         self._write(text)
         self._note(now)
-        self.pieces += 1
-        self._bytes += size - len(head)
+        self._bytes += size - length
+        self.room = room - 1
         return text
 
     def _head(self, size: int) -> bytes:
@@ -81,10 +86,16 @@ class SteadyText:
         return head
 
     @property
+    def pieces(self) -> int:
+        """How many were taken since they were last counted."""
+        return MOST - self.room
+
+    @property
     def body_bytes(self) -> int:
         """Bytes of the de-chunked body in the `pieces`."""
         return self._bytes + self.pieces * (len(self._before) - 2)
 
     def forget(self) -> None:
         """They were counted."""
-        self.pieces = self._bytes = 0
+        self.room = MOST
+        self._bytes = 0
