@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from drivers import DRIVERS, Driver
+from drivers import DRIVERS, AsyncDriver, Driver, UvloopDriver
 from llamastream.address import parse_address
 from llamastream.client import AsyncStreamingClient, StreamingClient
 from llamastream.client.servers import Servers
@@ -336,11 +336,12 @@ def release_later(server: ServerDouble, seconds: float) -> None:
     threading.Timer(seconds, server.release, [1]).start()
 
 
-def test_an_answer_that_comes_at_once_after_a_silence_was_buffered() -> None:
+@each_driver
+def test_an_answer_that_comes_at_once_after_a_silence_was_buffered(driver: Driver) -> None:
     heard: list[ClientEvent] = []
     with ServerDouble(Script(PLENTY, hold=True)) as server:
         release_later(server, 2.2)
-        result = StreamingClient(server.url, listeners=[heard.append]).chat(MESSAGES)
+        result = driver.result(server.url, MESSAGES, {"listeners": [heard.append]})
     assert result.stats.buffered
     assert [event.topic for event in heard if isinstance(event, Hint)] == ["buffering"]
 
@@ -364,14 +365,18 @@ def test_a_retry_that_took_its_time_is_no_buffering() -> None:
     assert not result.stats.buffered
 
 
-def test_a_late_event_loop_is_no_buffering() -> None:
+@pytest.mark.parametrize("late_at", [0.0, 1.0])
+@pytest.mark.parametrize("loop", [AsyncDriver(), UvloopDriver()], ids=lambda driver: driver.name)
+def test_a_late_event_loop_is_no_buffering(loop: AsyncDriver, late_at: float) -> None:
     async def main(url: str) -> bool:
         async with AsyncStreamingClient(url) as client, client.stream_chat(MESSAGES) as stream:
-            time.sleep(2.2)  # noqa: ASYNC251
+            await asyncio.sleep(late_at)
+            server.release(1)
+            time.sleep(2.2)  # noqa: ASYNC251  # late, as a loop is in which something blocks
             return (await stream.result()).stats.buffered
 
-    with ServerDouble(Script(PLENTY)) as server:
-        assert not asyncio.run(main(server.url))
+    with ServerDouble(Script(PLENTY, hold=True)) as server:
+        assert not loop.run(main(server.url))
 
 
 # -- hints and listeners --------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ class AsyncRunner:
             self._let_go(None)
             self._place = Place()
             try:
-                connection, reused = await pool.acquire(self._place, session.queue_deadline)
+                connection, reused = await pool.acquire(self._place, session.queue_deadline, self.close)
             except PoolTimeoutError as error:
                 session.fail(error, monotonic())
                 return
@@ -287,9 +287,10 @@ class AsyncRunner:
         assert self.session is not None
         self._stop_timer()
         self._timer_deadline = self.session.deadline
-        if self._timer_deadline != inf:
-            wait = min(LONGEST_WAIT, max(0.0, self._timer_deadline - monotonic()))
-            self._timer = self._loop.call_later(wait, self._look_at_clocks)
+        now = monotonic()
+        look_at = min(self._timer_deadline, self.session.awake(now))
+        if look_at != inf:
+            self._timer = self._loop.call_later(min(LONGEST_WAIT, max(0.0, look_at - now)), self._look_at_clocks)
 
     def _look_at_clocks(self) -> None:
         session = self.session

@@ -30,6 +30,7 @@ from llamastream.errors import (
     PoolTimeoutError,
     ServerError,
 )
+from llamastream.policy.buffering import SILENCE
 from llamastream.policy.clocks import Phase
 from llamastream.policy.recovery import RecoveryOptions
 from llamastream.policy.watch import Watch
@@ -52,6 +53,9 @@ LONGEST_STEADY = 86400.0
 EARLY = 0.01
 """Seconds that a timer may be early, at most."""
 
+LATE = 0.25
+"""Seconds that an event loop may be late, so that what it reads in one go is still believed to have come in one go."""
+
 REATTACH_HEADER = 5.0
 """Seconds until a server answers that is asked for the rest of a generation: there is no queue for it."""
 
@@ -59,7 +63,8 @@ REATTACH_HEADER = 5.0
 class SessionOptions(Struct, frozen=True):
     """What a stream takes from its client and its call. `epoch`: the wall time at which its clock stood at 0.
     `whole_only`: what the client knows of servers that cannot stream.
-    `reads_block`: bytes are read as they come; an event loop may be late, and then all of them come at once."""
+    `reads_block`: bytes are read as they come; an event loop may be late, and then all of them come at once, so that
+    a runner in one says by `awake` that it is not."""
 
     timeouts: Timeouts
     max_event_bytes: int
@@ -115,7 +120,7 @@ class StreamSession:
         self._last_was_content = False
         self._content_chunks = 0
         self._swallowed = 0
-        self._waiting_since = inf
+        self._waiting_since = self._awake_at = self._awake_due = inf
         self._watch = Watch(options.timeouts, now)
         self._events: list[StreamEvent] = []
         self._record = StreamRecord(state, self.url, now)
@@ -215,7 +220,7 @@ class StreamSession:
         """The connection stands and the request is about to be sent."""
         self._planner.sent()
         self._now = now
-        self._waiting_since = now if self._options.reads_block else inf
+        self._waiting_since = self._awake_at = self._awake_due = now
         self._meter.connect_time = None if self._reused_connection else now - self._attempt_began
         self._watch.enter(Phase.FIRST_BYTE, now, REATTACH_HEADER if self.attempt.kind == "reattach" else inf)
 
@@ -275,13 +280,30 @@ class StreamSession:
     def _content(self, chunks: int, now: float) -> None:
         if not self._content_chunks:
             if self._watch.phase is Phase.FIRST_BYTE:
-                self._record.silence = now - self._waiting_since
+                self._record.silence = self._silence(now)
             self._record.first_token(now)
         self._meter.content(chunks - self._content_chunks, now)
         self._content_chunks = chunks
         self._watch.arrived(now)
         if self._planner.broken is not None:
             self._mended(self.attempt.kind)
+
+    def _silence(self, now: float) -> float:
+        """For how long the server said nothing, now that header and content came in one read. What an event loop
+        reads late may have come one after the other."""
+        heard_all = self._options.reads_block or now - self._awake_at < 2 * LATE
+        return now - self._waiting_since if heard_all else 0.0
+
+    def awake(self, now: float) -> float:
+        """The event loop runs. Returns when it should say so again: `math.inf` if that is of no use."""
+        if now > self._awake_due + LATE:
+            self._waiting_since = now  # something may have come meanwhile, and is only waiting to be read
+        self._awake_at = now
+        if self._watch.phase is Phase.FIRST_BYTE:
+            self._awake_due = max(self._waiting_since + SILENCE - LATE, now + LATE)
+        else:
+            self._awake_due = inf
+        return self._awake_due
 
     def _see_start(self, events: list[StreamEvent]) -> None:
         """A repetition starts its stream anew, but the caller hears of one start."""
