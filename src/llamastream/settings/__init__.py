@@ -31,6 +31,7 @@ from llamastream.settings.file import read_toml as read_toml
 from llamastream.settings.file import user_table
 from llamastream.settings.objects import values_of
 from llamastream.settings.words import describe_type as describe_type
+from llamastream.settings.words import shown
 from llamastream.types import Fallback, RecoveryMode, RetryPolicy, Timeouts
 
 ENV_PREFIX = "LLAMASTREAM_"
@@ -119,6 +120,12 @@ class ClientSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_event_bytes: Annotated[
         int, Meta(ge=1024, le=1 << 30, description="Largest server-sent event that is accepted, in bytes.")
     ] = 8 * 1024 * 1024
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return shown(self, secret=("api_key",))
 
     @property
     def retry(self) -> RetryPolicy:
