@@ -726,6 +726,35 @@ def test_all_servers_are_tried_before_one_is_tried_again() -> None:
     stage.check()
 
 
+def test_a_server_that_was_not_asked_yet_is_asked_at_once() -> None:
+    stage = Stage(FREE, Paper(), Paper(), Paper())
+    stage.cut_after(4)
+    stage.attempt()
+    stage.session.fail(ConnectError("refused"), stage.now)
+    assert stage.session.next_attempt_at == stage.now, "the third"
+    stage.attempt()
+    stage.session.fail(ConnectError("refused"), stage.now)
+    assert stage.session.next_attempt_at is not None
+    assert stage.session.next_attempt_at > stage.now, "all have been asked"
+    stage.finish()
+    assert stage.text == numbers(0, 8)
+    stage.check()
+
+
+@pytest.mark.parametrize(("status", "kind"), [(503, "continue"), (429, "continue"), (502, "reattach")])
+def test_what_a_server_refused_is_not_taken_up_there(status: int, kind: str) -> None:
+    stage = Stage(HELD, Paper(), Paper())
+    stage.feed(*stage.attempt()[:5])
+    stage.stall()
+    stage.attempt()
+    stage.feed(error(status))
+    stage.settle()
+    assert stage.session.attempt.kind == kind, "who answers 502 has only lost sight of the server"
+    assert "/v1/stream" not in stage.asked, "nobody needs to know whether it would hold one"
+    stage.session.cancel(stage.now)
+    stage.check()
+
+
 def test_a_server_that_was_down_is_probed_before_it_is_used() -> None:
     stage = Stage(FREE, Paper(), Paper())
     one, two = stage.servers.all

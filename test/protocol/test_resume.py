@@ -449,6 +449,38 @@ def test_log_probabilities_are_skipped_by_number(have: int, come: int, left: lis
     assert not logprobs or left, "nothing new: nothing is said"
 
 
+def probability(token: str, logprob: float, **more: Any) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "top_logprobs": [], **more}
+
+
+@pytest.mark.parametrize(
+    "again",
+    [probability("a", -0.1000001, id=5), probability("a", -0.1)],
+    ids=["other last digits", "a server that tells no ids"],
+)
+def test_log_probabilities_of_the_same_token_are_the_same(again: dict[str, Any]) -> None:
+    answer = repeated(text="a", logprobs={"content": [probability("a", -0.1, id=5)]})
+    adapted(answer, {**said(content="a"), "logprobs": {"content": [again]}})
+    assert answer.settled
+
+
+@pytest.mark.parametrize(
+    ("known", "again"),
+    [
+        ({"content": [probability("a", -0.1, id=5)]}, {"content": [probability("a", -0.1, id=6)]}),
+        ({"content": [probability("a", -0.1)]}, {"content": [probability("b", -0.1)]}),
+        (
+            {"tokens": ["x", "a"], "token_logprobs": [-1.0, -0.1]},
+            {"tokens": ["x", "b"], "token_logprobs": [-1.0, -0.1]},
+        ),
+    ],
+)
+def test_log_probabilities_of_another_token_are_another_answer(known: dict[str, Any], again: dict[str, Any]) -> None:
+    answer = repeated(text="a", logprobs=known)
+    with pytest.raises(StreamDivergedError, match="the repeated answer has the token"):
+        adapted(answer, {**said(content="a"), "logprobs": again})
+
+
 # -- where a stream was left ------------------------------------------------------------------------------------
 
 
