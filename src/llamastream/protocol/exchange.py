@@ -56,8 +56,8 @@ class GenerationExchange:
         offers_tools: bool = False,
     ) -> None:
         """`assembler`: one that has a part of the answer already; `resumed`: adapts what comes to that part.
-        `arrivals`: gets the time of each piece of text that `steady` takes. `offers_tools`: the model may call tools, and
-        must give some answer."""
+        `arrivals`: gets the time of each piece of text that `steady` takes. `offers_tools`: the model may call tools,
+        and must give some answer."""
         self.url = url
         self.assembler = Assembler() if assembler is None else assembler
         self.resumed = resumed
