@@ -1,9 +1,10 @@
 """What streaming costs: `make bench-client`, or `python benchmarks/client.py --quick`.
 
 CPU per streamed chunk of llamastream and of what people use instead, beside the cheapest thing that reads a socket;
-import time; memory over a million chunks and ten thousand connections. Every figure comes from a fresh process. Rounds
-are interleaved and shuffled, ratios are taken within a round, and medians of them are reported, since a machine's
-speed changes by the minute; CPU time is counted, not time, since other programs run beside.
+import time; memory over a million chunks and ten thousand connections. CPU time is counted, not time, since other
+programs run beside. A machine's speed changes by the second, so what is reported are ratios: in each round every client
+has a fresh process, these take turns in many short laps, and in each lap the floor is measured once more right before
+each client. A round's ratio is the median of its laps; of the rounds the median is reported, with an interval.
 
 Writes `docs/benchmarks/client.json` and the tables between the marks in `docs/benchmarks.md`.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import random
@@ -22,7 +24,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clients import CLIENTS, MEMORY, versions
 from origin import expected_bytes, expected_characters
@@ -75,26 +77,60 @@ class Bench:
         self._port = port
         self._counter = counter
 
-    def run(self, **order: Any) -> dict[str, Any]:
-        """Let a fresh process do one measurement (see clients.py)."""
+    def run(self, program: str = "clients.py", **order: Any) -> dict[str, Any]:
+        """Let a fresh process do one measurement (see clients.py and pair.py)."""
         order = {"port": self._port, "counter": self._counter, **order}
-        found: dict[str, Any] = json.loads(_python(str(HERE / "clients.py"), json.dumps(order)))
+        found: dict[str, Any] = json.loads(_python(str(HERE / program), json.dumps(order)))
         return found
 
-    def client(self, client: str, mode: str, chunks: int, **more: Any) -> dict[str, Any]:
-        """CPU per chunk of one client.
+    @contextlib.contextmanager
+    def worker(self, client: str) -> Iterator[Worker]:
+        """A fresh process of one client, warmed up."""
+        order = {"port": self._port, "counter": self._counter, "client": client, "warm_up": 300}
+        command = [sys.executable, str(HERE / "clients.py"), json.dumps(order)]
+        with subprocess.Popen(
+            command, env=_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdin is not None
+            try:
+                yield Worker(client, process)
+            finally:
+                process.stdin.close()
+
+
+class Worker:
+    """A client in a process of its own.
+
+    Attributes:
+        missing: the package that it needs and that is not there, or "".
+    """
+
+    def __init__(self, client: str, process: subprocess.Popen[str]) -> None:
+        self._client = client
+        self._process = process
+        self.missing: str = self._answer().get("missing", "")
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        found: dict[str, Any] = json.loads(self._process.stdout.readline() or '{"chunks": 0, "failed": true}')
+        return found
+
+    def read(self, mode: str, chunks: int) -> dict[str, Any]:
+        """CPU per chunk of one stream.
 
         Raises:
             RuntimeError: it did not read what was sent.
         """
+        assert self._process.stdin is not None
         model = "burst" if mode == "burst" else f"paced-{PACE}"
-        found = self.run(client=client, model=model, chunks=chunks, warm_up=min(chunks, 300), **more)
-        if "missing" in found:
-            return found
+        self._process.stdin.write(json.dumps({"model": model, "chunks": chunks}) + "\n")
+        self._process.stdin.flush()
+        found = self._answer()
+        client = self._client
         if client.startswith("raw"):
-            right = found["bytes"] == expected_bytes(chunks)
+            right = found.get("bytes") == expected_bytes(chunks)
         else:
-            right = (found["chunks"], found["characters"]) == (chunks, expected_characters(chunks))
+            right = (found["chunks"], found.get("characters")) == (chunks, expected_characters(chunks))
         if not right:
             raise RuntimeError(f"{client} did not read what was sent: {found}")
         return found
@@ -116,72 +152,127 @@ def bench() -> Iterator[Bench]:
                 origin.stdin.close()
 
 
-def _python(*arguments: str) -> str:
-    """What a fresh interpreter prints. No proxies, no settings of llamastream's from outside."""
+def _environment() -> dict[str, str]:
+    """No proxies, no settings of llamastream's from outside, nothing that others left."""
     clean = {
         name: value
         for name, value in os.environ.items()
         if not name.lower().endswith("_proxy") and not name.startswith("LLAMASTREAM_")
     }
-    clean["XDG_STATE_HOME"] = str(Path(tempfile.gettempdir()) / "llamastream-bench-state")  # not what others left
-    done = subprocess.run([sys.executable, *arguments], env=clean, capture_output=True, text=True, check=False)
+    return clean | {"XDG_STATE_HOME": str(Path(tempfile.gettempdir()) / "llamastream-bench-state")}
+
+
+def _python(*arguments: str) -> str:
+    """What a fresh interpreter prints."""
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{arguments[0]} failed:\n{done.stderr}")
     return done.stdout
 
 
-def measure_cpu(there: Bench, clients: Sequence[str], mode: str, chunks: int, rounds: int) -> dict[str, Any]:
-    """CPU per chunk, in interleaved rounds whose order is shuffled."""
+def measure_cpu(there: Bench, clients: Sequence[str], mode: str, chunks: int, rounds: int, laps: int) -> dict[str, Any]:
+    """CPU per chunk: `rounds` of fresh processes which read `chunks` each, in so many interleaved, shuffled `laps`."""
     shuffled = random.Random(f"{SEED}-{mode}")
-    found: dict[str, list[dict[str, Any]]] = {client: [] for client in clients}
+    found: dict[str, list[Round]] = {client: [] for client in clients}
     skipped: dict[str, str] = {}
     for number in range(1, rounds + 1):
-        order = [client for client in clients if client not in skipped]
-        shuffled.shuffle(order)
-        for client in order:
-            _say(f"{mode} {number}/{rounds}: {client}")
-            one = there.client(client, mode, chunks)
-            if "missing" in one:
-                skipped[client] = one["missing"]
-            else:
-                found[client].append(one)
-    _say("")
+        with contextlib.ExitStack() as stack:
+            workers = {}
+            for client in dict.fromkeys((*clients, FLOOR)):
+                if client not in skipped:
+                    workers[client] = stack.enter_context(there.worker(client))
+                    if workers[client].missing:
+                        skipped[client] = workers.pop(client).missing
+            order = [client for client in clients if client in workers]
+            laps_of: dict[str, list[Lap]] = {client: [] for client in order}
+            for lap in range(1, laps + 1):
+                shuffled.shuffle(order)
+                for client in order:
+                    say(f"{mode} {number}/{rounds}, lap {lap}/{laps}: {client}")
+                    floor = workers[FLOOR].read(mode, chunks // laps)
+                    own = floor if client == FLOOR else workers[client].read(mode, chunks // laps)
+                    laps_of[client].append(Lap(own, floor))
+            for client in order:
+                found[client].append(Round(laps_of[client]))
+    say("")
     return {"chunks": chunks, "skipped": skipped, "clients": _summaries({k: v for k, v in found.items() if v})}
 
 
-def _summaries(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+class Lap(NamedTuple):
+    """What a client found, and the floor right before it."""
+
+    own: dict[str, Any]
+    floor: dict[str, Any]
+
+
+class Round:
+    """The laps of one process. `cpu_us`: of a chunk. `to_floor`: how many times that of the floor."""
+
+    def __init__(self, laps: Sequence[Lap]) -> None:
+        self.laps = laps
+        self.cpu_us = statistics.fmean(lap.own["cpu_us"] for lap in laps)
+        ratios = [lap.own["cpu_us"] / lap.floor["cpu_us"] for lap in laps if lap.floor["cpu_us"] > 0]
+        self.to_floor = statistics.median(ratios) if ratios else math.nan
+
+
+def _summaries(found: dict[str, list[Round]]) -> dict[str, Any]:
     summaries: dict[str, Any] = {}
     for client, rounds in found.items():
         summary: dict[str, Any] = {
-            "cpu_us": _spread([one["cpu_us"] for one in rounds]),
-            "rounds_cpu_us": [round(one["cpu_us"], 3) for one in rounds],
-            "chunks": [one["chunks"] for one in rounds],
-            "characters": [one["characters"] for one in rounds],
+            "cpu_us": _spread([one.cpu_us for one in rounds]),
+            "rounds_cpu_us": [round(one.cpu_us, 3) for one in rounds],
+            "chunks": [lap.own["chunks"] for one in rounds for lap in one.laps],
+            "characters": [lap.own["characters"] for one in rounds for lap in one.laps],
+            f"ratio_to_{FLOOR}": _spread([one.to_floor for one in rounds if not math.isnan(one.to_floor)]),
         }
-        for other in (FLOOR, "openai"):
-            if other in found:
-                pairs = zip(rounds, found[other], strict=True)
-                ratios = [one["cpu_us"] / base["cpu_us"] for one, base in pairs if base["cpu_us"] > 0]
-                summary[f"ratio_to_{other}"] = _spread(ratios) if ratios else None
-        if any(one["reads"] for one in rounds):
-            summary["reads"] = [one["reads"] for one in rounds]
+        if "openai" in found:
+            pairs = zip(rounds, found["openai"], strict=True)
+            summary["ratio_to_openai"] = _spread([one.cpu_us / base.cpu_us for one, base in pairs])
+        reads = [lap.own["reads"] for one in rounds for lap in one.laps]
+        if any(reads):
+            summary["reads"] = reads
         summaries[client] = summary
     return summaries
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Median, the interval that holds the median of all there could be with 95 % certainty, and the extremes."""
+    if not values:
+        return None
+    low, high = median_interval(values)
     return {
         "median": round(statistics.median(values), 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
         "min": round(min(values), 4),
         "max": round(max(values), 4),
     }
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % confidence interval of a median, whatever the distribution: the innermost two of the ordered values
+    between which it lies with that probability (each value is below it with probability 1/2). Fewer than six values
+    cannot be so certain, and give the smallest and the largest.
+    """
+    ordered = sorted(values)
+    count = len(ordered)
+    outside = 0.0  # the probability that the median lies beyond the values left out so far, on one side
+    left_out = 0
+    while left_out < count // 2:
+        outside += math.comb(count, left_out) / 2**count
+        if outside > 0.025:
+            break
+        left_out += 1
+    left_out = max(0, left_out - 1)
+    return ordered[left_out], ordered[count - 1 - left_out]
 
 
 def measure_imports(rounds: int) -> dict[str, Any]:
     """CPU and wall time of imports in fresh interpreters, in milliseconds."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in IMPORTS}
     for number in range(rounds + 1):
-        _say(f"imports {number}/{rounds}")
+        say(f"imports {number}/{rounds}")
         for name, statement in IMPORTS.items():
             code = (
                 "import time; wall, cpu = time.perf_counter(), time.process_time(); "
@@ -195,7 +286,7 @@ def measure_imports(rounds: int) -> dict[str, Any]:
                 continue
             if number:  # the first round writes the bytecode
                 found[name].append((cpu * 1000, wall * 1000))
-    _say("")
+    say("")
     return {
         name: {"cpu_ms": _spread([cpu for cpu, _ in times]), "wall_ms": _spread([wall for _, wall in times])}
         for name, times in found.items()
@@ -207,7 +298,7 @@ def measure_memory(there: Bench, chunks: int, connections: int) -> dict[str, Any
     """Resident memory over one long stream and over many short ones."""
     figures = {}
     for name in MEMORY:
-        _say(f"memory: {name}")
+        say(f"memory: {name}")
         is_stream = name.startswith("stream")
         count = chunks if is_stream else connections
         found = there.run(memory=name, chunks=count)
@@ -225,7 +316,7 @@ def measure_memory(there: Bench, chunks: int, connections: int) -> dict[str, Any
             "text_bytes": text,
             "slope_bytes": round(_slope(samples[min(1, len(samples) - 1) :]), 3),
         }
-    _say("")
+    say("")
     return figures
 
 
@@ -235,7 +326,8 @@ def _slope(samples: Sequence[tuple[int, int]]) -> float:
     return statistics.linear_regression([at for at, _ in samples], [rss for _, rss in samples]).slope
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """What is being done, on a terminal: the line that is written over."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
@@ -296,7 +388,7 @@ def tables(figures: dict[str, Any]) -> str:
     parts = [
         f"Measured on {machine['cores']} cores of {machine['cpu']}, {machine['system']}, {machine['python']}; "
         + ", ".join(f"{name} {version}" for name, version in figures["versions"].items() if name != "llamastream")
-        + f". {figures['rounds']} rounds; medians, with the smallest and the largest in brackets.",
+        + f". {figures['rounds']} rounds; medians, with their 95 % confidence intervals in brackets.",
         _cpu_table(figures),
     ]
     if figures.get("imports"):
@@ -331,7 +423,7 @@ def _cpu_table(figures: dict[str, Any]) -> str:
 def _cell(spread: dict[str, float] | None, digits: int) -> str:
     if spread is None:
         return ""
-    return f"{spread['median']:.{digits}f} ({spread['min']:.{digits}f}–{spread['max']:.{digits}f})"
+    return f"{spread['median']:.{digits}f} ({spread['low']:.{digits}f}–{spread['high']:.{digits}f})"
 
 
 def _import_table(imports: dict[str, Any]) -> str:
@@ -383,6 +475,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a short run, which leaves the published figures alone")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
     parser.add_argument("--rounds", type=int, help="of each measurement (7; quick: 3)")
+    parser.add_argument("--laps", type=int, help="of the processes of one round (8; quick: 2)")
     parser.add_argument("--paced-chunks", type=int, help="(2000; quick: 500)")
     parser.add_argument("--burst-chunks", type=int, help="(20000; quick: 5000)")
     parser.add_argument("--memory-chunks", type=int, help="(1000000; quick: 100000; 0: not measured)")
@@ -393,6 +486,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(given)
     defaults = {
         "rounds": (7, 3),
+        "laps": (8, 2),
         "paced_chunks": (2000, 500),
         "burst_chunks": (20_000, 5_000),
         "memory_chunks": (1_000_000, 100_000),
@@ -415,8 +509,10 @@ def main(given: Sequence[str] | None = None) -> int:
     figures: dict[str, Any] = {"machine": describe_machine(), "versions": versions(), "rounds": options.rounds}
     figures["pace"] = PACE
     with bench() as there:
-        figures["paced"] = measure_cpu(there, options.clients, "paced", options.paced_chunks, options.rounds)
-        figures["burst"] = measure_cpu(there, options.clients, "burst", options.burst_chunks, options.rounds)
+        figures["paced"] = measure_cpu(
+            there, options.clients, "paced", options.paced_chunks, options.rounds, options.laps
+        )
+        figures["burst"] = measure_cpu(there, options.clients, "burst", options.burst_chunks, options.rounds, 1)
         if options.memory_chunks:
             figures["memory"] = measure_memory(there, options.memory_chunks, options.connections)
     if options.import_rounds:

@@ -1,4 +1,5 @@
-"""One client, one measurement, one fresh process: `python benchmarks/clients.py '{"client": ..., ...}'`, JSON back.
+"""One client in a process of its own: `python benchmarks/clients.py '{"client": ..., ...}'`. A line of standard input
+is an order in JSON, and the answer a line of standard output. Memory is one measurement, without further orders.
 
 Each function reads a stream through its client's normal interface and counts pieces of text and characters. The loops
 are written out, not shared, so that none pays for a helper. `taken[0] = count` tells the origin that the piece is here.
@@ -7,6 +8,7 @@ are written out, not shared, so that none pays for a helper. `taken[0] = count` 
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.metadata
 import json
 import mmap
@@ -15,7 +17,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 MESSAGES = [{"role": "user", "content": "Tell me a story."}]
 
@@ -26,7 +28,6 @@ class Job:
     Attributes:
         port, model, chunks: where, how and how many (see origin.py).
         taken: where the pieces are counted for the origin.
-        recovery: what llamastream may do about a break: full or off.
         sample: called after every `sample_every` chunks, for the memory's sake.
     """
 
@@ -35,7 +36,6 @@ class Job:
         self.model = model
         self.chunks = chunks
         self.taken = taken
-        self.recovery: Literal["full", "off"] = "full"
         self.sample: Callable[[int], None] = lambda count: None
         self.sample_every = 1 << 60
         self.reads = 0
@@ -65,11 +65,12 @@ class Job:
 
     def started(self) -> None:
         """The first piece is here: what came before is not counted."""
-        self._began = _cpu_seconds()
+        self._began = cpu_seconds()
 
     def finished(self) -> None:
-        """The stream is over."""
-        self._ended = _cpu_seconds()
+        """The last piece is here, or the stream is over: what comes after it is not counted either."""
+        if not self._ended:
+            self._ended = cpu_seconds()
 
     @property
     def cpu_us(self) -> float:
@@ -81,7 +82,8 @@ Count: TypeAlias = tuple[int, int]
 """Pieces of text, characters."""
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
+    """CPU time of this process so far, user and system."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
@@ -96,13 +98,15 @@ def raw(job: Job) -> Count:
         sock.sendall(job.request)
         data = sock.recv(65536)
         taken[0] = count = _texts_in(data)
-        size, reads = len(data), 1
+        size, reads, last = len(data), 1, job.chunks
         job.started()
         while data := sock.recv(65536):
             size += len(data)
             reads += 1
             count += 1
             taken[0] = count
+            if count == last:
+                job.finished()
     job.finished()
     job.reads, job.bytes = reads, size
     return 0, 0
@@ -117,6 +121,7 @@ class _Counting(asyncio.Protocol):
     def __init__(self, job: Job) -> None:
         self._job = job
         self._taken = job.taken
+        self._last = job.chunks
         self._reads = 0
         self._count = 0
         self._bytes = 0
@@ -134,6 +139,8 @@ class _Counting(asyncio.Protocol):
         else:
             self._count += 1
         self._taken[0] = self._count
+        if self._count == self._last:
+            self._job.finished()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._job.finished()
@@ -155,7 +162,7 @@ def stdlib(job: Job) -> Count:
     """`http.client` and `json`, line by line."""
     import http.client
 
-    taken, count, characters = job.taken, 0, 0
+    taken, last, count, characters = job.taken, job.chunks, 0, 0
     connection = http.client.HTTPConnection("127.0.0.1", job.port)
     connection.request(
         "POST", "/v1/chat/completions", json.dumps(job.body).encode(), {"Content-Type": "application/json"}
@@ -169,6 +176,8 @@ def stdlib(job: Job) -> Count:
                 taken[0] = count
                 if count == 1:
                     job.started()
+                elif count == last:
+                    job.finished()
     job.finished()
     connection.close()
     return count, characters
@@ -178,7 +187,7 @@ def requests(job: Job) -> Count:
     """`requests` with `iter_lines` and `json`, as most code in the wild has it."""
     import requests as library
 
-    taken, count, characters = job.taken, 0, 0
+    taken, last, count, characters = job.taken, job.chunks, 0, 0
     with library.post(f"{job.url}/v1/chat/completions", json=job.body, stream=True, timeout=60) as response:
         for line in response.iter_lines():
             if line.startswith(b"data: ") and line != b"data: [DONE]":
@@ -189,6 +198,8 @@ def requests(job: Job) -> Count:
                     taken[0] = count
                     if count == 1:
                         job.started()
+                    elif count == last:
+                        job.finished()
     job.finished()
     return count, characters
 
@@ -198,7 +209,7 @@ def httpx_sse(job: Job) -> Count:
     import httpx
     from httpx_sse import connect_sse
 
-    taken, count, characters = job.taken, 0, 0
+    taken, last, count, characters = job.taken, job.chunks, 0, 0
     with (
         httpx.Client() as client,
         connect_sse(client, "POST", f"{job.url}/v1/chat/completions", json=job.body) as source,
@@ -212,6 +223,8 @@ def httpx_sse(job: Job) -> Count:
                     taken[0] = count
                     if count == 1:
                         job.started()
+                    elif count == last:
+                        job.finished()
     job.finished()
     return count, characters
 
@@ -220,7 +233,7 @@ def openai(job: Job) -> Count:
     """openai-python."""
     from openai import OpenAI
 
-    taken, count, characters = job.taken, 0, 0
+    taken, last, count, characters = job.taken, job.chunks, 0, 0
     messages: Any = MESSAGES
     with OpenAI(base_url=f"{job.url}/v1", api_key="none") as client:
         for chunk in client.chat.completions.create(
@@ -233,6 +246,8 @@ def openai(job: Job) -> Count:
                 taken[0] = count
                 if count == 1:
                     job.started()
+                elif count == last:
+                    job.finished()
     job.finished()
     return count, characters
 
@@ -241,7 +256,7 @@ async def openai_async(job: Job) -> Count:
     """openai-python in asyncio."""
     from openai import AsyncOpenAI
 
-    taken, count, characters = job.taken, 0, 0
+    taken, last, count, characters = job.taken, job.chunks, 0, 0
     messages: Any = MESSAGES
     async with AsyncOpenAI(base_url=f"{job.url}/v1", api_key="none") as client:
         async for chunk in await client.chat.completions.create(
@@ -254,6 +269,8 @@ async def openai_async(job: Job) -> Count:
                 taken[0] = count
                 if count == 1:
                     job.started()
+                elif count == last:
+                    job.finished()
     job.finished()
     return count, characters
 
@@ -265,15 +282,17 @@ def llamastream(job: Job) -> Count:
     """`StreamingClient` with its defaults and a listener."""
     from llamastream import StreamingClient
 
-    taken, count, characters = job.taken, 0, 0
+    taken, last, count, characters = job.taken, job.chunks, 0, 0
     events: list[object] = []
-    with StreamingClient(job.url, listeners=[events.append], recovery=job.recovery) as client:
+    with StreamingClient(job.url, listeners=[events.append]) as client:
         for text in client.stream_chat(MESSAGES, model=job.model, max_tokens=job.chunks):
             count += 1
             characters += len(text)
             taken[0] = count
             if count == 1:
                 job.started()
+            elif count == last:
+                job.finished()
     job.finished()
     assert events
     return count, characters
@@ -283,15 +302,17 @@ async def llamastream_async(job: Job) -> Count:
     """`AsyncStreamingClient` with its defaults and a listener."""
     from llamastream import AsyncStreamingClient
 
-    taken, count, characters = job.taken, 0, 0
+    taken, last, count, characters = job.taken, job.chunks, 0, 0
     events: list[object] = []
-    async with AsyncStreamingClient(job.url, listeners=[events.append], recovery=job.recovery) as client:
+    async with AsyncStreamingClient(job.url, listeners=[events.append]) as client:
         async for text in client.stream_chat(MESSAGES, model=job.model, max_tokens=job.chunks):
             count += 1
             characters += len(text)
             taken[0] = count
             if count == 1:
                 job.started()
+            elif count == last:
+                job.finished()
     job.finished()
     assert events
     return count, characters
@@ -410,16 +431,28 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _measure(order: dict[str, Any], taken: memoryview) -> dict[str, Any]:
+def _serve(order: dict[str, Any], taken: memoryview) -> None:
+    """Read a stream for each line of standard input, until it ends."""
     client = CLIENTS[order["client"]]
     try:
         client(Job(order["port"], "burst", order["warm_up"], taken))
     except ModuleNotFoundError as error:
-        return {"missing": str(error.name)}
-    job = Job(order["port"], order["model"], order["chunks"], taken)
-    job.recovery = order.get("recovery", "full")
-    count, characters = client(job)
-    return {"cpu_us": job.cpu_us, "chunks": count, "characters": characters, "reads": job.reads, "bytes": job.bytes}
+        print(json.dumps({"missing": str(error.name)}), flush=True)
+        return
+    print("{}", flush=True)
+    for line in sys.stdin:
+        gc.collect()  # what others left is not cleared away in this one's time
+        each = json.loads(line)
+        job = Job(order["port"], each["model"], each["chunks"], taken)
+        count, characters = client(job)
+        found = {
+            "cpu_us": job.cpu_us,
+            "chunks": count,
+            "characters": characters,
+            "reads": job.reads,
+            "bytes": job.bytes,
+        }
+        print(json.dumps(found), flush=True)
 
 
 def _measure_memory(order: dict[str, Any], taken: memoryview) -> dict[str, Any]:
@@ -435,12 +468,18 @@ def _measure_memory(order: dict[str, Any], taken: memoryview) -> dict[str, Any]:
 
 
 def main() -> None:
-    """One order, one answer."""
+    """Serve, or measure memory."""
     order = json.loads(sys.argv[1])
-    with Path(order["counter"]).open("r+b") as file, mmap.mmap(file.fileno(), 8) as mapped:
-        with memoryview(mapped) as view, view.cast("Q") as taken:
-            found = _measure_memory(order, taken) if "memory" in order else _measure(order, taken)
-        print(json.dumps(found))
+    with (
+        Path(order["counter"]).open("r+b") as file,
+        mmap.mmap(file.fileno(), 8) as mapped,
+        memoryview(mapped) as view,
+        view.cast("Q") as taken,
+    ):
+        if "memory" in order:
+            print(json.dumps(_measure_memory(order, taken)))
+        else:
+            _serve(order, taken)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 The request's body steers it: `max_tokens` is the number of chunks, `model` the way they come. `burst` writes 64 KiB at
 a time, as fast as they are taken. `paced-1000` writes one event at a time, 1000 a second at most, and holds each back
 until the client's own code has had the one before (it says so in `COUNTER_FILE`, eight bytes that both map): so each
-read of each client finds one event, however busy the machine is. Like llama-server, it puts each event into an HTTP
+read of each client finds one event, however busy the machine is. `turns-1000-0` and `turns-1000-1` are two such streams
+to one process that get their events in turn. Like llama-server, it puts each event into an HTTP
 chunk of its own, announces keep-alive, and closes the connection after the stream.
 """
 
@@ -121,9 +122,11 @@ class Origin:
                 connection.sendall(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
                 return
             chunks: int = request["max_tokens"]
-            mode, _, rate = request["model"].partition("-")
+            mode, *how = request["model"].split("-")
             if mode == "paced":
-                self._paced(connection, chunks, 1.0 / float(rate))
+                self._paced(connection, chunks, 1.0 / float(how[0]))
+            elif mode == "turns":
+                self._in_turns(connection, chunks, 1.0 / float(how[0]), int(how[1]))
             else:
                 _burst(connection, chunks)
 
@@ -136,6 +139,16 @@ class Origin:
             began = time.monotonic()
             connection.sendall(_CHUNKS[number % len(_CHUNKS)])
         self._wait_until_taken(chunks)
+        connection.sendall(_end(chunks))
+
+    def _in_turns(self, connection: socket.socket, chunks: int, period: float, place: int) -> None:
+        """The stream at `place` 0 or 1 of two: what is counted are the events of both."""
+        connection.sendall(_FIRST)
+        for number in range(chunks):
+            self._wait_until_taken(2 * number + place)
+            time.sleep(period)
+            connection.sendall(_CHUNKS[number % len(_CHUNKS)])
+        self._wait_until_taken(2 * chunks)
         connection.sendall(_end(chunks))
 
     def _wait_until_taken(self, chunks: int) -> None:

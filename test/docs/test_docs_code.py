@@ -217,7 +217,10 @@ def test_names_of_the_architecture_page_exist() -> None:
 def resolves(name: str) -> bool:
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
-        file = (ROOT / "src/llamastream" / "/".join(parts[:count])).with_suffix(".py")
+        place = ROOT / "src/llamastream" / "/".join(parts[:count])
+        if place.is_dir() and count == len(parts):
+            return True
+        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
         if file.is_file() and parts[0] == "integrations":  # whose libraries may be missing
             source = file.read_text(encoding="utf-8")
             defined = set(re.findall(r"^\s*(?:class|(?:async )?def) (\w+)", source, re.MULTILINE))
@@ -225,7 +228,7 @@ def resolves(name: str) -> bool:
         if file.is_file():
             module = __import__("llamastream." + ".".join(parts[:count]), fromlist=["*"])
             return has(module, parts[count:])
-    return (ROOT / "src/llamastream" / "/".join(parts)).is_dir()
+    return False
 
 
 def has(value: Any, attributes: list[str]) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from array import array
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shortway import short_way
 
 from llamastream.protocol.exchange import GenerationExchange
+from llamastream.protocol.steady import MOST, SteadyText
 from llamastream.protocol.template import TextTemplate
 from llamastream.testing import chunked, sse_events
 from llamastream.types import Stats, StreamEvent, TextDelta
@@ -52,7 +55,7 @@ def either_way(reads: list[bytes]) -> tuple[list[StreamEvent], str, int, int]:
     events: list[StreamEvent] = []
     short = 0
     for read in reads:
-        text = exchange.feed_text(read)
+        text = short_way(exchange, read)
         if text is not None:
             events.append(TextDelta(text))
             short += 1
@@ -142,5 +145,51 @@ def test_a_text_that_only_happens_to_be_another_value_is_not_learned_from() -> N
 def test_frames_that_are_not_exactly_one_more_text(change, says: str) -> None:  # type: ignore[no-untyped-def]
     event = b"data: " + (JSON % "hello").encode() + b"\n\n"
     frame = f"{len(event):x}\r\n".encode() + event + b"\r\n"
-    assert learned().frame(frame) == "hello"
-    assert learned().frame(change(frame)) is None, says
+    assert steady()[0].take(frame, 1.0) == "hello"
+    assert steady()[0].take(change(frame), 1.0) is None, says
+
+
+def steady() -> tuple[SteadyText, list[str], array[float]]:
+    """Armed, with where the texts go and when they came."""
+    template, texts, arrivals = learned(), list[str](), array("d")
+    taker = SteadyText(template.before, template.after, texts.append, arrivals)
+    taker.armed = True
+    return taker, texts, arrivals
+
+
+def framed(text: str, line: str | None = None) -> bytes:
+    event = b"data: " + (JSON % text).encode() + b"\n\n"
+    return (f"{len(event):x}" if line is None else line).encode() + b"\r\n" + event + b"\r\n"
+
+
+def test_texts_of_every_length_are_taken_and_their_bytes_counted() -> None:
+    taker, texts, arrivals = steady()
+    expected = 0
+    for length in range(1, 5000):
+        frame = framed("x" * length)
+        if taker.pieces == MOST:
+            assert taker.take(frame, 0.0) is None, "it goes the long way, on which the others are counted"
+            expected -= taker.body_bytes
+            taker.forget()
+        assert taker.take(frame, float(length)) == "x" * length
+        expected += len(frame) - len(frame.split(b"\r\n")[0]) - 4
+        assert taker.body_bytes == expected
+    assert [len(text) for text in texts] == list(range(1, 5000)) == list(arrivals)
+
+
+def test_a_chunk_of_another_length_than_it_says_takes_the_long_way() -> None:
+    taker, texts, _ = steady()
+    for length in range(1, 5000):
+        frame = framed("x" * length)
+        size = int(frame.split(b"\r\n")[0], 16)
+        for other in (size - 1, size + 1, size - 6, size >> 4, size << 4):
+            assert taker.take(framed("x" * length, f"{other:x}"), 0.0) is None
+        assert taker.take(framed("x" * length, f"0{size:x}"), 0.0) is None
+    assert texts == []
+
+
+def test_nothing_is_taken_by_one_that_is_not_armed() -> None:
+    taker, texts, _ = steady()
+    taker.armed = False
+    assert taker.take(framed("x"), 0.0) is None
+    assert texts == []

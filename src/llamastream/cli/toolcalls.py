@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from llamastream.client import Stream
 from llamastream.printable import one_line
 from llamastream.tools import ToolCall
-from llamastream.types import ToolCallDelta
+from llamastream.types import ReasoningDelta, StreamEnd, TextDelta, ToolCallDelta
 
 MAX_SHOWN = 2000
 """Characters of a call's arguments that are shown; what a program needs of them is in --json and in /save."""
@@ -47,3 +48,29 @@ class ToolCallNotes:
             self._note(f"  {text[:MAX_SHOWN]}{'…' if len(text) > MAX_SHOWN else ''}")
         if call is not None and call.malformed and not broken:
             self._note(f"  this call is malformed: {one_line(call.malformed)[:MAX_WHY]}")
+
+
+def show(
+    stream: Stream, text: Callable[[str], object], reasoning: Callable[[str], object], note: Callable[[str], None]
+) -> StreamEnd | None:
+    """Hand on what an answer consists of: pieces of text and of reasoning, and notes on tool calls.
+
+    Returns the last event of a stream that ended well; None: it was left.
+    """
+    tools = ToolCallNotes(note)
+    end: StreamEnd | None = None
+    try:
+        for event in stream.events():
+            if isinstance(event, ToolCallDelta):
+                tools.add(event)
+                continue
+            tools.end()
+            if isinstance(event, TextDelta):
+                text(event.text)
+            elif isinstance(event, ReasoningDelta):
+                reasoning(event.text)
+            elif isinstance(event, StreamEnd):
+                end = event
+    finally:
+        tools.end(broken=True)
+    return end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from typing import Protocol, cast
 
 from llamastream.address import Address
@@ -25,10 +26,14 @@ class AsyncConnection(asyncio.Protocol):
 
     Attributes:
         loop: the event loop that it belongs to, None until it is connected.
+        data_received: the receiver's own, since every call on the way of a token counts.
     """
+
+    data_received: Callable[[bytes], None]  # type: ignore[assignment]  # event loops just call it
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.data_received = _ignore
         self._receiver: Receiver | None = None
         self._transport: asyncio.Transport | None = None
         self._aborted = False
@@ -41,7 +46,9 @@ class AsyncConnection(asyncio.Protocol):
 
     def keep(self, receiver: Receiver) -> None:
         """Hand what arrives from now on to another receiver."""
-        self._receiver = receiver
+        self._receive_with(receiver)
+        if self._transport is not None:
+            self._transport.set_protocol(self)  # uvloop asks for `data_received` only then
 
     async def connect(
         self, receiver: Receiver, address: Address, tls: ssl.SSLContext | None, timeout: float | None
@@ -53,7 +60,7 @@ class AsyncConnection(asyncio.Protocol):
             ConnectError: no such host, refused, unreachable, no such socket, or TLS failed.
         """
         loop = self.loop = asyncio.get_running_loop()
-        self._receiver = receiver
+        self._receive_with(receiver)
         try:
             async with asyncio.timeout(timeout):
                 if address.socket is not None:
@@ -91,10 +98,14 @@ class AsyncConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once, in the event loop's thread. Nothing is handed on after this."""
-        self._receiver = None
+        self._receive_with(None)
         self._aborted = True
         if self._transport is not None and self.loop is not None and not self.loop.is_closed():
             self._transport.abort()
+
+    def _receive_with(self, receiver: Receiver | None) -> None:
+        self._receiver = receiver
+        self.data_received = _ignore if receiver is None else receiver.data_received
 
     # -- callbacks of asyncio ---------------------------------------------------------------------------
 
@@ -103,11 +114,12 @@ class AsyncConnection(asyncio.Protocol):
         if self._aborted:
             self._transport.abort()
 
-    def data_received(self, data: bytes) -> None:
-        if self._receiver is not None:
-            self._receiver.data_received(data)
-
     def connection_lost(self, exc: Exception | None) -> None:
-        receiver, self._receiver = self._receiver, None
+        receiver = self._receiver
+        self._receive_with(None)
         if receiver is not None:
             receiver.closed(exc if isinstance(exc, OSError) or exc is None else OSError(str(exc)))
+
+
+def _ignore(data: bytes) -> None:
+    """Nobody is there to receive it."""

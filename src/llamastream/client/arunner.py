@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from math import inf
 from time import monotonic
 from typing import Any, TypeVar
 
 from llamastream.client import endpoints
 from llamastream.client.aconnection import AsyncConnection
+from llamastream.client.alarm import Alarm
 from llamastream.client.apool import AsyncConnectionPool
 from llamastream.client.aunary import call_once
 from llamastream.client.connection import LONGEST_WAIT
@@ -25,6 +26,7 @@ from llamastream.client.unary import LOOK_TIMEOUT
 from llamastream.errors import LlamaStreamError, PoolTimeoutError
 from llamastream.protocol.http1 import ResponseReader
 from llamastream.protocol.requests import GenerationRequest
+from llamastream.protocol.steady import SteadyText
 from llamastream.types import StreamEvent, TextDelta, Timeouts
 
 T = TypeVar("T")
@@ -49,7 +51,10 @@ class AsyncRunner:
     ) -> None:
         self.session: StreamSession | None = None
         self.queue: deque[StreamEvent | str] = deque()  # a str is a TextDelta of the first choice, in short
+        # These three are for a reader that waits for one more piece of text and for nothing else (`astream._Texts`).
+        self.steady: SteadyText | None = None
         self.text_waiter: asyncio.Future[str] | None = None
+        self.new_future: Callable[[], asyncio.Future[str]] = asyncio.Future
         self._core = core
         self._pools = pools
         self._place: Place | None = None  # in line for a connection, or with it
@@ -59,8 +64,7 @@ class AsyncRunner:
         self._connection: AsyncConnection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_deadline = inf
+        self._alarm = Alarm()
         self._errand: asyncio.Task[None] | None = None
         self._step: asyncio.Timeout | None = None  # what `close` has to end
         self._paused = False
@@ -71,6 +75,7 @@ class AsyncRunner:
         """Connect and send; what goes wrong is kept in the session, where the reader meets it."""
         if self.session is None:
             self._loop = asyncio.get_running_loop()
+            self.new_future = self._loop.create_future
             self.session = self._core.session(self._request, self._timeouts, monotonic())
         while not self.session.ended and self.session.next_attempt_at is not None:
             try:
@@ -116,7 +121,7 @@ class AsyncRunner:
             self._let_go(None)
             self._place = Place()
             try:
-                connection, reused = await pool.acquire(self._place, session.queue_deadline)
+                connection, reused = await pool.acquire(self._place, session.queue_deadline, self.close)
             except PoolTimeoutError as error:
                 session.fail(error, monotonic())
                 return
@@ -146,19 +151,6 @@ class AsyncRunner:
         """The next event, or None at the end; raises what ended the stream, if it did not end well."""
         item = await self.next_item()
         return TextDelta(item) if isinstance(item, str) else item
-
-    def wait_for_text(self) -> asyncio.Future[str] | None:
-        """What gets the next piece of text, where that is all that can be expected; None: ask `next_text`.
-
-        A bare future saves a coroutine for each token. Whoever is cancelled while waiting for it drops its iterator,
-        which leaves the stream; if not, the next data finds the future cancelled.
-        """
-        session = self.session
-        if self.queue or self._paused or session is None or session.ended or session.steady_idle is None:
-            return None
-        assert self._loop is not None
-        self.text_waiter = self._loop.create_future()
-        return self.text_waiter
 
     async def next_item(self) -> StreamEvent | str | None:
         """As `next_event`, with plain text as `str`."""
@@ -233,31 +225,43 @@ class AsyncRunner:
     # -- callbacks of the connection and the timer --------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        session = self.session
-        if session is None or session.ended:
+        # Called by the event loop itself. As long as a read is one more piece of text, this is all that happens.
+        steady = self.steady
+        text = None if steady is None else steady.take(data, monotonic())
+        if text is None:
+            self._take_the_long_way(data)
             return
-        queue = self.queue
-        text = session.feed_text(data, monotonic())
-        if text is not None:
-            waiter = self.text_waiter
-            if waiter is not None:
-                self.text_waiter = None
-                if waiter.cancelled():
-                    self.close()  # the task that waited was cancelled: its reader is gone
-                else:
-                    waiter.set_result(text)
-                return
-            queue.append(text)
+        waiter = self.text_waiter
+        if waiter is None:
+            self.queue.append(text)
+            self._taken()
+            return
+        self.text_waiter = None
+        if waiter.cancelled():
+            self.close()  # the task that waited was cancelled: its reader is gone
         else:
-            queue.extend(session.feed(data, monotonic()))
+            waiter.set_result(text)
+
+    def _take_the_long_way(self, data: bytes) -> None:
+        session = self.session
+        if session is not None and not session.ended:
+            self.queue.extend(session.feed(data, monotonic()))
+            self.steady = session.exchange.steady
+            self._taken()
+
+    def _taken(self) -> None:
+        """Something was taken: see what follows, and tell the reader."""
+        session = self.session
+        assert session is not None
         if session.next_attempt_at is not None:
-            self._stop_timer()
+            self._alarm.stop()
         elif session.ended:
             self._release()
-        elif len(queue) > _HIGH_WATER and not self._paused and self._connection is not None:
+        elif len(self.queue) > _HIGH_WATER and not self._paused and self._connection is not None:
             self._paused = True
+            session.exchange.rest()  # so that the reader asks us for more, and not only the connection
             self._connection.pause()
-        elif session.deadline < self._timer_deadline:
+        elif session.deadline < self._alarm.deadline:
             self._arm_timer()
         self._wake()
 
@@ -271,21 +275,15 @@ class AsyncRunner:
             session.fail(connection_lost(session.url, error), monotonic())
             self.queue.extend(session.take_events())
         if session.next_attempt_at is not None:
-            self._stop_timer()
+            self._alarm.stop()
         else:
             self._release()
         self._wake()
 
     def _arm_timer(self) -> None:
-        # One timer for the whole stream: when it fires it looks at the clocks, and sleeps on if they have moved on.
-        # Only a deadline that moved forward in time, as when one clock hands over to a shorter one, sets it anew.
         assert self._loop is not None
         assert self.session is not None
-        self._stop_timer()
-        self._timer_deadline = self.session.deadline
-        if self._timer_deadline != inf:
-            wait = min(LONGEST_WAIT, max(0.0, self._timer_deadline - monotonic()))
-            self._timer = self._loop.call_later(wait, self._look_at_clocks)
+        self._alarm.set(self._loop, self._look_at_clocks, self.session.deadline, self.session.awake(monotonic()))
 
     def _look_at_clocks(self) -> None:
         session = self.session
@@ -383,15 +381,10 @@ class AsyncRunner:
 
     def _release(self) -> None:
         """Let go of the connection and the timer; the queue stays for the reader."""
-        self._stop_timer()
+        self._alarm.stop()
         session = self.session
         ended_well = session is not None and session.ended and session.error is None and not session.cancelled
         self._let_go(session.exchange.reader if ended_well and session is not None else None)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _let_go(self, reader: ResponseReader | None) -> None:
         connection, self._connection = self._connection, None

@@ -154,8 +154,15 @@ class _Texts(_Reader):
     __slots__ = ()
 
     def __anext__(self) -> Awaitable[str]:
-        # Mostly there is nothing yet and one more text to come: then a bare future is all that it takes.
-        return self._runner.wait_for_text() or self._runner.next_text()
+        # Mostly there is nothing yet and one more text to come. Then a bare future does, and saves a coroutine for each
+        # token. Whoever is cancelled while waiting for it drops the iterator, which leaves the stream; if not, the next
+        # data finds the future cancelled.
+        runner = self._runner
+        steady = runner.steady
+        if steady is None or not steady.armed or runner.queue:
+            return runner.next_text()
+        waiter = runner.text_waiter = runner.new_future()
+        return waiter
 
 
 class _Events(_Reader):

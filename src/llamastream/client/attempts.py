@@ -45,6 +45,9 @@ _REFUSALS = frozenset({400, 404, 422, 500, 501})
 _PASSING = frozenset({429, 502, 503, 504})
 """How something on the way answers for a while; the server may hold the generation all the same."""
 
+_LOST = frozenset({502, 504})
+"""How something on the way answers that has lost sight of the server, which may have begun a generation."""
+
 Script = Generator[Errand, Any, None]
 
 
@@ -96,7 +99,7 @@ class AttemptPlanner:
         self._mended = 0
         self._now = 0.0
         self._decode_ms = 0.0
-        self._busy: Server | None = None
+        self._busy: tuple[Server, int] | None = None
 
     @property
     def server(self) -> Server:
@@ -250,8 +253,7 @@ class AttemptPlanner:
         """The attempt begins."""
         assert self.attempt is not None
         self.ready = False
-        self._busy = self.server
-        self._servers.began(self.server)
+        self._busy = self.server, self._servers.began(self.server)
         return self.attempt
 
     def sent(self) -> None:
@@ -265,7 +267,7 @@ class AttemptPlanner:
     def ended(self, *, answered: bool) -> None:
         """The attempt is over, well or not. `answered`: the response had begun."""
         if self._busy is not None:
-            self._servers.ended(self._busy)
+            self._servers.ended(*self._busy)
             self._busy = None
             if self.generation is not None and answered:
                 self.generation.answered = True
@@ -321,7 +323,9 @@ class AttemptPlanner:
                 return broken.error if refused else error
             if classify(error, elsewhere=False).kind == "refused":
                 generation.lost = True  # it went down with its process
-        elif attempt.kind in ("continue", "non_streaming") and not generation.compared and _refused(error):
+        elif isinstance(error, ServerError) and not isinstance(error, MidStreamError) and error.status not in _LOST:
+            generation.refused = True
+        if attempt.kind in ("continue", "non_streaming") and not generation.compared and _refused(error):
             # Of this stream alone: what refuses one message, or fails at a moment, may take the next.
             self._refused_by.add(generation.server)
             return broken.error

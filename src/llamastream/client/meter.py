@@ -15,7 +15,12 @@ _FOLD = 4096
 
 
 class LatencyMeter:
-    """When content came. Times are those of one monotonic clock, in seconds, given by the caller."""
+    """When content came. Times are those of one monotonic clock, in seconds, given by the caller.
+
+    Attributes:
+        arrivals: times of chunks after the first that are not counted yet; whoever is in a hurry appends to it.
+        connect_time, header_at: see `Stats`.
+    """
 
     __slots__ = (
         "_buckets",
@@ -24,14 +29,12 @@ class LatencyMeter:
         "_last",
         "_max",
         "_started",
-        "_times",
-        "chunks",
+        "arrivals",
         "connect_time",
         "header_at",
     )
 
     def __init__(self, started: float) -> None:
-        self.chunks = 0
         self.connect_time: float | None = None
         self.header_at: float | None = None
         self._started = started
@@ -39,47 +42,49 @@ class LatencyMeter:
         self._last = started
         self._max = 0.0
         self._gaps = 0
-        self._times = array("d")
+        self.arrivals = array("d")
         self._buckets: dict[int, int] = {}
 
     def content(self, count: int, now: float) -> None:
         """`count` chunks of content arrived in one read."""
-        self.chunks += count
         if self._first is None:
             self._first = self._last = now
             count -= 1
         # The times are only noted here; what they mean is worked out when somebody asks, or when there are many.
         for _ in range(count):
-            self._times.append(now)
-        if len(self._times) >= _FOLD:
-            self._fold()
+            self.arrivals.append(now)
+        self.fold_if_many()
 
-    def one(self, now: float) -> None:
-        """One chunk of content, not the first, arrived: `content(1, now)`, in a hurry."""
-        self.chunks += 1
-        times = self._times
-        times.append(now)
-        if len(times) >= _FOLD:
-            self._fold()
+    def fold_if_many(self) -> None:
+        """Keep the memory constant."""
+        if len(self.arrivals) >= _FOLD:
+            self.fold()
 
-    def _fold(self) -> None:
+    @property
+    def chunks(self) -> int:
+        """Chunks of content so far."""
+        return self._gaps + len(self.arrivals) + (self._first is not None)
+
+    def fold(self) -> None:
+        """Make counts of the times that were noted."""
         buckets = self._buckets
         last = self._last
-        for now in self._times:
+        count = len(self.arrivals)  # now: another thread may ask for figures while more come
+        for now in self.arrivals[:count]:
             gap = now - last
             last = now
             if gap > self._max:
                 self._max = gap
             key = _bucket(gap)
             buckets[key] = buckets.get(key, 0) + 1
-        self._gaps += len(self._times)
+        self._gaps += count
         self._last = last
-        del self._times[:]
+        del self.arrivals[:count]
 
     @property
     def last_content(self) -> float:
         """When content last came; before the first, when the stream began."""
-        return self._times[-1] if self._times else self._last
+        return self.arrivals[-1] if self.arrivals else self._last
 
     def decode_ms(self) -> float:
         """Milliseconds from the first content to the last."""
@@ -87,7 +92,7 @@ class LatencyMeter:
 
     def quantile(self, q: float) -> float | None:
         """The gap (seconds) that a share `q` of all gaps does not exceed, within 3 %."""
-        self._fold()
+        self.fold()
         if not self._gaps:
             return None
         rank = q * self._gaps
@@ -100,7 +105,7 @@ class LatencyMeter:
 
     def stats(self, now: float, usage: Usage | None, timings: Timings | None, body_bytes: int) -> Stats:
         """All figures, with the token counts that the server sent (or else the chunks counted as tokens)."""
-        self._fold()
+        self.fold()
         completion = prompt = cached = None
         if usage is not None:
             completion, prompt, cached = usage.completion_tokens, usage.prompt_tokens, usage.cached_tokens

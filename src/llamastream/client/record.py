@@ -23,7 +23,8 @@ from llamastream.protocol.requests import GenerationRequest
 from llamastream.protocol.toolcalls import tool_advice
 from llamastream.types import FailedAttempt, PromptFacts, Recovery, Stats
 
-MAX_RECORDED = 64
+MAX_FAILED = 64
+MAX_RECOVERIES = 1024
 """Failed attempts, and recoveries, that are kept in the figures; what goes on for long must not make them grow."""
 
 
@@ -60,7 +61,7 @@ class StreamRecord:
 
     def retry(self, error: LlamaStreamError, delay: float) -> None:
         """The attempt failed, and another follows."""
-        if len(self._failed) < MAX_RECORDED:
+        if len(self._failed) < MAX_FAILED:
             self._failed.append(FailedAttempt(type(error).__name__, error.message, error.status, delay))
         self._state.notify(RetryScheduled(self._id, self.attempts, error, delay))
 
@@ -81,7 +82,7 @@ class StreamRecord:
             server=server,
             from_server=broken.server.url,
         )
-        if len(self._recoveries) < MAX_RECORDED:
+        if len(self._recoveries) < MAX_RECOVERIES:
             self._recoveries.append(recovery)
         self._state.log_recovery(recovery)
         self._state.notify(StreamRecovered(self._id, recovery))

@@ -80,8 +80,11 @@ class Sequels:
         failure = classify(error, elsewhere=planner.elsewhere(at.now))
         base = self._state.retry.base_delay
         wait = delay(failure, broken.attempts, self._random(), base=base, longest=LONGEST_RECOVERY_DELAY)
-        if kind == "finish" or (reported is not error and kind != way):
-            wait = 0.0  # nothing is needed of a server, or one refused this way and is asked for another
+        elsewhere = failure.elsewhere and kind != "reattach"
+        if kind == "finish" or elsewhere or (reported is not error and kind != way):
+            # Nothing is needed of a server, or one has not been asked yet, or one refused this way and is asked for
+            # another.
+            wait = 0.0
         if kind == "fail" or at.now + wait >= at.end:
             return reported
         broken.attempts += 1

@@ -13,7 +13,7 @@ from llamastream.engine import EngineOptions
 from llamastream.errors import SettingError
 from llamastream.fleet.fleet import pool_name
 from llamastream.fleet.settings import FleetSettings, Pool
-from llamastream.settings import declared, load, user_section, user_table
+from llamastream.settings import declared, load, user_section
 
 DEFAULT_PORT = 8080
 """Where the first instance listens if nobody says otherwise."""
@@ -116,7 +116,7 @@ def _model_is_named(given: Mapping[str, Any], environ: Mapping[str, str]) -> boo
 def _one_model(
     name: str, own: dict[str, Any], source: str, given: Mapping[str, Any], environ: Mapping[str, str]
 ) -> tuple[EngineOptions, dict[str, str]]:
-    base, base_source = user_table(EngineOptions, environ)
+    base, base_source = user_section(EngineOptions.SECTION, environ)
     base = {key: value for key, value in base.items() if key != "alias"}
     # what a table says of its model replaces what [serve] says, also where that is of the other kind
     if "hf" in own or "model" in own:

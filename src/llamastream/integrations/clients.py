@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from llamastream import AsyncStreamingClient, RetryPolicy, StreamingClient, Timeouts
 
 
@@ -29,8 +31,11 @@ def client_pair(
     both: dict[str, Any] = {
         **arguments,
         "timeouts": Timeouts.all(timeout) if isinstance(timeout, int | float) else timeout,
-        "retry": retry or (None if max_retries is None else RetryPolicy(max_retries=max_retries)),
+        "retry": retry,
     }
+    if retry is None and max_retries is not None:  # the rest of the policy as environment and settings have it
+        policy = StreamingClient(base_url, **both).settings.retry
+        both["retry"] = msgspec.structs.replace(policy, max_retries=max_retries)
     return StreamingClient(base_url, **both), AsyncStreamingClient(base_url, **both)
 
 

@@ -41,32 +41,37 @@ class Clocks:
 
     Attributes:
         phase: what is waited for.
-        deadline: when the running clock (or the total one) runs out; `math.inf` if neither is set.
+        content_at: when content last came, once it does: whoever is in a hurry sets only this.
         end: when the total clock runs out, or `math.inf`.
     """
 
-    __slots__ = ("_idle", "_limit", "_timeouts", "deadline", "end", "phase")
+    __slots__ = ("_deadline", "_idle", "_limit", "_timeouts", "content_at", "end", "phase")
 
     def __init__(self, timeouts: Timeouts, now: float) -> None:
         self._timeouts = timeouts
         self.end = inf if timeouts.total is None else now + timeouts.total
         self._idle = inf if timeouts.content_idle is None else timeouts.content_idle
         self.phase = Phase.CONNECT
-        self.deadline = inf
+        self._deadline = inf
         self.enter(Phase.CONNECT, now)
 
     def enter(self, phase: Phase, now: float, at_most: float = inf) -> None:
         """Begin to wait for something else, `at_most` seconds even if the clock would allow more."""
         self.phase = phase
+        self.content_at = now
         limit: float | None = getattr(self._timeouts, phase.value)
         self._limit = at_most if limit is None else min(limit, at_most)
-        self.deadline = min(self.end, now + self._limit)
+        self._deadline = min(self.end, now + self._limit)
+
+    @property
+    def deadline(self) -> float:
+        """When the running clock (or the total one) runs out; `math.inf` if neither is set."""
+        return min(self.end, self.content_at + self._idle) if self.phase is Phase.CONTENT else self._deadline
 
     def content(self, now: float) -> None:
         """Content arrived: the content-idle clock starts anew."""
         self.phase = Phase.CONTENT
-        deadline = now + self._idle
-        self.deadline = deadline if deadline < self.end else self.end  # noqa: FURB136  # a call to min() for each chunk
+        self.content_at = now
 
     def restart(self, now: float) -> None:
         """Whatever runs starts anew; the total clock does not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -97,6 +98,10 @@ class Assembler:
         """A piece of text of the only choice there is, in a stream that has had one before (see `sole_text`)."""
         self._choices[0].text.write(text)
         self.content_chunks += 1
+
+    def text_writer(self) -> Callable[[str], object]:
+        """What `add_text` does with the text, for whoever counts the chunks later."""
+        return self._choices[0].text.write
 
     def sole_text(self, chunk: WireChunk) -> str | None:
         """The text of a chunk that carries nothing else, for the only choice of the answer; else None."""

@@ -6,6 +6,8 @@ text which arrived in the same read as a failure still reaches the caller before
 
 from __future__ import annotations
 
+from array import array
+
 from llamastream.errors import (
     ConnectionLostError,
     EventTooLargeError,
@@ -20,6 +22,7 @@ from llamastream.protocol.failures import MAX_ERROR_BODY, mid_stream_error, resp
 from llamastream.protocol.http1 import ResponseReader
 from llamastream.protocol.resume import Resumed
 from llamastream.protocol.sse import DEFAULT_MAX_EVENT_BYTES, SseDecoder
+from llamastream.protocol.steady import SteadyText
 from llamastream.protocol.template import TextTemplate
 from llamastream.protocol.toolcalls import without_answer
 from llamastream.types import Stats, StreamEvent, StreamStart, TextDelta
@@ -35,7 +38,7 @@ class GenerationExchange:
         assembler: the answer so far.
         done: the stream has ended, well or not; nothing more will come of it.
         error: why it did not end well, or None.
-        steady: the next bytes are likely one more piece of text; `feed_text` may take them.
+        steady: takes the next read, if it is armed and that is one more piece of text; None before there was one.
         terminated: the end mark (`[DONE]`, or the last chunk) came.
         accepted: the response header is there. whole: the answer comes as one JSON body, not as a stream.
     """
@@ -49,10 +52,12 @@ class GenerationExchange:
         accept_whole: bool = False,
         assembler: Assembler | None = None,
         resumed: Resumed | None = None,
+        arrivals: array[float] | None = None,
         offers_tools: bool = False,
     ) -> None:
         """`assembler`: one that has a part of the answer already; `resumed`: adapts what comes to that part.
-        `offers_tools`: the model may call tools, and must give some answer."""
+        `arrivals`: gets the time of each piece of text that `steady` takes. `offers_tools`: the model may call tools,
+        and must give some answer."""
         self.url = url
         self.assembler = Assembler() if assembler is None else assembler
         self.resumed = resumed
@@ -65,7 +70,8 @@ class GenerationExchange:
         self._reader = ResponseReader()
         self._decoder = SseDecoder(max_event_bytes)
         self._template = TextTemplate()
-        self.steady = False
+        self.steady: SteadyText | None = None
+        self._arrivals = array("d") if arrivals is None else arrivals
         self.whole = False
         self._accept_whole = accept_whole
         self._max_body = max_event_bytes
@@ -79,6 +85,7 @@ class GenerationExchange:
         """How many bytes of the de-chunked body belong to events that were taken; None: cannot be said."""
         if self._rejected:
             return 0  # the body is somebody else's
+        self.count()
         return self._reader.body_bytes - self._decoder.unfinished_bytes if self._exact and not self.whole else None
 
     @property
@@ -88,7 +95,7 @@ class GenerationExchange:
     @property
     def body_bytes(self) -> int:
         """Length of the de-chunked body so far, in bytes."""
-        return self._reader.body_bytes
+        return self._reader.body_bytes + (0 if self.steady is None else self.steady.body_bytes)
 
     @property
     def reader(self) -> ResponseReader:
@@ -99,25 +106,28 @@ class GenerationExchange:
     def headers(self) -> dict[str, str]:
         return self._reader.headers
 
-    def feed_text(self, data: bytes) -> str | None:
-        """The short way: if these bytes are one more piece of text and nothing else, take them and return it.
+    def count(self) -> int:
+        """Count what `steady` has taken, and say how many pieces that was."""
+        if self.steady is None:
+            return 0
+        pieces = self.steady.pieces
+        self.assembler.content_chunks += pieces
+        self._reader.body_bytes += self.steady.body_bytes
+        self.steady.forget()
+        return pieces
 
-        None: nothing was taken; give the same bytes to `feed`.
-        """
-        if not self.steady:
-            return None
-        text = self._template.frame(data)
-        if text is not None:
-            self.assembler.add_text(text)
-            self._reader.body_bytes += len(data) - data.find(b"\r\n") - 4
-        return text
+    def rest(self) -> None:
+        """The next read goes the long way, whatever it is."""
+        self.count()
+        if self.steady is not None:
+            self.steady.armed = False
 
     def feed(self, data: bytes) -> list[StreamEvent]:
         """Take bytes from the connection; returns the events that they complete."""
         out: list[StreamEvent] = []
         if self.done:
             return out
-        self.steady = False
+        self.rest()
         reader = self._reader
         try:
             bodies = reader.feed(data)
@@ -147,7 +157,8 @@ class GenerationExchange:
                     raise reader.failure
                 if reader.header_complete and not self.accepted:
                     self._begin(out)
-                self.steady = self._template.known and reader.between_chunks and self._decoder.between_events
+                if self.steady is not None:
+                    self.steady.armed = reader.between_chunks and self._decoder.between_events
                 if reader.complete or (self._rejected and len(self._body) >= MAX_ERROR_BODY):
                     self._finish(out)
         except LlamaStreamError as error:
@@ -160,6 +171,7 @@ class GenerationExchange:
         out: list[StreamEvent] = []
         if self.done:
             return out
+        self.rest()
         if self._rejected or self._reader.feed_eof():
             try:
                 self._finish(out)
@@ -233,8 +245,10 @@ class GenerationExchange:
                 return
         self.assembler.add(chunk, out)
         text = self.assembler.sole_text(chunk)
-        if text:
-            self._template.learn(data, text, self._read_text)
+        if text and self._template.learn(data, text, self._read_text):
+            self.count()
+            template = self._template
+            self.steady = SteadyText(template.before, template.after, self.assembler.text_writer(), self._arrivals)
 
     def _reported(self, raw: bytes) -> ServerError:
         return mid_stream_error(raw, self.url, begun=self.assembler.content_chunks > 0, whole=self.whole)
@@ -275,6 +289,7 @@ class GenerationExchange:
 
     def _fail(self, error: LlamaStreamError) -> None:
         self.done = True
+        self.rest()
         if self.url not in error.message:
             error = type(error)(f"{self.url}: {error.message}", status=error.status)
         if error.status is None and self._reader.status >= 400:

@@ -12,61 +12,64 @@ from collections.abc import Callable
 
 import msgspec
 
-_FRAME_END = b"\n\n\r\n"
 _EVENT_START = b"data: "
 _PROBE = b"another text"
 _decode_string = msgspec.json.Decoder(str).decode
 
 
 class TextTemplate:
-    """The bytes around the text of the last chunk, or nothing yet."""
+    """The bytes around the text of the last chunk, or nothing yet.
+
+    Attributes:
+        known: something was learned. before, after: the bytes; the quotes of the text belong to them.
+    """
 
     __slots__ = (
-        "_after",
         "_after_length",
-        "_before",
         "_before_length",
         "_event_after",
         "_event_before",
-        "_frame_after",
-        "_frame_before",
+        "after",
+        "before",
         "known",
     )
 
     def __init__(self) -> None:
         self.known = False
-        self._before = b""
-        self._after = b""
+        self.before = b""
+        self.after = b""
         self._before_length = 0
         self._after_length = 0
-        self._frame_before = self._event_before = b""
+        self._event_before = b""
         self._event_after = b""
-        self._frame_after = b""
 
-    def learn(self, data: bytes, text: str, read: Callable[[bytes], str | None]) -> None:
-        """`data` is the JSON of a chunk that holds `text` and nothing else of interest; `read` decodes one in full."""
-        if self.known and data.startswith(self._before) and data.endswith(self._after):
-            return
+    def learn(self, data: bytes, text: str, read: Callable[[bytes], str | None]) -> bool:
+        """Learn, if there is something new; whether there was.
+
+        `data` is the JSON of a chunk that holds `text` and nothing else of interest; `read` decodes one in full.
+        """
+        if self.known and data.startswith(self.before) and data.endswith(self.after):
+            return False
         raw = text.encode("utf-8", "surrogatepass")
         start = data.find(b'"' + raw + b'"')
         if not text or start < 0 or not _plain(text) or data.find(b'"' + raw + b'"', start + 1) >= 0:
-            return  # escaped, or not the only place where it stands
+            return False  # escaped, or not the only place where it stands
         before, after = data[: start + 1], data[start + 1 + len(raw) :]
         # A text written with escapes could happen to stand, plainly, as the value of something else: prove the place.
         if read(before + _PROBE + after) != _PROBE.decode():
-            return
+            return False
         if b"\n" in before or b"\n" in after:
-            return
-        self._before, self._before_length = before, len(before)
-        self._after, self._after_length = after, len(after)
-        self._frame_before = self._event_before = _EVENT_START + before
+            return False
+        self.before, self._before_length = before, len(before)
+        self.after, self._after_length = after, len(after)
+        self._event_before = _EVENT_START + before
         self._event_after = after + b"\n\n"
-        self._frame_after = after + _FRAME_END
         self.known = True
+        return True
 
     def text(self, data: bytes) -> str | None:
         """The text of a chunk's JSON that differs from the learned one in nothing else; None: decode it in full."""
-        if self.known and data.startswith(self._before) and data.endswith(self._after):
+        if self.known and data.startswith(self.before) and data.endswith(self.after):
             return _string(data[self._before_length - 1 : 1 - self._after_length])
         return None
 
@@ -75,20 +78,6 @@ class TextTemplate:
         if not (self.known and data.startswith(self._event_before) and data.endswith(self._event_after)):
             return None
         return _string(data[self._before_length + 5 : -1 - self._after_length])
-
-    def frame(self, data: bytes) -> str | None:
-        """The same for bytes that are one HTTP chunk with one event: `1f\\r\\ndata: {...}\\n\\n\\r\\n`."""
-        if not (self.known and data.endswith(self._frame_after)):
-            return None
-        line = data.find(b"\r\n", 0, 10)
-        if line <= 0 or not data.startswith(self._frame_before, line + 2):
-            return None
-        try:
-            if int(data[:line], 16) != len(data) - line - 4:
-                return None
-        except ValueError:
-            return None
-        return _string(data[line + 7 + self._before_length : -3 - self._after_length])
 
 
 def _string(quoted: bytes) -> str | None:

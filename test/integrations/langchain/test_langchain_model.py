@@ -28,10 +28,16 @@ from toolanswers import answer, piece
 
 from commandline import LONG, STORY
 from llamastream import Engine, StreamingClient, Timeouts
-from llamastream.errors import ConnectError, ContextSizeError, InvalidRequestError, MalformedOutputError
+from llamastream.errors import (
+    ConnectError,
+    ContextSizeError,
+    InvalidRequestError,
+    MalformedOutputError,
+    ModelLoadingError,
+)
 from llamastream.integrations.langchain import ChatLlamaStream
 from llamastream.integrations.langchain.messages import to_server
-from llamastream.testing import ChaosProxy, NumberedServer, Reset, Script, ServerDouble, sse_answer
+from llamastream.testing import ChaosProxy, NumberedServer, Reset, Script, ServerDouble, http_answer, sse_answer
 from ports import free_port
 
 TOOLS = [
@@ -311,6 +317,13 @@ def test_a_timeout_stands_for_each_step() -> None:
     for timeout in (0.1, Timeouts(first_byte=0.1)):
         with ServerDouble(Script(stall=True)) as server, pytest.raises(TimeoutError):
             ChatLlamaStream(base_url=server.url, timeout=timeout, max_retries=0).invoke("hi")
+
+
+def test_max_retries_leaves_the_patience_of_the_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMASTREAM_LOADING_PATIENCE", "0.01")
+    loading = Script(http_answer("503 Service Unavailable", b'{"error":{"message":"Loading model"}}'), repeat=True)
+    with ServerDouble(loading) as server, pytest.raises(ModelLoadingError):
+        ChatLlamaStream(base_url=server.url, max_retries=0).invoke("hi")
 
 
 def test_the_settings_of_a_project_make_a_model(engine: Engine) -> None:

@@ -17,11 +17,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -29,10 +26,16 @@ from msgspec.structs import fields as struct_fields
 
 from llamastream.address import Address, parse_addresses
 from llamastream.errors import SettingError
+from llamastream.settings.file import CONFIG_VARIABLE as CONFIG_VARIABLE
+from llamastream.settings.file import config_path as config_path
+from llamastream.settings.file import read_toml as read_toml
+from llamastream.settings.file import user_table
+from llamastream.settings.objects import values_of
+from llamastream.settings.words import describe_type as describe_type
+from llamastream.settings.words import shown
 from llamastream.types import Fallback, RecoveryMode, RetryPolicy, Timeouts
 
 ENV_PREFIX = "LLAMASTREAM_"
-CONFIG_VARIABLE = "LLAMASTREAM_CONFIG"
 DEFAULT_BASE_URL = "http://localhost:8080"
 
 SECTIONS = frozenset({"client", "serve", "fleet", "models"})
@@ -118,6 +121,12 @@ class ClientSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_event_bytes: Annotated[
         int, Meta(ge=1024, le=1 << 30, description="Largest server-sent event that is accepted, in bytes.")
     ] = 8 * 1024 * 1024
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return shown(self, secret=("api_key",))
 
     @property
     def retry(self) -> RetryPolicy:
@@ -218,7 +227,7 @@ def load(
     environ = os.environ if environ is None else environ
     given = given or {}
     if table is None:
-        table, table_source = user_table(group, environ)
+        table, table_source = user_table(getattr(group, "SECTION", "client"), SECTIONS, environ)
     fields = declared(group)
     above = above or {}
     for keys, where in ((above, above_source), (table, table_source)):
@@ -291,63 +300,14 @@ def _convert(field: SettingField, raw: Any, source: str) -> Any:
     return value
 
 
-def config_path(environ: Mapping[str, str] | None = None) -> Path:
-    """The settings file that is read if it exists."""
-    environ = os.environ if environ is None else environ
-    if named := environ.get(CONFIG_VARIABLE, ""):
-        return Path(named).expanduser()
-    home = environ.get("XDG_CONFIG_HOME", "")
-    return (Path(home) if home else Path.home() / ".config") / "llamastream" / "config.toml"
-
-
-def user_table(group: type[Struct], environ: Mapping[str, str]) -> tuple[dict[str, Any], str]:
-    """A group's table of the user's settings file, and what to call it; empty if there is no file.
-
-    Raises:
-        SettingError: the file cannot be read, is not TOML, or LLAMASTREAM_CONFIG names one that is not there.
-    """
-    return user_section(getattr(group, "SECTION", "client"), environ)
-
-
 def user_section(section: str, environ: Mapping[str, str]) -> tuple[dict[str, Any], str]:
-    """The same for a table by its name."""
-    path = config_path(environ)
-    if not path.exists() and not environ.get(CONFIG_VARIABLE):
-        return {}, "default"
-    tables = read_toml(path)
-    unknown = set(tables) - SECTIONS
-    if unknown:
-        raise SettingError(
-            f"{path} has the table [{min(unknown)}], which is none of ours; allowed: "
-            + ", ".join("[models.NAME]" if name == "models" else f"[{name}]" for name in sorted(SECTIONS))
-        )
-    table = tables.get(section, {})
-    if not isinstance(table, dict):
-        raise SettingError(f"{section} in {path} must be a table: [{section}]")
-    return table, f"{path} [{section}]"
+    """A table of the user's settings file by its name, and what to call it; empty if there is no file. Raises as
+    `user_table`."""
+    return user_table(section, SECTIONS, environ)
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """A settings file as a dict of tables.
-
-    Raises:
-        SettingError: the file is not there, not readable or not TOML.
-    """
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"the settings file {str(path)!r} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise SettingError(f"the settings file {str(path)!r} is not TOML: {error}") from None
-
-
-_FROM_OBJECT = {
-    "llm_base_url": "base_url",
-    "llm_api_key": "api_key",
-    "llm_model": "model",
-    "llm_temperature": "temperature",
-    "llm_max_tokens": "max_tokens",
-}
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def from_object(source: Any, without: Collection[str] = ()) -> dict[str, Any]:
@@ -360,72 +320,4 @@ def from_object(source: Any, without: Collection[str] = ()) -> dict[str, Any]:
         SettingError: it has none of them, or one has a value that is not allowed.
     """
     fields = {field.name: field for field in declared(ClientSettings)}
-    kind = "the mapping" if isinstance(source, Mapping) else source.__name__ if isinstance(source, type) else ""
-    kind = kind or type(source).__name__
-    found: dict[str, Any] = {}
-    any_there = False
-    for name, argument in _FROM_OBJECT.items():
-        value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
-        reveal = getattr(value, "get_secret_value", None)
-        value = reveal() if callable(reveal) else value
-        any_there = any_there or value is not None
-        if value is None or argument in without:
-            continue
-        shown = f"{name} of {kind}"
-        if argument == "base_url":
-            value = _address_text(value, shown)
-        found[argument] = _convert(fields[argument], value, shown)
-    if not any_there:
-        raise SettingError(f"{kind} has none of the settings {', '.join(_FROM_OBJECT)}; set at least llm_base_url")
-    return found
-
-
-def _address_text(value: Any, shown: str) -> str:
-    """One or several addresses as one text; what is no text, such as a URL object of pydantic, is asked for its own."""
-    if not isinstance(value, list | tuple):
-        return str(value)
-    if not value:
-        raise SettingError(f"{shown} is an empty list; give at least one address")
-    return " ".join(map(str, value))
-
-
-def describe_type(annotation: Any) -> str:
-    """A type with its bounds in words: `a whole number from 1 to 65535`, `text`, `true or false`."""
-    return " or ".join(dict.fromkeys(_describe(annotation, ())))
-
-
-def _describe(annotation: Any, meta: tuple[Meta, ...]) -> Iterator[str]:
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        inner, *extras = get_args(annotation)
-        yield from _describe(inner, meta + tuple(m for m in extras if isinstance(m, Meta)))
-    elif origin in (Union, UnionType):
-        for part in get_args(annotation):
-            if part is not type(None):
-                yield from _describe(part, meta)
-    elif annotation is bool:
-        yield "true or false"
-    elif annotation in (int, float):
-        yield ("a whole number" if annotation is int else "a number") + _bounds(meta)
-    elif annotation is str:
-        yield "text"
-    elif origin is tuple:
-        yield "words separated by spaces"
-    elif args := get_args(annotation):
-        yield ", ".join(str(arg) for arg in args if arg is not Ellipsis)
-    else:
-        yield getattr(annotation, "__name__", str(annotation))
-
-
-def _bounds(meta: tuple[Meta, ...]) -> str:
-    low = next((f" from {_number(m.ge)}" for m in meta if m.ge is not None), "")
-    low = low or next((f" above {_number(m.gt)}" for m in meta if m.gt is not None), "")
-    return low + next((f" up to {_number(m.le)}" for m in meta if m.le is not None), "")
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if float(value).is_integer() else str(value)
-
-
-def _bare(annotation: Any) -> Any:
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    return {argument: _convert(fields[argument], value, shown) for argument, value, shown in values_of(source, without)}

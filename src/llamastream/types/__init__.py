@@ -10,7 +10,10 @@ from typing import Any, Literal, TypeAlias
 from msgspec import Struct
 
 from llamastream.tools import ToolCall as ToolCall  # its old place
-from llamastream.tools import ToolSupport
+from llamastream.types.facts import Capabilities as Capabilities
+from llamastream.types.facts import Failure as Failure
+from llamastream.types.facts import JournalState as JournalState
+from llamastream.types.facts import LogRecord as LogRecord
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "cancelled", "error"]
 """How a stream ended. `cancelled` is ours: the caller left. `error` stands only in partial results."""
@@ -162,7 +165,8 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
         loading_patience: how long, in seconds, a server may answer 503 «Loading model»; asked every
             `loading_interval` seconds, and not counted as repetitions.
         recovery_patience: for how long, in seconds, attempts to go on after a break in the middle may fail; a server
-            that loads its model has `loading_patience` besides.
+            that loads its model has `loading_patience` besides. An attempt that has begun is not cut short by it: for a
+            server that takes the request and then says nothing, the clocks of `Timeouts` run.
         max_recoveries: breaks of one stream that are mended at most; 0 as `recovery="off"`.
     """
 
@@ -217,6 +221,16 @@ class Recovery(Struct, frozen=True):
     server: str
     from_server: str
 
+    @property
+    def summary(self) -> str:
+        """The whole of it in a line, for people."""
+        where = self.server if self.server == self.from_server else f"{self.from_server} → {self.server}"
+        verified = "verified" if self.verified else "not verified"
+        return (
+            f"{where}: recovered by {self.kind} after {self.text_at_break} characters, gap {self.gap:.3f} s, "
+            f"{verified} ({self.error})"
+        )
+
 
 class Stats(Struct, frozen=True):
     """What a stream did, by our clock where not said otherwise. None: not known (yet, or the server does not say).
@@ -231,8 +245,8 @@ class Stats(Struct, frozen=True):
         prompt_tokens, cached_tokens, completion_tokens: token counts (server's; cached ones are part of the prompt).
         chunks: chunks with content. body_bytes: bytes of the de-chunked body.
         connect_time: seconds to connect, TLS included; None if an idle connection was used again.
-        failed_attempts: what went wrong before the attempt that these figures end with.
-        recoveries: the breaks in mid-stream that were mended.
+        failed_attempts: what went wrong before the attempt that these figures end with (of many, the first 64).
+        recoveries: the breaks in mid-stream that were mended (of many, the first 1024).
         streamed: False if the server sent the whole answer at once, so that it came as one piece.
         buffered: the answer was generated over a time but arrived all together: something on the way holds it back.
     """
@@ -314,91 +328,3 @@ class Health(Struct, frozen=True):
     @property
     def ok(self) -> bool:
         return self.status == "ok"
-
-
-# -- what is known of a server ------------------------------------------------------------------------------
-
-
-class LogRecord(Struct, frozen=True):
-    """One line of a server's log.
-
-    `time` is seconds since the epoch when we read the line; `level` one of debug, info, warning, error;
-    `source` the function or component that the server names, or "".
-    """
-
-    time: float
-    level: Literal["debug", "info", "warning", "error"]
-    message: str
-    source: str = ""
-
-
-class Capabilities(Struct, frozen=True):
-    """What a server can do, as probed from `--help`, `/props` and behaviour, not guessed from its version.
-
-    Attributes:
-        build: build or version text (`b11549-...`, `version: 0.5.0-dev`), "" if unknown.
-        slots: number of parallel slots. n_ctx: context of one slot, in tokens.
-        slots_endpoint, metrics_endpoint: whether `/slots`, `/metrics` answer.
-        reattach: whether `GET /v1/stream` can replay a running generation; None: not known.
-        continues: whether a begun answer can be continued (`continue_final_message`); None: not known.
-        chat_template_caps: `chat_template_caps` of `/props` (names vary with the build; `--jinja` is not in it).
-        tools: what it does with requests that have tools.
-        model_alias, model_path: as `/props` gives them.
-    """
-
-    build: str = ""
-    slots: int = 0
-    n_ctx: int = 0
-    slots_endpoint: bool = False
-    metrics_endpoint: bool = False
-    reattach: bool | None = None
-    continues: bool | None = None
-    chat_template_caps: dict[str, bool] = {}
-    tools: ToolSupport = ToolSupport()
-    model_alias: str = ""
-    model_path: str = ""
-
-
-# -- what recovery decides on ---------------------------------------------------------------------------------
-
-
-class JournalState(Struct, frozen=True, kw_only=True):
-    """What the caller has of an answer, and what kind of request it was, when the stream broke.
-
-    Attributes:
-        finished: every choice has its finish reason: only end marks are missing. counted: its usage came too, or was
-            not asked for.
-        emitted: content (text, reasoning, a piece of a tool call) has reached the caller.
-        held: the server holds the generation under an id (`X-Conversation-Id`), so that it can be taken up again.
-        repeat: `only`: the answer cannot be continued, only repeated and compared (tools, several choices, log
-            probabilities, raw grammars, schemas of text completions, a message of several parts to go on with).
-            `first`: better repeated (structured answers, of which the server hides blanks and fences), else continued.
-        diverged: a repetition was something else.
-        fruitless: attempts in a row whose answer began and broke without new content.
-        seconds: since the break.
-        recoveries: breaks of this stream that were mended.
-    """
-
-    finished: bool = False
-    counted: bool = True
-    emitted: bool = False
-    held: bool = False
-    repeat: Literal["no", "first", "only"] = "no"
-    diverged: bool = False
-    fruitless: int = 0
-    seconds: float = 0.0
-    recoveries: int = 0
-
-
-class Failure(Struct, frozen=True, kw_only=True):
-    """Why a stream broke.
-
-    Attributes:
-        kind: `cut` (the connection, or what came over it, is broken), `stall` (a clock ran out), `refused` (no
-            connection), `unavailable` (429, 502 to 504), `server_error` (500, or an error inside the stream),
-            `diverged` (a repetition is something else), or `final` (anything that another attempt would meet again).
-        elsewhere: there is another server, not tried since the break, that could go on with it.
-    """
-
-    kind: Literal["cut", "stall", "refused", "unavailable", "server_error", "diverged", "final"]
-    elsewhere: bool = False
