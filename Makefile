@@ -7,11 +7,13 @@ READY := $(VENV)/.ready
 LOCK := requirements/dev.txt
 LANGCHAIN := .venv-langchain
 LANGCHAIN_LOCK := requirements/langchain.txt
+CREWAI := .venv-crewai
+CREWAI_LOCK := requirements/crewai.txt
 BENCH := .venv-bench
 BENCH_LOCK := benchmarks/requirements.txt
 
-.PHONY: help setup demo chat serve check test test-all test-langchain docs lint types format picture llama-server lock \
-  wheel clean bench bench-client bench-recovery bench-fleet faults faults-fleet soak
+.PHONY: help setup demo chat serve check test test-all test-langchain test-crewai docs lint types format picture \
+  llama-server lock wheel clean bench bench-client bench-recovery bench-crewai bench-fleet faults faults-fleet soak
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,7 +43,7 @@ check: $(READY) ## Say what is here and what is missing
 test: $(READY) ## Run the tests against a real llama-server
 	@$(BIN)/python -m pytest
 
-test-all: test test-langchain ## The same, with all that needs environments of its own
+test-all: test test-langchain test-crewai ## The same, with all that needs environments of its own
 
 # pytest-asyncio, which LangChain's standard tests bring, wants to be told; their benchmarks are none of ours.
 test-langchain: $(LANGCHAIN)/.ready ## The tests with LangChain, its own standard tests among them
@@ -50,15 +52,29 @@ test-langchain: $(LANGCHAIN)/.ready ## The tests with LangChain, its own standar
 	  "test/docs/test_docs_code.py::test_python_blocks_run_in_order_against_a_real_server" -k "langchain or integrations.md" \
 	  -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function --benchmark-disable
 
-$(LANGCHAIN)/.ready: pyproject.toml $(LANGCHAIN_LOCK) scripts/find_python.sh
-	@python=$$(scripts/find_python.sh) && \
-	echo "setting up $(LANGCHAIN) with $$($$python --version)" >&2 && \
-	$$python -m venv --clear $(LANGCHAIN) && \
-	$(LANGCHAIN)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LANGCHAIN_LOCK) && \
-	$(LANGCHAIN)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . && \
-	touch $@
+test-crewai: $(CREWAI)/.ready ## The tests with CrewAI, which stays on this machine and says nothing of it to anybody
+	@$(CREWAI)/bin/python -m mypy src/llamastream/integrations test/integrations examples/crewai_project \
+	  benchmarks/crewai_events.py
+	@$(CREWAI)/bin/python -m pytest test/integrations/crew \
+	  "test/docs/test_docs_code.py::test_python_blocks_run_in_order_against_a_real_server" -k "crew or integrations.md"
 
-bench: bench-client bench-recovery bench-fleet ## All benchmarks
+# An environment of its own, from its lock: $(call own,directory,lock,the Python that is too new for its packages)
+define own
+@python=$$(scripts/find_python.sh $(3)) && \
+echo "setting up $(1) with $$($$python --version)" >&2 && \
+$$python -m venv --clear $(1) && \
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(2) && \
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . && \
+touch $(1)/.ready
+endef
+
+$(LANGCHAIN)/.ready: pyproject.toml $(LANGCHAIN_LOCK) scripts/find_python.sh
+	$(call own,$(LANGCHAIN),$(LANGCHAIN_LOCK))
+
+$(CREWAI)/.ready: pyproject.toml $(CREWAI_LOCK) scripts/find_python.sh
+	$(call own,$(CREWAI),$(CREWAI_LOCK),3.14)
+
+bench: bench-client bench-recovery bench-crewai bench-fleet ## All benchmarks
 
 bench-client: $(BENCH)/.ready ## What streaming costs, beside other clients: make bench-client ARGS=--quick
 	@$(BENCH)/bin/python benchmarks/client.py $(ARGS)
@@ -66,17 +82,15 @@ bench-client: $(BENCH)/.ready ## What streaming costs, beside other clients: mak
 bench-recovery: $(BENCH)/.ready ## What recovery costs a stream that nothing happens to
 	@$(BENCH)/bin/python benchmarks/recovery.py $(ARGS)
 
+bench-crewai: $(CREWAI)/.ready ## What an event of CrewAI costs, and what of it is ours
+	@CREWAI_DISABLE_TELEMETRY=true CREWAI_TRACING_ENABLED=false $(CREWAI)/bin/python benchmarks/crewai_events.py $(ARGS)
+
 bench-fleet: $(READY) ## What supervision costs, and what warm restarts save
 	@$(BIN)/python benchmarks/fleet.py $(ARGS)
 
 # Other clients need pins of their own, so the benchmarks have their own environment.
 $(BENCH)/.ready: pyproject.toml $(BENCH_LOCK) scripts/find_python.sh
-	@python=$$(scripts/find_python.sh) && \
-	echo "setting up $(BENCH) with $$($$python --version)" >&2 && \
-	$$python -m venv --clear $(BENCH) && \
-	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(BENCH_LOCK) && \
-	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . && \
-	touch $@
+	$(call own,$(BENCH),$(BENCH_LOCK))
 
 faults: $(READY) ## Break thousands of real streams and count what is lost: make faults ARGS=--quick
 	@$(BIN)/python -m tools.faults $(ARGS)
@@ -112,6 +126,9 @@ lock: ## Write the locked requirements anew (needs uv)
 	  --no-emit-index-url --no-emit-find-links --extra server --extra fastapi --extra langchain pyproject.toml \
 	  requirements/langchain.in --quiet -o $(LANGCHAIN_LOCK) --upgrade
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --extra server --extra crewai pyproject.toml requirements/crewai.in \
+	  --quiet -o $(CREWAI_LOCK) --upgrade
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --extra fast pyproject.toml benchmarks/requirements.in --quiet \
 	  -o $(BENCH_LOCK) --upgrade
 
@@ -119,4 +136,4 @@ wheel: $(READY) ## Build the wheel into dist/
 	@$(BIN)/python -m hatchling build
 
 clean: ## Remove the environment and caches
-	rm -rf $(VENV) $(LANGCHAIN) $(BENCH) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LANGCHAIN) $(CREWAI) $(BENCH) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

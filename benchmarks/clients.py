@@ -1,5 +1,5 @@
-"""One client in a process of its own: `python benchmarks/clients.py '{"client": ..., ...}'`. A line of standard input is an
-order in JSON, and the answer a line of standard output. Memory is one measurement, without further orders.
+"""One client in a process of its own: `python benchmarks/clients.py '{"client": ..., ...}'`. A line of standard input
+is an order in JSON, and the answer a line of standard output. Memory is one measurement, without further orders.
 
 Each function reads a stream through its client's normal interface and counts pieces of text and characters. The loops
 are written out, not shared, so that none pays for a helper. `taken[0] = count` tells the origin that the piece is here.

@@ -30,14 +30,6 @@ CPU_LIMIT = 0.01
 """Share of one core."""
 MEMORY_LIMIT = 60 << 20
 
-IDLE = """
-import sys
-from llamastream import Fleet
-with Fleet(instances=int(sys.argv[1])) as fleet:
-    print(*(backend.pid for backend in fleet.snapshot()), flush=True)
-    sys.stdin.read()
-"""
-
 
 def memory(process: psutil.Process) -> int:
     """Proportional set size in bytes, or what comes closest."""
@@ -47,14 +39,13 @@ def memory(process: psutil.Process) -> int:
 
 def idle(instances: int, seconds: float) -> dict[str, Any]:
     """CPU and memory of a supervisor whose instances do nothing."""
-    with subprocess.Popen(
-        [sys.executable, "-c", IDLE, str(instances)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as fleet:
+    command = [sys.executable, "-m", "llamastream", "serve", "--json", "--instances", str(instances), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as fleet:
         assert fleet.stdout is not None
-        assert fleet.stdin is not None
-        servers = {int(pid) for pid in fleet.stdout.readline().split()}
+        while '"event":"ready"' not in fleet.stdout.readline().replace(" ", ""):
+            pass
         process = psutil.Process(fleet.pid)
-        guards = [child for child in process.children(recursive=True) if child.pid not in servers]
+        guards = process.children()
         family = [process, *guards]
         time.sleep(5.0)  # what the start leaves to do
         before = sum(sum(each.cpu_times()[:2]) for each in family)
@@ -70,7 +61,7 @@ def idle(instances: int, seconds: float) -> dict[str, Any]:
             "guards_bytes": sum(map(memory, guards)),
             "guards": len(guards),
         }
-        fleet.stdin.close()
+        fleet.terminate()
     return found
 
 

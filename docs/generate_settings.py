@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from llamastream.cli.options import secret_flag
 from llamastream.engine import EngineOptions
+from llamastream.fleet.settings import FleetSettings
 from llamastream.settings import ClientSettings, SettingField, declared, describe_type
 
 PAGE = Path(__file__).with_name("settings.md")
@@ -37,14 +38,31 @@ files by these names; the five timeouts together as `timeouts=Timeouts(...)`, or
 ENGINE = """
 ## Engine
 
-The fields of `EngineOptions`, and the options of `llamastream serve`. `EngineOptions` in Python does not read the
+The fields of `EngineOptions`, and options of `llamastream serve`. `EngineOptions` in Python does not read the
 environment; the command does. `llamastream serve` has port 8080 as its default, and takes further flags of
 llama-server as they are instead of `extra_args`.
 """
 
+FLEET = """
+## Fleet
+
+The fields of `FleetSettings`, and further options of `llamastream serve`: how its servers are supervised. In Python:
+`Fleet(..., settings=FleetSettings(...))`. [The page on fleets](fleet.md) shows them at work.
+"""
+
+MODELS = """
+## Models
+
+A table `[models.NAME]` of the settings file is a model that `llamastream serve` runs, beside those of other such
+tables. It may have every setting of the engine, with the same meaning, which wins over `[serve]`, and `instances`. What
+the command line or the environment says wins over both, for every model. With `--model` or `--hf`, or their variables,
+that model is served alone.
+"""
+
 
 def page() -> str:
-    return HEAD + CLIENT + table(ClientSettings) + ENGINE + table(EngineOptions)
+    settings = HEAD + CLIENT + table(ClientSettings) + ENGINE + table(EngineOptions)
+    return settings + FLEET + table(FleetSettings) + MODELS
 
 
 def table(group: type[Struct]) -> str:

@@ -24,7 +24,7 @@ TOOLS: list[dict[str, Any]] = [
 
 
 def run_tool(call: ToolCall) -> str:
-    arguments = call.parsed_arguments()  # ValueError if the model wrote something that is not JSON
+    arguments = call.parsed_arguments()
     return f"18 degrees and sunny in {arguments['city']}"
 
 
@@ -33,13 +33,9 @@ def converse(url: str) -> None:
     messages: list[dict[str, Any]] = [{"role": "user", "content": "What is the weather in Paris?"}]
     result = client.chat(messages, tools=TOOLS, tool_choice="required", max_tokens=400)
     print(f"ended by: {result.finish_reason}")
-    asked = [
-        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-        for call in result.tool_calls
-    ]
-    messages.append({"role": "assistant", "content": result.text, "tool_calls": asked})
+    messages.append(result.to_message())
     for call in result.tool_calls:
-        output = run_tool(call)
+        output = call.malformed or run_tool(call)  # the model should know what was wrong with its call
         print(f"{call.name}({call.arguments}) -> {output}")
         messages.append({"role": "tool", "tool_call_id": call.id, "content": output})
     for text in client.stream_chat(messages, tools=TOOLS, max_tokens=400):

@@ -18,16 +18,18 @@ SOURCE = ROOT / "src" / "llamastream"
 MAY_IMPORT: dict[str, set[str]] = {
     "_version": set(),
     "errors": {"types"},  # for annotations only
-    "types": set(),
+    "tools": set(),
+    "types": {"tools"},
     "backends": set(),
     "address": {"errors"},
+    "printable": set(),
     "settings": {"errors", "types", "address"},
-    "protocol": {"errors", "types", "address"},
+    "protocol": {"errors", "tools", "types", "address"},
     "policy": {"errors", "types", "backends"},
     "events": {"types", "backends"},
     "observe": {"errors", "types", "backends", "events"},
-    "client": {"errors", "types", "address", "backends", "events", "settings", "protocol", "policy"},
-    "engine": {"errors", "types", "settings", "protocol", "policy"},
+    "client": {"errors", "tools", "types", "address", "backends", "events", "settings", "protocol", "policy"},
+    "engine": {"errors", "tools", "types", "settings", "protocol", "policy"},
     "fleet": {"errors", "types", "backends", "events", "settings", "policy", "engine"},
     "gateway": {
         "_version",
@@ -44,12 +46,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "testing": {"errors", "types"},
     "compose": {"errors", "types", "settings", "client", "engine"},
-    "integrations": {"errors", "types", "events", *llamastream.__all__},  # public names only
+    "integrations": {"errors", "tools", "types", "events", "printable", *llamastream.__all__},  # public names only
     "cli": {
         "_version",
         "errors",
+        "tools",
         "types",
+        "backends",
         "address",
+        "printable",
         "events",
         "settings",
         "protocol",
@@ -60,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "compose",
     },
     "__main__": {"cli"},
-    "__init__": {"_version", "client", "engine", "errors", "fleet", "observe", "settings", "types"},
+    "__init__": {"_version", "client", "engine", "errors", "fleet", "observe", "settings", "tools", "types"},
 }
 
 MODULES = sorted(SOURCE.rglob("*.py"))
@@ -139,7 +144,7 @@ def test_the_old_import_path_stays_out_of_the_wheel() -> None:
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["src/llamastream"]
 
 
-@pytest.mark.parametrize("lock", ["requirements/dev.txt", "requirements/langchain.txt"])
+@pytest.mark.parametrize("lock", ["requirements/dev.txt", "requirements/langchain.txt", "requirements/crewai.txt"])
 def test_the_lock_file_names_no_addresses(lock: str) -> None:
     text = (ROOT / lock).read_text(encoding="utf-8")
     assert "://" not in text

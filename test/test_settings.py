@@ -10,7 +10,13 @@ import pytest
 from llamastream.client import AsyncStreamingClient, StreamingClient
 from llamastream.engine import EngineOptions
 from llamastream.errors import SettingError
-from llamastream.settings import ClientSettings, declared, describe_type, from_object, load, read_toml
+from llamastream.settings import ClientSettings, config_path, declared, describe_type, from_object, load, read_toml
+
+
+def test_a_relative_configuration_directory_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert config_path({"XDG_CONFIG_HOME": "config"}) == tmp_path / ".config/llamastream/config.toml"
+    assert config_path({"XDG_CONFIG_HOME": "/etc/x"}) == Path("/etc/x/llamastream/config.toml")
 
 
 def test_order_of_precedence_and_sources() -> None:
@@ -120,7 +126,7 @@ def test_the_users_file_is_read_between_environment_and_defaults(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[cleint]\n", "table [cleint], which is none of ours; allowed: [client], [serve]"),
+        ("[cleint]\n", "table [cleint], which is none of ours; allowed: [client], [fleet], [models.NAME], [serve]"),
         ("client = 5\n", "must be a table: [client]"),
         ("[client]\nbase_ulr = 'x'\n", "'base_ulr' in"),
         ("[client]\ntemperature = 'hot'\n", "temperature = 'hot' from"),

@@ -6,7 +6,7 @@ Needs `pip install "llamastream[server,fastapi]" uvicorn`. Without --url the dem
 """
 
 import argparse
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
@@ -53,17 +53,17 @@ def create_app(url: str) -> FastAPI:
     return app
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="A chat in the browser.")
+def serve(create: Callable[[str], FastAPI], description: str) -> None:
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--url", help="a running llama-server; without it the demo engine is started")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
     if arguments.url:
-        uvicorn.run(create_app(arguments.url), port=arguments.port)
+        uvicorn.run(create(arguments.url), port=arguments.port)
     else:
         with launch() as engine:
-            uvicorn.run(create_app(engine.url), port=arguments.port)
+            uvicorn.run(create(engine.url), port=arguments.port)
 
 
 if __name__ == "__main__":
-    main()
+    serve(create_app, "A chat in the browser.")

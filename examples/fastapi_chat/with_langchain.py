@@ -5,21 +5,17 @@ python examples/fastapi_chat/with_langchain.py [--url http://localhost:8080] [--
 Needs `pip install "llamastream[server,fastapi,langchain]" uvicorn`. Without --url the demo engine is started.
 """
 
-import argparse
-from pathlib import Path
 from typing import Any
 
-import uvicorn
+from app import PAGE, serve
 from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from pydantic import BaseModel
 
-from llamastream import launch
 from llamastream.integrations.fastapi import sse_response
 from llamastream.integrations.langchain import ChatLlamaStream
 
-PAGE = Path(__file__).with_name("page.html")
 PROMPT = ChatPromptTemplate.from_messages([("system", "You are a helpful assistant."), MessagesPlaceholder("messages")])
 
 
@@ -43,17 +39,5 @@ def create_app(url: str) -> FastAPI:
     return app
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="A chat in the browser, with LangChain.")
-    parser.add_argument("--url", help="a running llama-server; without it the demo engine is started")
-    parser.add_argument("--port", type=int, default=8000)
-    arguments = parser.parse_args()
-    if arguments.url:
-        uvicorn.run(create_app(arguments.url), port=arguments.port)
-    else:
-        with launch() as engine:
-            uvicorn.run(create_app(engine.url), port=arguments.port)
-
-
 if __name__ == "__main__":
-    main()
+    serve(create_app, "A chat in the browser, with LangChain.")

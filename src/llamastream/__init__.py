@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from llamastream.fleet import Fleet, FleetSettings
     from llamastream.observe import LoggingListener
     from llamastream.settings import ClientSettings
-    from llamastream.types import Result, RetryPolicy, Stats, Timeouts, ToolCall, Usage
+    from llamastream.tools import ToolCall
+    from llamastream.types import Result, RetryPolicy, Stats, Timeouts, Usage
 
 _HOME = {
     "AsyncStream": "client",
@@ -40,7 +41,7 @@ _HOME = {
     "RetryPolicy": "types",
     "Stats": "types",
     "Timeouts": "types",
-    "ToolCall": "types",
+    "ToolCall": "tools",
     "Usage": "types",
 }
 

@@ -175,6 +175,19 @@ class NotSupportedError(ServerError):
     """501: this server was not started with what the request needs."""
 
 
+class ToolsUnsupportedError(NotSupportedError):
+    """The server takes no requests with tools: it was started without `--jinja`. Asking for a whole answer instead of a
+    stream changes nothing."""
+
+
+class MalformedOutputError(ServerError):
+    """The model's output fits no answer: the server cannot read it by its template's format, or it ended a request with
+    tools without text and without a call. `partial` has what could be shown of it.
+
+    It is not repeated, since a repetition with the same seed says the same. Ask again with another one.
+    """
+
+
 class UnavailableError(ServerError):
     """502, 503, 504: loading the model, shutting down, or a proxy without a server behind it."""
 

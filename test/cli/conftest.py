@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from serving import Serving, fleet_of_two, runtime_directory
+
+
+def environment(home: Path, runtime: Path) -> dict[str, str]:
+    """An environment without settings, with an empty HOME and a runtime directory of its own."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LLAMA", "XDG_", "PYTHONUNBUFFERED"))}
+    return {**kept, "HOME": str(home), "XDG_RUNTIME_DIR": str(runtime), "COLUMNS": "200", "NO_COLOR": "1"}
+
 
 @pytest.fixture
-def environ(tmp_path: Path) -> dict[str, str]:
-    """An environment without settings and with an empty HOME."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LLAMA", "XDG_", "PYTHONUNBUFFERED"))}
-    return {**kept, "HOME": str(tmp_path), "COLUMNS": "200", "NO_COLOR": "1"}
+def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An environment for one test."""
+    with runtime_directory() as runtime:
+        yield environment(tmp_path, runtime)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """`llamastream serve` with two instances, for the tests of a module that leave it as it was."""
+    with runtime_directory() as runtime, fleet_of_two(environment(tmp_path_factory.mktemp("home"), runtime)) as started:
+        yield started

@@ -14,8 +14,8 @@ from llamastream.cli import conversation as saved
 from llamastream.cli.commands import COMMANDS, Command, Line, Mistake, Question, candidates, help_lines, parse
 from llamastream.cli.conversation import Conversation, State
 from llamastream.cli.lineinput import History, history_path, read_entry
-from llamastream.cli.printable import one_line, printable
 from llamastream.errors import InvalidRequestError
+from llamastream.printable import one_line, printable
 from llamastream.types import Result, Stats, ToolCall
 
 # -- what a terminal may see --------------------------------------------------------------------------------

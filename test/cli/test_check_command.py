@@ -7,8 +7,12 @@ import re
 import socket
 import sys
 
+import pytest
+
 from commandline import run
+from llamastream.cli.check import describe_tools
 from llamastream.engine import Engine
+from llamastream.tools import ToolSupport
 from ports import free_port
 
 
@@ -21,6 +25,42 @@ def test_check_reports_what_is_here(engine: Engine, environ: dict[str, str]) -> 
     assert "4 slots" in findings["server"]["detail"]
     assert re.search(r"\d+ flags, with --metrics", findings["embedded engine"]["detail"])
     assert {"llamastream", "executable engine", "CPU", "memory", "model", "port", "downloads"} <= findings.keys()
+
+
+def test_check_tells_how_the_server_answers_requests_with_tools(engine: Engine, environ: dict[str, str]) -> None:
+    done = run(environ, "check", "--url", engine.url, "--port", str(free_port()), "--json")
+    findings = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert findings["tool calls"] == {
+        "name": "tool calls", "verdict": "ok", "detail": "streamed; several at once", "advice": "",
+    }  # fmt: skip
+
+
+def test_check_says_nothing_of_tools_where_no_server_runs(environ: dict[str, str]) -> None:
+    done = run(environ, "check", "--port", str(free_port()), "--json")
+    assert "tool calls" not in {finding["name"] for finding in json.loads(done.stdout)["findings"]}
+
+
+@pytest.mark.parametrize(
+    ("support", "detail", "advice"),
+    [
+        (ToolSupport(accepted=False, rendered=True, reason="no"), "requests with tools are refused: no", "--jinja"),
+        (
+            ToolSupport(accepted=True, rendered=False, streamed=True),
+            "does not show tools to the model",
+            "--chat-template-file",
+        ),
+        (ToolSupport(True, True, False, False, "no"), "as whole answers only; one at a time: no; the client", "2025"),
+        (ToolSupport(rendered=True), "not known: .* (the chat template knows tools)", ""),
+        (ToolSupport(), "not known: the server has no /apply-template to ask", ""),
+    ],
+)
+def test_what_a_server_cannot_do_with_tools_is_a_note_with_advice(
+    support: ToolSupport, detail: str, advice: str
+) -> None:
+    finding = describe_tools(support)
+    assert finding.verdict == "note"
+    assert re.search(detail.replace("(", r"\(").replace(")", r"\)"), finding.detail)
+    assert advice in finding.advice
 
 
 def test_check_fails_with_advice_where_something_is_missing(environ: dict[str, str]) -> None:

@@ -59,6 +59,22 @@ def test_the_table_for_people(environ: dict[str, str]) -> None:
     assert config(environ, "--path").stdout.strip().endswith("llamastream/config.toml")
 
 
+def test_models_are_shown_as_they_would_be_served(environ: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "llamastream" / "config.toml"
+    file.write_text('[fleet]\ninstances = 2\n[serve]\nparallel = 3\napi_key = "sesame"\n[models.x]\nctx_size = 512\n')
+    done = config(environ, "--json")
+    assert "sesame" not in done.stdout
+    shown = json.loads(done.stdout)
+    assert shown["fleet"]["instances"]["value"] == 2
+    model = {name: (row["value"], row["source"]) for name, row in shown["models"]["x"].items()}
+    assert model["instances"] == (2, f"{file} [fleet]")
+    assert model["parallel"] == (3, f"{file} [serve]")
+    assert model["ctx_size"] == (512, f"{file} [models.x]")
+    assert (model["port"], model["alias"]) == ((8080, "default"), ("x", "default"))
+    assert "[models.x]" in config(environ).stdout
+    assert "models" not in json.loads(config({**environ, "LLAMASTREAM_SERVE_MODEL": "m.gguf"}, "--json").stdout)
+
+
 def test_a_wrong_value_is_named(environ: dict[str, str]) -> None:
     done = config({**environ, "LLAMASTREAM_MAX_TOKENS": "many"})
     assert done.returncode == 1
@@ -72,6 +88,9 @@ def test_the_schema_describes_every_setting() -> None:
         properties = schema["$defs"][reference]["properties"]
         assert set(properties) == {field.name for field in declared(group)}
         assert all(prop["description"] for prop in properties.values())
+    reference = schema["properties"]["models"]["additionalProperties"]["$ref"].rpartition("/")[2]
+    served = schema["$defs"][schema["properties"]["serve"]["$ref"].rpartition("/")[2]]["properties"]
+    assert set(schema["$defs"][reference]["properties"]) == {*served, "instances"}
 
 
 def test_the_port_is_the_one_that_serve_takes(environ: dict[str, str]) -> None:

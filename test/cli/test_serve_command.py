@@ -52,17 +52,35 @@ def test_serve_runs_until_a_signal(serving: tuple[subprocess.Popen[bytes], dict[
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=15)
     assert process.returncode == 0
-    assert json.loads(stdout.splitlines()[-1]) == {"event": "stopped"}
+    assert json.loads(stdout.splitlines()[-1])["event"] == "stopped"
     assert stderr == b""
     server.wait(5)
 
 
-def test_serve_says_so_when_its_server_dies(serving: tuple[subprocess.Popen[bytes], dict[str, Any]]) -> None:
+def test_a_server_that_dies_is_started_again_at_the_same_address(
+    serving: tuple[subprocess.Popen[bytes], dict[str, Any]],
+) -> None:
     process, ready = serving
     os.kill(ready["pid"], signal.SIGKILL)
-    _, stderr = process.communicate(timeout=15)
+    assert process.stdout is not None
+    states = (event["after"] for event in map(json.loads, process.stdout) if event["event"] == "state")
+    assert [next(states) for _ in range(4)] == ["restarting", "starting", "loading", "ready"]
+    assert StreamingClient(ready["url"]).chat([{"role": "user", "content": STORY.question}], max_tokens=3).text
+    process.terminate()
+    process.communicate(timeout=15)
+    assert process.returncode == 0
+
+
+def test_serve_ends_with_the_reason_when_its_only_server_has_failed_for_good(environ: dict[str, str]) -> None:
+    command = [*COMMAND, "serve", "--json", "--port", "0", "--kind", "embedded", "--crash-limit", "1"]
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout is not None
+    ready = next(e for e in map(json.loads, process.stdout) if e["event"] == "ready")
+    os.kill(ready["pid"], signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=15)
     assert process.returncode == 1
-    assert b"the server ended by itself" in stderr
+    assert b"every instance has failed for good: demo-0: it ended 1 times" in stderr
+    assert json.loads(stdout.splitlines()[-1])["event"] == "failed"
 
 
 def test_serve_on_a_unix_socket_with_a_key_from_a_file(environ: dict[str, str], tmp_path: Path) -> None:

@@ -189,3 +189,29 @@ def test_the_same_in_asyncio() -> None:
 
     with ServerDouble(Script(sse_answer(["a", "b"]))) as server:
         asyncio.run(main(server.url))
+
+
+@pytest.mark.parametrize("client", [StreamingClient, AsyncStreamingClient])
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("timeout", 3, r"^timeout = 3 is no argument of \w+: .*timeouts=Timeouts\(connect=.*Timeouts\.all\("),
+        ("max_retries", 5, r"^max_retries = 5 is no argument of \w+: use retry=RetryPolicy\(max_retries="),
+        ("default_headers", {"X-Key": "topsecret"}, r"^default_headers is no argument of \w+: use headers$"),
+    ],
+)
+def test_what_other_clients_call_their_arguments_is_told(client: Any, name: str, value: Any, says: str) -> None:
+    with pytest.raises(SettingError, match=says):
+        client("http://x", **{name: value})
+
+
+def test_what_no_client_has_is_the_usual_error() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+        StreamingClient("http://x", colour="red")
+
+
+def test_the_key_is_in_no_representation() -> None:
+    client = StreamingClient("http://x", api_key="topsecret", model="demo")
+    assert repr(client.settings) == "ClientSettings(base_url='http://x', api_key='***', model='demo')"
+    assert "topsecret" not in f"{client!r} {client.settings} {list(client.settings.__rich_repr__())}"
+    assert client.settings.api_key == "topsecret"

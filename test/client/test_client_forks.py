@@ -97,6 +97,54 @@ def test_places_of_the_parents_are_none_in_the_child() -> None:
         client.close()
 
 
+def test_a_stream_that_another_thread_cancels_can_be_left_in_the_child() -> None:
+    with ServerDouble(Script(sse_answer(["x"]), hold=True)) as server, StreamingClient(server.url) as client:
+        stream = client.stream_chat(MESSAGES)
+        stream.__enter__()
+        held, done = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with stream._runner._lock:
+                held.set()
+                done.wait(GIVE_UP)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        assert held.wait(GIVE_UP)
+
+        def work() -> bool:
+            stream.cancel()
+            stream.close()
+            return stream.finish_reason == "cancelled"
+
+        try:
+            assert in_child(work)
+        finally:
+            done.set()
+            thread.join()
+        server.release(1)
+        assert list(stream) == ["x"]
+
+
+def test_streams_of_the_parent_are_none_of_the_childs() -> None:
+    with ServerDouble(Script(sse_answer(["x"]), hold=True)) as server, StreamingClient(server.url) as client:
+        stream = client.stream_chat(MESSAGES)
+        stream.__enter__()
+        (there,) = client._core.servers.all
+        assert there.in_flight == 1
+
+        def work() -> bool:
+            before = there.in_flight
+            stream.close()
+            return (before, there.in_flight) == (0, 0)
+
+        assert in_child(work)
+        assert there.in_flight == 1
+        server.release(1)
+        assert list(stream) == ["x"]
+        assert there.in_flight == 0
+
+
 def test_looking_up_a_name_imports_nothing() -> None:
     """In a child of a fork an import may wait for ever for a lock that a thread of the parent held."""
     code = "import sys, llamastream; llamastream.StreamingClient; print('encodings.idna' in sys.modules)"

@@ -87,9 +87,9 @@ def test_the_error_says_how_long_and_what_to_do() -> None:
 
     async def work() -> None:
         pool = AsyncConnectionPool(NOWHERE, PoolLimits(connections=1))
-        await pool.acquire(Place(), 0.0)
+        await pool.acquire(Place(), 0.0, lambda: None)
         with pytest.raises(PoolTimeoutError, match="raise max_connections"):
-            await pool.acquire(Place(), 0.0)
+            await pool.acquire(Place(), 0.0, lambda: None)
 
     asyncio.run(work())
 

@@ -7,7 +7,7 @@ import gc
 import random
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from drivers import DRIVERS, Driver
 from faults import wait_until
 from llamastream.address import parse_address
 from llamastream.client import AsyncStreamingClient, StreamingClient
+from llamastream.client.astream import AsyncStream
 from llamastream.client.connection import Connection
 from llamastream.client.pool import ConnectionPool, Place, PoolLimits
 from llamastream.client.servers import Server
@@ -200,6 +201,32 @@ def test_what_nobody_closed_is_closed_with_the_loop() -> None:
         asyncio.run(work(server.url))
         assert server.wait_for(lambda double: double.connections == 0)
     assert descriptors() <= before
+
+
+@pytest.mark.parametrize("way", ["texts", "events", "entered"])
+def test_a_stream_that_outlives_its_loop_is_left_with_it(
+    engine: Engine, way: str, slots_free: Callable[[], float]
+) -> None:
+    kept: list[tuple[object, ...]] = []
+
+    async def work() -> AsyncStream:
+        client = AsyncStreamingClient(engine.url)
+        stream = client.stream_chat(MESSAGES, max_tokens=10_000, ignore_eos=True)
+        if way == "entered":
+            kept.append((client, await stream.__aenter__()))
+        else:
+            iterator: AsyncIterator[object] = aiter(stream) if way == "texts" else stream.events()
+            await anext(iterator)
+            kept.append((client, iterator))
+        return stream
+
+    before = descriptors()
+    stream = asyncio.run(work())
+    assert stream.finish_reason == "cancelled"
+    slots_free()
+    assert descriptors() <= before
+    kept.clear()
+    gc.collect()  # an unclosed transport would warn, and fail the test
 
 
 def check(question: str, text: str, left_early: bool) -> None:

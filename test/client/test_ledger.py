@@ -208,6 +208,36 @@ def test_bytes_that_are_no_text() -> None:
     assert orphans({URL}) == [(URL, "a")]
 
 
+def test_brackets_in_brackets_count_for_nothing() -> None:
+    path = dead({"id": "a", "url": URL})
+    path.write_bytes(b"[" * 100_000 + b"\n" + b'{"id":' * 10_000 + b"\n" + path.read_bytes())
+    assert orphans({URL}) == [(URL, "a")]
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "hard", "pipe", "directory"])
+def test_what_is_no_file_of_ours_is_left_alone(kind: str, tmp_path: Path) -> None:
+    elsewhere = dead({"id": "a", "url": URL}).rename(tmp_path / "elsewhere")
+    before = elsewhere.read_bytes()
+    path = state_directory() / "2-b.jsonl"
+    if kind == "symbolic":
+        path.symlink_to(elsewhere)
+    elif kind == "hard":
+        path.hardlink_to(elsewhere)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    assert orphans({URL}) == []
+    assert elsewhere.read_bytes() == before
+    assert os.path.lexists(path)
+
+
+def test_a_relative_state_directory_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", "state")
+    assert state_directory() == tmp_path / ".local/state/llamastream/held"
+
+
 def test_an_old_file_is_thrown_away() -> None:
     path = dead({"id": "a", "url": URL})
     os.utime(path, (time.time() - MAX_AGE - 60,) * 2)

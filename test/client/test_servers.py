@@ -26,10 +26,10 @@ def test_the_first_is_taken_until_it_is_busier_than_the_others() -> None:
     chosen = []
     for _ in range(6):
         server, _ = three.choose(100.0)
-        three.began(server)
+        began = three.began(server)
         chosen.append(server.index)
     assert chosen == [0, 1, 2, 0, 1, 2]
-    three.ended(three.all[1])
+    three.ended(three.all[1], began)
     assert three.choose(100.0)[0].index == 1
 
 
@@ -74,14 +74,14 @@ def test_what_is_learned_of_a_server() -> None:
 
 def test_a_stream_that_the_garbage_collector_ends_in_the_middle_of_a_choice() -> None:
     two = servers(2)
-    two.began(two.all[1])
+    began = two.began(two.all[1])
 
     class Stream:
         def __init__(self) -> None:
             self.me = self  # a cycle, as with an exception that is kept
 
         def __del__(self) -> None:
-            two.ended(two.all[1])
+            two.ended(two.all[1], began)
 
     class Tried(set[object]):
         def __contains__(self, item: object) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
+from athome import AT_HOME
 from llamastream.cli.app import app
 from llamastream.engine import Engine
 from llamastream.engine.flags import MANAGED
@@ -69,6 +70,10 @@ def program(page: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+WARNINGS = ["-W", "error"]
+if find_spec("crewai") is not None:  # which uses what it calls deprecated itself
+    WARNINGS += ["-W", "ignore::DeprecationWarning", "-W", "ignore::ImportWarning"]
+
 WITH_PYTHON = [page for page in PAGES if any(block.language.startswith("python") for block in blocks(page))]
 
 
@@ -77,9 +82,10 @@ def test_python_blocks_run_in_order_against_a_real_server(page: Path, engine: En
     script = tmp_path / f"{page.stem}.py"
     script.write_text(program(page).replace(DOCUMENTED_URL, engine.url), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMASTREAM_")}
-    environment |= {"LLAMASTREAM_BASE_URL": engine.url, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    environment |= {"LLAMASTREAM_BASE_URL": engine.url, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", **AT_HOME}
+    environment["CREWAI_STORAGE_DIR"] = str(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(script)],
+        [sys.executable, *WARNINGS, str(script)],
         capture_output=True,
         text=True,
         timeout=100,
@@ -155,10 +161,7 @@ def check_llamastream(arguments: list[str]) -> None:
         return
     assert arguments, "a bare llamastream only prints its help"
     assert arguments[0] in commands, f"no such command: {arguments[0]}"
-    command, arguments = commands[arguments[0]], arguments[1:]
-    if hasattr(command, "commands"):  # of a group
-        command, arguments = command.commands[arguments[0]], arguments[1:]
-    context = command.make_context(command.name, arguments)
+    context = commands[arguments[0]].make_context(arguments[0], arguments[1:])
     known = parse_help((ROOT / "test/engine/help/2026.txt").read_text(encoding="utf-8"))
     for flag in (word for word in context.args if word.startswith("-")):
         assert flag not in MANAGED, f"{flag} is an option of serve"
@@ -199,7 +202,7 @@ def test_files_that_pages_name_exist(page: Path) -> None:
 
 
 PLACE = re.compile(
-    r"`((?:protocol|policy|client|engine|integrations|cli|settings|compose|types|errors)(?:\.\w+)+)(?:\(\))?`"
+    r"`((?:protocol|policy|client|engine|fleet|gateway|observe|backends|events|integrations|cli|settings|compose|types|errors)(?:\.\w+)+)(?:\(\))?`"
 )
 
 

@@ -24,6 +24,13 @@ EXPECTED = {
     "many_streams.py": r"\A(\d+) answers complete: \1\n\d+ tokens in .*\nfirst token: median \d+ ms, slowest \d+ ms",
     "tool_call.py": r"\Aended by: tool_calls\nget_weather\(\{.*\}\) -> 18 degrees and sunny in .+\n.+\n\Z",
 }
+# These have tests of their own, which name them.
+TESTED_BY = {
+    "crewai_project/main.py": "integrations/crew/test_crewai_example.py",
+    "batch_job.py": "docs/test_batch_job.py",
+    "fastapi_chat/app.py": "integrations/test_fastapi_chat.py",
+    "fastapi_chat/with_langchain.py": "integrations/langchain/test_langchain_fastapi.py",
+}
 # short answers where the script lets one choose: what is tried here is the script, not the model
 BRIEF = {"sync_stream.py": ["Count to ten."], "async_stream.py": ["Count to ten."], "many_streams.py": ["-n", "5"]}
 
@@ -43,8 +50,16 @@ def run(script: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_every_example_is_expected_to_print_something() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == set(EXPECTED)
+def test_every_example_is_run_by_a_test() -> None:
+    projects = [main.parent for main in EXAMPLES.rglob("main.py")]  # whose other modules are run with it
+    scripts = {
+        str(path.relative_to(EXAMPLES))
+        for path in EXAMPLES.rglob("*.py")
+        if path.name == "main.py" or not any(path.is_relative_to(project) for project in projects)
+    }
+    assert scripts == EXPECTED.keys() | TESTED_BY.keys()
+    for script, test in TESTED_BY.items():
+        assert f'"{script}"' in (Path(__file__).parents[1] / test).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("script", sorted(EXPECTED))

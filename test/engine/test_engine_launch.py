@@ -21,10 +21,10 @@ import pytest
 
 from llamastream.engine import Engine, EngineOptions, launch
 from llamastream.engine import startup as startup_module
+from llamastream.engine.address import ServerAddress
 from llamastream.engine.demo import demo_questions
 from llamastream.engine.logs import RING_SIZE
 from llamastream.engine.process import ServerProcess
-from llamastream.engine.ready import ServerAddress
 from llamastream.errors import (
     EngineMemoryError,
     EngineMissingError,

@@ -9,8 +9,8 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from fleets import running
 
+from fleets import running
 from llamastream import AsyncStreamingClient, Fleet, StreamingClient
 from llamastream.engine import EngineOptions
 from llamastream.errors import SettingError

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fleets import Watched, running
 
+from fleets import Watched, running
 from llamastream import StreamingClient
 from llamastream.backends import InstanceState
 from llamastream.engine import EngineOptions

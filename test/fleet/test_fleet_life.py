@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fleets import quick, running
 
+from fleets import quick, running
 from llamastream import StreamingClient
 from llamastream.engine import EngineOptions
 from llamastream.errors import EngineMemoryError, ModelFileError, SettingError

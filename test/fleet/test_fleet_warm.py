@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fleets import Watched, running
 
+from fleets import Watched, running
 from llamastream import StreamingClient
 from llamastream.engine import EngineOptions
 from llamastream.events import SlotsRestored

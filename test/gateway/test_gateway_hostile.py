@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 import pytest
-from gateways import Running, serving
 from wires import dial, hear
 
+from gateways import Running, serving
 from llamastream import StreamingClient
 from llamastream.engine import Engine, EngineOptions, launch
 from llamastream.gateway import GatewaySettings, Upstreams

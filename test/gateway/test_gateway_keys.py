@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateways import Running, serving
 from wires import Heard, ask
 
 from commandline import run
+from gateways import Running, serving
 from llamastream import StreamingClient
 from llamastream.engine import Engine
 from llamastream.errors import AuthenticationError, SettingError

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fleets import Watched, quick, running
-from gateways import Running, serving
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 from wires import ask
 
+from fleets import Watched, quick, running
+from gateways import Running, serving
 from llamastream import StreamingClient
 from llamastream.backends import Backend, StaticBackends
 from llamastream.engine import EngineOptions
@@ -151,7 +151,7 @@ def test_both_text_forms_can_be_read(gateway: Running) -> None:
     opened = ask(gateway.url, "GET", "/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert re.search(rb"content-type: text/plain; version=", plain.head)
     assert re.search(rb"content-type: application/openmetrics-text; version=1.0.0", opened.head)
-    found = open_metrics(opened.body.decode())  # type: ignore[no-untyped-call]  # the library says no types here
+    found = open_metrics(opened.body.decode())
     families = {family.name: family for family in found}
     assert {f"llamastream_{metric.name}" for metric in METRICS} == set(families)
     assert {family.name for family in prometheus(plain.body.decode())} >= {

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 import trustme
-from gateways import Running, serving
 from wires import ask, dial, hear
 
+from gateways import Running, serving
 from llamastream import AsyncStreamingClient, StreamingClient
 from llamastream.engine import Engine
 from llamastream.errors import PortInUseError, SettingError

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from fleets import Watched, running
-from gateways import Running, serving
 from wires import ask, dial, hear
 
+from fleets import Watched, running
+from gateways import Running, serving
 from llamastream import StreamingClient
 from llamastream.engine import EngineOptions
 from llamastream.errors import BadRequestError

@@ -6,9 +6,9 @@ import os
 import signal
 
 import pytest
-from gateways import serving
 from wires import ask, chat
 
+from gateways import serving
 from llamastream.engine import EngineOptions, launch
 from llamastream.errors import SettingError
 from llamastream.gateway import Upstreams

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import uvicorn
-from gateways import Running, serving
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from wires import Heard, dial, hear
 
+from gateways import Running, serving
 from llamastream.engine import Engine
 from llamastream.gateway import GatewaySettings, Upstreams
 from llamastream.gateway.strict import HeadError, check_head

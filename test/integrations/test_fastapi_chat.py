@@ -16,21 +16,13 @@ from commandline import LONG, STORY
 from llamastream import Engine
 from llamastream.testing import NumberedServer
 from polling import wait_for
-from service import chat, events, service
+from service import assert_one_by_one, chat, events, service
 
 SCRIPT = "fastapi_chat/app.py"
 
 
 def test_each_piece_arrives_before_the_next_is_generated() -> None:
-    with NumberedServer(tokens=5, gate=True) as server, service(SCRIPT, server.url) as port:
-        server.release(1)
-        texts = []
-        with chat(port, "count") as response:
-            for event in events(response):
-                if event["type"] == "text":
-                    texts.append(event["text"])
-                    server.release(1)
-    assert texts == ["0 ", "1 ", "2 ", "3 ", "4 "]
+    assert_one_by_one(SCRIPT)
 
 
 def test_a_conversation_is_answered_and_a_hang_up_frees_the_slot(

@@ -11,7 +11,7 @@ import pytest
 from llamastream.client import StreamingClient
 from llamastream.errors import UnavailableError
 from llamastream.observe import JsonFormatter, LoggingListener
-from llamastream.testing import Script, ServerDouble, http_answer, sse_answer
+from llamastream.testing import ChaosProxy, NumberedServer, Reset, Script, ServerDouble, http_answer, sse_answer
 from llamastream.types import RetryPolicy
 
 MESSAGES = [{"role": "user", "content": "a private question"}]
@@ -34,6 +34,22 @@ def test_each_request_has_one_line_and_each_retry_another(caplog: pytest.LogCapt
     fields = got[1].__dict__["llamastream"]
     assert (fields["event"], fields["finish_reason"], fields["failed_attempts"]) == ("RequestEnded", "stop", 1)
     assert fields["duration"] > 0
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_break_that_was_mended_is_one_line(caplog: pytest.LogCaptureFixture, listens: bool) -> None:
+    listeners = [LoggingListener()] if listens else []
+    with (
+        NumberedServer(tokens=12) as server,
+        ChaosProxy(server.url, [Reset(after_events=4)]) as proxy,
+        caplog.at_level(logging.INFO, "llamastream"),
+        StreamingClient(proxy.url, max_tokens=12, listeners=listeners) as client,
+    ):
+        assert len(client.chat(MESSAGES).stats.recoveries) == 1
+    told = [record for record in caplog.records if "recovered by reattach" in record.getMessage()]
+    assert [record.levelname for record in told] == ["WARNING"]
+    assert [record.name for record in caplog.records if record.levelno == logging.WARNING] == [told[0].name]
+    assert told[0].name == ("llamastream.requests" if listens else "llamastream.recovery")
 
 
 def test_debug_tells_the_whole_story_but_never_of_chunks(caplog: pytest.LogCaptureFixture) -> None:

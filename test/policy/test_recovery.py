@@ -207,6 +207,8 @@ KINDS: dict[str, str] = {
     "RateLimitedError": "unavailable",
     "InternalServerError": "server_error",
     "NotSupportedError": "final",
+    "ToolsUnsupportedError": "final",
+    "MalformedOutputError": "final",
     "UnavailableError": "unavailable",
     "ModelLoadingError": "unavailable",
     "MidStreamError": "server_error",

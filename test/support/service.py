@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from commandline import ROOT
+from llamastream.testing import NumberedServer
 from ports import free_port
 
 
@@ -65,3 +66,16 @@ def events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
     while line := response.readline():
         if line.startswith(b"data: "):
             yield json.loads(line.removeprefix(b"data: "))
+
+
+def assert_one_by_one(script: str) -> None:
+    """Each piece of an answer arrives before the model is allowed to generate the next."""
+    with NumberedServer(tokens=5, gate=True) as server, service(script, server.url) as port:
+        server.release(1)
+        texts = []
+        with chat(port, "count") as response:
+            for event in events(response):
+                if event["type"] == "text":
+                    texts.append(event["text"])
+                    server.release(1)
+    assert texts == ["0 ", "1 ", "2 ", "3 ", "4 "]

@@ -18,10 +18,19 @@ from collections.abc import Sequence
 import msgspec
 
 from tools.faults import page
-from tools.faults.fleet_rows import FleetRow, rows
+from tools.faults.fleet_rows import ROWS, FleetRow
 from tools.faults.rows import workspace
 
 FIGURES = page.DOCS / "reliability-fleet.json"
+
+
+class Figures(msgspec.Struct):
+    """What is written: date and length (seconds) of the run, cores of the machine, rows."""
+
+    date: str
+    seconds: int
+    cores: int
+    rows: list[FleetRow]
 
 
 def table(found: Sequence[FleetRow], seconds: float, date: str) -> str:
@@ -45,13 +54,15 @@ def table(found: Sequence[FleetRow], seconds: float, date: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make faults-fleet", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a short run that writes nothing")
+    parser.add_argument("--only", nargs="*", default=list(ROWS), choices=list(ROWS), help="measure some rows anew")
     arguments = parser.parse_args()
     logging.getLogger("llamastream").setLevel(logging.ERROR)  # each recovery would be a warning
     started = time.monotonic()
     found: list[FleetRow] = []
     try:
         with workspace() as directory:
-            for row in rows(directory, 10 if arguments.quick else 1):
+            for name in arguments.only:
+                row = ROWS[name](directory, 10 if arguments.quick else 1)
                 found.append(row)
                 mark = "ok " if row.good else "BAD" if row.tried else "-- "
                 print(
@@ -67,9 +78,14 @@ def main() -> int:
     seconds = time.monotonic() - started
     if not arguments.quick:
         date = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
+        if len(arguments.only) < len(ROWS):
+            before = msgspec.json.decode(FIGURES.read_bytes(), type=Figures)
+            seconds += before.seconds
+            anew = {row.fault: row for row in found}
+            found = [anew.get(row.fault, row) for row in before.rows]
         text = page.PAGE.read_text(encoding="utf-8")
         page.PAGE.write_text(page.replaced(text, "fleet", table(found, seconds, date)), encoding="utf-8")
-        figures = {"date": date, "seconds": round(seconds), "cores": os.cpu_count(), "rows": found}
+        figures = Figures(date, round(seconds), os.cpu_count() or 1, found)
         FIGURES.write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n")
     return 0 if all(row.good or not row.tried for row in found) else 1
 

@@ -116,21 +116,29 @@ class Supervised:
         self.fleet.stop(drain=False)
 
 
-def rows(directory: Path, thin: int) -> Iterator[FleetRow]:
-    """All rows; with `thin` above 1, each with fewer repetitions."""
-    times = max(2, 20 // thin)
-    for state in ("starting", "loading", "ready", "busy", "draining", "wedged"):
-        yield killed(state, times)
-    yield frozen(max(1, 5 // thin))
-    yield long_prefill(directory, 1)
-    yield minds_no_sigterm(max(1, 5 // thin))
-    yield port_taken(max(1, 5 // thin))
-    yield garbage(directory, max(1, 5 // thin))
-    yield full_disk(directory, max(1, 3 // thin))
-    yield leak(max(1, 3 // thin))
-    yield rolling(max(1, 10 // thin))
-    yield supervisor_killed(max(1, 10 // thin))
-    yield cycles(max(10, 1000 // thin))
+Measure = Callable[[Path, int], FleetRow]
+
+
+def _killed_while(state: InstanceState) -> Measure:
+    return lambda directory, thin: killed(state, max(2, 20 // thin))
+
+
+_STATES: tuple[InstanceState, ...] = ("starting", "loading", "ready", "busy", "draining", "wedged")
+
+ROWS: dict[str, Measure] = {
+    **{f"kill-{state}": _killed_while(state) for state in _STATES},
+    "frozen": lambda directory, thin: frozen(max(1, 5 // thin)),
+    "prefill": lambda directory, thin: long_prefill(directory, 1),
+    "sigterm": lambda directory, thin: minds_no_sigterm(max(1, 5 // thin)),
+    "port": lambda directory, thin: port_taken(max(1, 5 // thin)),
+    "garbage": lambda directory, thin: garbage(directory, max(1, 5 // thin)),
+    "disk": lambda directory, thin: full_disk(directory, max(1, 3 // thin)),
+    "leak": lambda directory, thin: leak(max(1, 3 // thin)),
+    "rolling": lambda directory, thin: rolling(max(1, 10 // thin)),
+    "supervisor": lambda directory, thin: supervisor_killed(max(1, 10 // thin)),
+    "cycles": lambda directory, thin: cycles(max(10, 1000 // thin)),
+}
+"""Each row by name: takes a directory to work in, and by how much to repeat less often."""
 
 
 def killed(state: InstanceState, times: int) -> FleetRow:
@@ -366,7 +374,7 @@ def rolling(times: int) -> FleetRow:
             moved += sum(recovered for _, recovered, _ in found)
             wrong = [message for _, _, messages in found for message in messages]
             row.count(all(done) and not wrong, seconds, "; ".join(wrong[:3]))
-    row.notes = f"{answers:,} answers, of which {moved:,} went on elsewhere in the middle"
+    row.notes = f"{answers:,} answers, {moved:,} breaks in the middle of them"
     return row
 
 

@@ -10,7 +10,11 @@ from llamastream._version import __version__
 from llamastream.cli.chat import chat
 from llamastream.cli.check import check
 from llamastream.cli.config import config
+from llamastream.cli.control import drain, reload, restart, stop, undrain
+from llamastream.cli.fleetlogs import logs
+from llamastream.cli.fleetstatus import status
 from llamastream.cli.keys import keys
+from llamastream.cli.options import GroupedCommand
 from llamastream.cli.serve import serve
 
 app = typer.Typer(
@@ -39,7 +43,7 @@ def _root(
 
 
 app.command()(chat)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
-app.command()(check)
-app.command()(config)
+app.command(cls=GroupedCommand, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+for command in (status, logs, restart, drain, undrain, reload, stop, check, config):
+    app.command()(command)
 app.add_typer(keys)

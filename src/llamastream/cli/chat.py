@@ -16,12 +16,11 @@ import typer
 from llamastream.cli.options import with_settings
 from llamastream.cli.screen import Screen, print_json
 from llamastream.cli.status import StatusRelay
-from llamastream.cli.toolcalls import ToolCallNotes
+from llamastream.cli.toolcalls import show
 from llamastream.client import Stream, StreamingClient
 from llamastream.compose import server_for
 from llamastream.errors import InvalidRequestError, LlamaStreamError
 from llamastream.settings import ClientSettings
-from llamastream.types import ReasoningDelta, StreamEnd, TextDelta, ToolCallDelta
 
 MAX_STDIN_BYTES = 64 * 1024 * 1024
 
@@ -154,22 +153,10 @@ def _read_question(prompt: str) -> str:
 
 
 def _show(stream: Stream, screen: Screen) -> None:
-    tools = ToolCallNotes(screen.note)
-    try:
-        for event in stream.events():
-            if isinstance(event, ToolCallDelta):
-                tools.add(event)
-                continue
-            tools.end()
-            if isinstance(event, TextDelta):
-                screen.answer(event.text)
-            elif isinstance(event, ReasoningDelta):
-                screen.reasoning(event.text)
-            elif isinstance(event, StreamEnd):
-                screen.end_answer()
-                screen.summary(event.stats, event.finish_reason)
-    finally:
-        tools.end()
+    end = show(stream, screen.answer, screen.reasoning, screen.note)
+    if end is not None:
+        screen.end_answer()
+        screen.summary(end.stats, end.finish_reason)
 
 
 def _show_json(stream: Stream) -> None:

@@ -17,7 +17,6 @@ from llamastream._version import __version__
 from llamastream.address import parse_address
 from llamastream.cli.options import unknown_variables, with_settings
 from llamastream.cli.screen import print_json
-from llamastream.cli.serve import DEFAULT_PORT
 from llamastream.client import StreamingClient
 from llamastream.compose import PROBE_TIMEOUT
 from llamastream.engine import facts
@@ -25,7 +24,10 @@ from llamastream.engine.demo import demo_model_path
 from llamastream.engine.hub import hub_available
 from llamastream.engine.options import EngineOptions
 from llamastream.errors import LlamaStreamError, TransportError
+from llamastream.fleet.configuration import DEFAULT_PORT
+from llamastream.fleet.settings import FleetSettings
 from llamastream.settings import ClientSettings
+from llamastream.tools import ToolSupport
 
 Verdict = Literal["ok", "note", "problem"]
 _MARKS: dict[Verdict, tuple[str, str]] = {"ok": ("✓", "green"), "note": ("·", "yellow"), "problem": ("✗", "red")}
@@ -62,6 +64,7 @@ def check(
     if not explicit:
         client = msgspec.structs.replace(client, base_url=f"http://localhost:{engine.port}")
     server = server_finding(client, explicit)
+    tools = [tools_finding(client)] if server.verdict == "ok" and server.advice == "" else []
     findings = [
         Finding(
             "llamastream", "ok", f"{__version__}, Python {platform.python_version()} on {platform.platform(terse=True)}"
@@ -72,6 +75,7 @@ def check(
         model_finding(engine),
         port_finding(engine, client if server.verdict == "ok" else None),
         server,
+        *tools,
         hub_finding(),
         *(Finding("environment", "note", note) for note in _unknown_variables()),
     ]
@@ -84,7 +88,7 @@ def check(
 
 
 def _unknown_variables() -> list[str]:
-    return unknown_variables(os.environ, (ClientSettings, EngineOptions))
+    return unknown_variables(os.environ, (ClientSettings, EngineOptions, FleetSettings))
 
 
 def engine_findings(options: EngineOptions) -> list[Finding]:
@@ -184,6 +188,42 @@ def server_finding(settings: ClientSettings, explicit: bool) -> Finding:
         return Finding("server", "note", f"{client.base_url} is ready, but {error.message}")
     build = str(props.get("build_info") or "unknown build").replace("b0-unknown", "unknown build")
     return Finding("server", "ok", f"{client.base_url} is ready: {build}, {props.get('total_slots', '?')} slots")
+
+
+def tools_finding(settings: ClientSettings) -> Finding:
+    """What a server that is ready does with requests that have tools."""
+    try:
+        support = StreamingClient(settings=settings).tool_support()
+    except LlamaStreamError as error:
+        return Finding("tool calls", "note", f"not known: {error.message}")
+    return describe_tools(support)
+
+
+def describe_tools(support: ToolSupport) -> Finding:
+    """The finding, in the order of what matters."""
+    several = {True: "; several at once", False: "; one at a time", None: ""}[support.parallel]
+    if support.accepted is False:
+        return Finding(
+            "tool calls", "note", f"requests with tools are refused: {support.reason}", "start the server with --jinja"
+        )
+    if support.rendered is False:
+        return Finding(
+            "tool calls",
+            "note",
+            "the chat template does not show tools to the model, so that it calls none by itself",
+            "start the server with a template that does (--chat-template-file), or take another model",
+        )
+    if support.streamed is False:
+        return Finding(
+            "tool calls",
+            "note",
+            f"as whole answers only{several}: {support.reason}; the client asks for them by itself",
+            "use a llama.cpp of June 2025 or later",
+        )
+    if support.accepted is None:
+        template = " (the chat template knows tools)" if support.rendered else ""
+        return Finding("tool calls", "note", f"not known: the server has no /apply-template to ask{template}")
+    return Finding("tool calls", "ok", f"streamed{several}")
 
 
 def hub_finding() -> Finding:

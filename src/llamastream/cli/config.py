@@ -15,11 +15,12 @@ from rich.text import Text
 
 from llamastream.cli.options import unknown_variables
 from llamastream.cli.screen import print_json
-from llamastream.cli.serve import DEFAULT_PORT
 from llamastream.engine import EngineOptions
+from llamastream.fleet.configuration import DEFAULT_PORT, ModelTable, configure, model_tables
+from llamastream.fleet.settings import FleetSettings
 from llamastream.settings import ClientSettings, config_path, declared, describe_type, load
 
-GROUPS: dict[str, type[Struct]] = {"client": ClientSettings, "serve": EngineOptions}
+GROUPS: dict[str, type[Struct]] = {"client": ClientSettings, "serve": EngineOptions, "fleet": FleetSettings}
 
 
 def config(
@@ -38,22 +39,30 @@ def config(
         print_json(settings_schema())
     else:
         found = {name: rows(group) for name, group in GROUPS.items()}
+        models = model_rows()
         if json:
-            print_json({name: {row["name"]: row for row in rows} for name, rows in found.items()})
+            shown: dict[str, Any] = {name: _by_name(each) for name, each in found.items()}
+            if models:
+                shown["models"] = {name: _by_name(each) for name, each in models.items()}
+            print_json(shown)
         else:
-            _print(found)
+            _print(found | {f"models.{name}": each for name, each in models.items()})
         for note in unknown_variables(os.environ, GROUPS.values()):
             Console(stderr=True, highlight=False).print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
 
 
 def settings_schema() -> dict[str, Any]:
     """The JSON schema of the settings file: one object for each table."""
-    refs, components = msgspec.json.schema_components(GROUPS.values(), ref_template="#/$defs/{name}")
+    groups = (*GROUPS.values(), ModelTable)
+    refs, components = msgspec.json.schema_components(groups, ref_template="#/$defs/{name}")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "llamastream settings",
         "type": "object",
-        "properties": dict(zip(GROUPS, refs, strict=True)),
+        "properties": {
+            **dict(zip(GROUPS, refs[:-1], strict=True)),
+            "models": {"type": "object", "additionalProperties": refs[-1]},
+        },
         "additionalProperties": False,
         "$defs": components,
     }
@@ -68,8 +77,32 @@ def rows(group: type[Struct]) -> list[dict[str, Any]]:
     settings, sources = load(group, environ=os.environ)
     if isinstance(settings, EngineOptions) and settings.socket is None and sources["port"] == "default":
         settings = msgspec.structs.replace(settings, port=DEFAULT_PORT)  # what `serve` would do
+    return _rows(settings, sources)
+
+
+def model_rows() -> dict[str, list[dict[str, Any]]]:
+    """The same for each table `[models.NAME]` that `serve` would run: what its servers are started with.
+
+    Raises:
+        SettingError: a value in one of them is not allowed.
+    """
+    if not (tables := model_tables(os.environ)):
+        return {}
+    found = {}
+    configuration = configure({}, {}, environ=os.environ)
+    for pool in configuration.pools:
+        if pool.name not in tables:
+            continue  # a model that the environment names is served alone
+        count = next(field for field in declared(ModelTable) if field.name == "instances")
+        row = {"name": "instances", "value": pool.instances, "source": configuration.sources[pool.name]["instances"]}
+        row |= {"env": "", "description": count.description, "allowed": describe_type(count.type)}
+        found[pool.name] = [row, *_rows(pool.options, configuration.sources[pool.name])]
+    return found
+
+
+def _rows(settings: Struct, sources: Mapping[str, str]) -> list[dict[str, Any]]:
     found = []
-    for field in declared(group):
+    for field in declared(type(settings)):
         value = getattr(settings, field.name)
         found.append(
             {
@@ -82,6 +115,10 @@ def rows(group: type[Struct]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _by_name(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in found}
 
 
 def _print(found: Mapping[str, list[dict[str, Any]]]) -> None:

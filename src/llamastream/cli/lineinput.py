@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
+from llamastream.settings.file import user_directory
+
 readline: ModuleType | None
 try:
     import readline
@@ -63,9 +65,7 @@ def _continues(line: str) -> bool:
 
 def history_path(environ: Mapping[str, str]) -> Path:
     """Where the history is kept, by the XDG base directories."""
-    state = environ.get("XDG_STATE_HOME", "")
-    base = Path(state) if state.startswith("/") else Path("~/.local/state").expanduser()
-    return base / "llamastream" / "history"
+    return user_directory("XDG_STATE_HOME", ".local/state", environ) / "history"
 
 
 class History:

@@ -20,7 +20,7 @@ def main() -> None:
 
             app()
         except LlamaStreamError as error:
-            from llamastream.cli.printable import printable
+            from llamastream.printable import printable
 
             print(f"llamastream: {printable(str(error))}", file=sys.stderr)  # it may quote a server
             sys.exit(1)

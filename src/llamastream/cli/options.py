@@ -12,13 +12,19 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 from msgspec import Struct
+from typer.core import TyperCommand
 
 from llamastream.errors import SettingError
 from llamastream.settings import CONFIG_VARIABLE, ENV_PREFIX, SettingField, declared, load, with_sources
 
 
 def with_settings(
-    group: type[Struct], argument: str, *, only: tuple[str, ...] = (), defaults: Mapping[str, Any] | None = None
+    group: type[Struct],
+    argument: str,
+    *,
+    only: tuple[str, ...] = (),
+    defaults: Mapping[str, Any] | None = None,
+    panel: str | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command the options of a settings group; it gets the loaded group as the keyword `argument`, and where
     each value came from as `<argument>_sources`.
@@ -27,6 +33,7 @@ def with_settings(
         only: the fields to offer, all if empty; the others still come from the environment.
         defaults: defaults of this command that differ from the declared ones, for the help text; the command itself
             puts them in, since a default may depend on other options.
+        panel: heading of these options in the help of a `GroupedCommand`.
 
     A secret is never an option of its own, which every user of the machine could read in the process list: the option
     `--its-name-file` names a file that holds it.
@@ -53,7 +60,7 @@ def with_settings(
             for parameter in inspect.signature(command).parameters.values()
             if parameter.name not in (argument, f"{argument}_sources")
         ]
-        parameters = own + [_parameter(field, changed) for field in offered]
+        parameters = own + [_parameter(field, changed, panel) for field in offered]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by typer
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         return run
@@ -61,7 +68,7 @@ def with_settings(
     return decorate
 
 
-def _parameter(field: SettingField, changed: Mapping[str, Any]) -> inspect.Parameter:
+def _parameter(field: SettingField, changed: Mapping[str, Any], panel: str | None) -> inspect.Parameter:
     kind = next(plain_types(field.type))
     default = changed.get(field.name, field.default)
     flags = [secret_flag(field)] if field.secret else list(field.flags)
@@ -75,10 +82,26 @@ def _parameter(field: SettingField, changed: Mapping[str, Any]) -> inspect.Param
         autocompletion=(lambda incomplete: [c for c in choices if c.startswith(incomplete)]) if choices else None,
         help=f"{description} [{'; '.join([*known, f'env: {field.env}'])}]",
         show_default=False,
+        rich_help_panel=panel,
     )
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
+
+
+class GroupedCommand(TyperCommand):
+    """A command whose help shows the options of each panel under their own heading."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """For typer: write the options."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                panels.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append(record)
+        for panel, records in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(records)
 
 
 def literal_choices(annotation: Any) -> list[str]:

@@ -12,8 +12,8 @@ from rich.segment import Segment, Segments
 from rich.text import Text
 
 from llamastream.cli import markdown
-from llamastream.cli.printable import one_line, printable
 from llamastream.cli.status import StatusLine
+from llamastream.printable import one_line, printable
 
 FRAME = 1 / 12
 """Seconds from one picture to the next, at least: more than the eye needs, and little work."""

@@ -16,15 +16,15 @@ from llamastream.cli.commands import Command, Mistake, help_lines, parse
 from llamastream.cli.conversation import Conversation
 from llamastream.cli.interrupts import Interrupts, without_echo
 from llamastream.cli.lineinput import LineReader
-from llamastream.cli.printable import one_line, printable
 from llamastream.cli.render import MarkdownView, PlainView, View
 from llamastream.cli.screen import stats_rows, summary_line
 from llamastream.cli.status import StatusRelay
-from llamastream.cli.toolcalls import ToolCallNotes
+from llamastream.cli.toolcalls import show
 from llamastream.client import Stream, StreamingClient
 from llamastream.engine.demo import DEMO_ALIAS, demo_questions
 from llamastream.errors import LlamaStreamError, TransportError
-from llamastream.types import ReasoningDelta, Result, TextDelta, ToolCallDelta
+from llamastream.printable import one_line, printable
+from llamastream.types import Result
 
 MAX_LOADED_BYTES = 64 * 1024 * 1024
 _SUGGESTED_TOPICS = ("story", "code", "streaming")
@@ -111,7 +111,7 @@ class Repl:
             try:
                 with interrupts.allowed():
                     stream = self._client.stream_chat(messages)
-                    _show(stream, view)
+                    show(stream, view.text, view.reasoning, view.note)
                 result = stream.result()
             except KeyboardInterrupt:
                 state = "interrupted"
@@ -232,22 +232,6 @@ class Repl:
 
     def _error(self, text: str) -> None:
         self._console.print(Text(one_line(text), style="red"))
-
-
-def _show(stream: Stream, view: View) -> None:
-    tools = ToolCallNotes(view.note)
-    try:
-        for event in stream.events():
-            if isinstance(event, ToolCallDelta):
-                tools.add(event)
-                continue
-            tools.end()
-            if isinstance(event, TextDelta):
-                view.text(event.text)
-            elif isinstance(event, ReasoningDelta):
-                view.reasoning(event.text)
-    finally:
-        tools.end()
 
 
 def suggestions() -> list[str]:

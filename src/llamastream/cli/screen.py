@@ -14,8 +14,8 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from llamastream.cli.printable import one_line, printable
 from llamastream.cli.status import StatusLine
+from llamastream.printable import one_line, printable
 from llamastream.types import Stats
 
 

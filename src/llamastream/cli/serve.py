@@ -1,64 +1,69 @@
-"""`llamastream serve`: an optimised llama-server in the foreground."""
+"""`llamastream serve`: optimised llama-servers in the foreground, supervised."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import threading
-from collections.abc import Callable
-from types import FrameType
-from typing import Annotated, Any
+import time
+from typing import Annotated, NoReturn
 
-import msgspec
 import typer
-from rich.console import Console
-from rich.text import Text
 
+from llamastream.cli.arenas import share_heaps
 from llamastream.cli.options import with_settings
-from llamastream.cli.screen import print_json
-from llamastream.engine import Engine, EngineOptions, launch
-from llamastream.errors import EngineCrashedError, SettingError
-from llamastream.types import LogRecord
+from llamastream.cli.servelog import LogFormat, ServeLog
+from llamastream.cli.service import Service
+from llamastream.engine import EngineOptions
+from llamastream.errors import LlamaStreamError, SettingError
+from llamastream.fleet.configuration import DEFAULT_PORT, configure, given_of
+from llamastream.fleet.records import Record
+from llamastream.fleet.settings import FleetSettings
+from llamastream.settings import with_sources
 
-DEFAULT_PORT = 8080
 
-
-@with_settings(EngineOptions, "engine", defaults={"port": DEFAULT_PORT})
+@with_settings(FleetSettings, "fleet", panel="Options of the fleet")
+@with_settings(EngineOptions, "engine", defaults={"port": DEFAULT_PORT}, panel="Options of each server")
 def serve(
     context: typer.Context,
     *,
     json: Annotated[bool, typer.Option("--json", help="Print state and log records to stdout as JSON lines.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the server's log on stderr.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show all that the servers log.")] = False,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(
+            help="Form of what is said on stderr; auto: human on a terminal, else json, but nothing with --json."
+        ),
+    ] = "auto",
     engine: EngineOptions,
     engine_sources: dict[str, str],
-) -> None:
-    """Run an optimised llama-server until SIGTERM or Ctrl-C.
+    fleet: FleetSettings,
+    fleet_sources: dict[str, str],
+) -> NoReturn:
+    """Run optimised llama-servers until SIGTERM or Ctrl-C, and keep them alive.
 
-    Without --model or -hf it serves the built-in demo model. Flags that are not listed here go to llama-server.
+    Without --model or -hf it serves the models of the settings file, else the built-in demo model. The first server
+    listens on --port, each further one on the next port. Flags that are not listed here go to llama-server.
+
+    SIGTERM lets running requests finish, a second one does not. SIGHUP applies a changed settings file. From elsewhere
+    it is controlled by `llamastream` status, logs, restart, drain, undrain, reload and stop.
     """
     _check_arguments(context.args)
-    changes: dict[str, Any] = {"extra_args": (*engine.extra_args, *context.args)}
-    if engine.socket is None and engine_sources["port"] == "default":
-        changes["port"] = DEFAULT_PORT
-    engine = msgspec.structs.replace(engine, **changes)
-    console = Console(stderr=True, highlight=False)
-    stop = _StopSignals()
-    with stop, launch(engine, on_log=_log_printer(json, verbose, console, stop)) as running:
-        stop.ready = True
-        _announce(running, json, console)
-        stop.wait_for(running)
-        if not stop.received:
-            raise EngineCrashedError(
-                "the server ended by itself",
-                exit_code=running.wait(0),
-                log_lines=[record.message for record in running.logs[-12:]],
-            )
-        if not json:
-            console.print(Text("stopping", style="dim"))
-    if json:
-        with contextlib.suppress(BrokenPipeError):
-            print_json({"event": "stopped"})
+    share_heaps()
+    given = given_of(engine, engine_sources), given_of(fleet, fleet_sources)
+    log = ServeLog(log_format, events=json, verbose=verbose)
+    try:
+        service = Service(lambda: configure(*given, tuple(context.args)), log)
+        log.on_broken = service.request_stop
+        code = service.run()
+    except LlamaStreamError as error:
+        if isinstance(error, SettingError):
+            error = with_sources(error, {**fleet_sources, **engine_sources})
+        if log.form != "json":
+            log.event({"event": "failed", "message": error.message})
+            raise error from None
+        log.take(Record(time=time.time(), level="error", event="failed", message=error.message))
+        raise typer.Exit(1) from None
+    finally:
+        log.close()
+    raise typer.Exit(code)
 
 
 def _check_arguments(arguments: list[str]) -> None:
@@ -75,107 +80,3 @@ def _check_arguments(arguments: list[str]) -> None:
                 "there is no --api-key, since every user of the machine can read command lines; "
                 "use --api-key-file FILE, or the variable LLAMASTREAM_SERVE_API_KEY"
             )
-
-
-class _StopSignals:
-    """Records SIGTERM and SIGINT instead of dying of them; the previous handlers come back afterwards.
-
-    Attributes:
-        received: the signal, or None. ready: the server runs; before that a signal breaks the start off.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.ready = False
-        self._event = threading.Event()
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._handle)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None:
-            self.received = number
-            self._event.set()
-            if not self.ready:
-                raise KeyboardInterrupt
-            return
-        # A second signal means now: the child follows, since its guard notices that we are gone.
-        os._exit(128 + number)
-
-    def request(self) -> None:
-        """Stop as on SIGTERM; from any thread."""
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def wait_for(self, engine: Engine) -> None:
-        """Return when a signal came or the server ended."""
-        threading.Thread(target=self._watch, args=(engine,), daemon=True).start()
-        self._event.wait()
-
-    def _watch(self, engine: Engine) -> None:
-        engine.wait()
-        self._event.set()
-
-
-def _announce(engine: Engine, json: bool, console: Console) -> None:
-    if json:
-        print_json(
-            {
-                "event": "ready",
-                "url": engine.url,
-                "pid": engine.pid,
-                "kind": engine.kind,
-                "model": engine.capabilities.model_alias,
-                "slots": engine.capabilities.slots,
-                "n_ctx": engine.capabilities.n_ctx,
-                "build": engine.capabilities.build,
-                "warnings": engine.warnings,
-            }
-        )
-        return
-    for warning in engine.warnings:
-        console.print(Text(f"note: {warning}", style="yellow"))
-    facts = engine.capabilities
-    console.print(Text.assemble(("serving ", ""), (facts.model_alias or "model", "bold"), " on ", (engine.url, "bold")))
-    console.print(
-        Text(
-            f"{engine.kind} engine {facts.build}, pid {engine.pid}: {facts.slots} slots × {facts.n_ctx:,} tokens, "
-            f"{engine.options.threads} thread{'' if engine.options.threads == 1 else 's'}. "
-            f"Try: {_try_line(engine)}. Ctrl-C stops.",
-            style="dim",
-        )
-    )
-
-
-def _try_line(engine: Engine) -> str:
-    url = "" if engine.url == f"http://127.0.0.1:{DEFAULT_PORT}" else f"--url {engine.url} "
-    key = "--api-key-file FILE " if engine.api_key else ""
-    return f'llamastream chat {url}{key}"Who are you?"'
-
-
-def _log_printer(json: bool, verbose: bool, console: Console, stop: _StopSignals) -> Callable[[LogRecord], None] | None:
-    def print_record(record: LogRecord) -> None:
-        try:
-            print_json({"event": "log", **msgspec.structs.asdict(record)})
-        except BrokenPipeError:
-            # Whoever read our output left, and with it whoever wanted this server.
-            if stop.received is None:
-                stop.request()
-
-    if json:
-        return print_record
-    if verbose:
-        return lambda record: console.print(_log_line(record), soft_wrap=True)
-    return None
-
-
-def _log_line(record: LogRecord) -> Text:
-    styles = {"debug": "dim", "info": "", "warning": "yellow", "error": "red"}
-    return Text(
-        f"{record.level:7} {record.source + ': ' if record.source else ''}{record.message}", styles[record.level]
-    )

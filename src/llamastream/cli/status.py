@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Callable
 
 from rich.console import Console
 from rich.text import Text
 
-from llamastream.cli.printable import one_line
 from llamastream.errors import (
     ConnectError,
     ConnectionLostError,
@@ -21,6 +19,7 @@ from llamastream.errors import (
     UnavailableError,
 )
 from llamastream.events import ClientEvent, RetryScheduled, StreamBroke
+from llamastream.printable import one_line
 
 _ERASE = "\r\x1b[K"
 
@@ -63,12 +62,10 @@ def _cause(error: Exception) -> str:
 class StatusRelay:
     """A listener for a client: hands its status lines to whatever shows an answer at the moment."""
 
+    tells_recoveries = True  # without a log, Python would write the client's own lines into the answer
+
     def __init__(self) -> None:
         self.show: Callable[[str], None] | None = None
-        # Without a log, Python would write the library's lines into the answer.
-        quiet = logging.getLogger("llamastream.recovery")
-        quiet.propagate = False
-        quiet.addHandler(logging.NullHandler())
 
     def __call__(self, event: ClientEvent) -> None:
         line = status_line(event)

@@ -19,6 +19,7 @@ from llamastream.client.core import (
     check_prewarm,
     checked_timeout,
     not_ready,
+    prewarmed,
 )
 from llamastream.client.endpoints import Call
 from llamastream.client.following import Pools
@@ -27,9 +28,12 @@ from llamastream.errors import (
     ConnectError,
     ConnectTimeoutError,
     LlamaStreamError,
+    MalformedOutputError,
     StreamTimeoutError,
     TransportError,
 )
+from llamastream.protocol.toolcalls import tool_questions
+from llamastream.tools import ToolSupport
 from llamastream.types import Health, Result, Stats, Timeouts
 
 T = TypeVar("T")
@@ -130,7 +134,10 @@ class AsyncStreamingClient(ClientBase):
         `chat`.
         """
         check_prewarm(body)
-        return (await self.chat(messages, model=model, max_tokens=1, timeouts=timeouts, **body)).stats
+        try:
+            return (await self.chat(messages, model=model, max_tokens=1, timeouts=timeouts, **body)).stats
+        except MalformedOutputError as error:
+            return prewarmed(error)
 
     # -- endpoints that answer at once ------------------------------------------------------------------
 
@@ -177,6 +184,21 @@ class AsyncStreamingClient(ClientBase):
     async def apply_template(self, messages: Sequence[Mapping[str, Any]], **body: Any) -> str:
         """The prompt that the model would see for a conversation. Raises as `props`."""
         return await self._call(endpoints.apply_template(messages, body))
+
+    async def tool_support(self) -> ToolSupport:
+        """What the server does with requests that have tools: of several, the first that can be reached.
+
+        Nothing is generated. Raises as `props`.
+        """
+        questions = tool_questions(await self.props())
+        question = next(questions)
+        while True:
+            reply = await self._call(endpoints.tool_question(question))
+            try:
+                question = questions.send(reply)
+            except StopIteration as end:
+                support: ToolSupport = end.value
+                return support
 
     async def wait_until_ready(self, timeout: float | None = 60.0) -> None:
         """Wait until the server has loaded its model.

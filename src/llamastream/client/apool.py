@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from math import inf
 from time import monotonic
 
@@ -32,6 +32,7 @@ class AsyncConnectionPool:
         self._idle: list[_Idle] = []
         self._places: set[Place] = set()
         self._line: deque[tuple[Place, asyncio.Future[None]]] = deque()
+        self._leave: dict[Place, Callable[[], None]] = {}
         self._closed = False
         self._guard: AsyncGenerator[None, None] | None = None
         self.streams_keep_alive = True
@@ -43,19 +44,22 @@ class AsyncConnectionPool:
             self._idle = []
             self._places = set()
             self._line = deque()
+            self._leave = {}
             self.server.waiting = 0
             self._guard = _close_with_loop(self)
             await anext(self._guard)
 
-    async def acquire(self, place: Place, deadline: float) -> tuple[AsyncConnection, bool]:
+    async def acquire(self, place: Place, deadline: float, leave: Callable[[], None]) -> tuple[AsyncConnection, bool]:
         """A connection, and whether it has been used before; a new one is not connected yet.
 
-        Whatever comes of it, `release` is to be called once it is not needed any more.
+        Whatever comes of it, `release` is to be called once it is not needed any more. `leave` is called where the
+        event loop ends before that: no task need be there that would notice.
 
         Raises:
             PoolTimeoutError: every connection was in use until the deadline.
         """
         acquired = await self.acquire_now(place)
+        self._leave[place] = leave
         if acquired is not None:
             return acquired
         began = monotonic()
@@ -113,6 +117,7 @@ class AsyncConnectionPool:
 
         `reader`: of the response that came over the connection, if that may be kept.
         """
+        self._leave.pop(place, None)
         ours = place in self._places  # not if it was got in a loop before this one
         self._give_back(place)
         if connection is None:
@@ -158,19 +163,27 @@ class AsyncConnectionPool:
         self.close_idle()
 
     def close_idle(self) -> None:
+        """Close what is idle."""
         for idle in list(self._idle):
             idle.expiry.cancel()
             idle.connection.abort()
         self._idle = []
 
+    def loop_ends(self) -> None:
+        """Close what is idle, and leave what is in use."""
+        self.close_idle()
+        for leave in list(self._leave.values()):
+            leave()
+
 
 async def _close_with_loop(pool: AsyncConnectionPool) -> AsyncGenerator[None, None]:
     """A generator that waits for ever: an event loop closes those that are open when it ends (asyncio.run does, by
-    `shutdown_asyncgens`), and so a client that nobody closed leaves no connection behind."""
+    `shutdown_asyncgens`), and so neither a client that nobody closed nor a stream that outlives its loop leaves a
+    connection behind."""
     try:
         yield
     finally:
-        pool.close_idle()
+        pool.loop_ends()
 
 
 class _Watch:

@@ -67,6 +67,24 @@ def checked_settings(settings: Any) -> ClientSettings | None:
     )
 
 
+_OTHER_NAMES = {
+    "timeout": "a stream has five clocks; use timeouts=Timeouts(connect=..., first_byte=..., prefill=..., "
+    "content_idle=..., total=...), or timeouts=Timeouts.all(SECONDS) for each step alike",
+    "max_retries": "use retry=RetryPolicy(max_retries=NUMBER), or the setting max_retries",
+    "url": "use base_url",
+    "default_headers": "use headers",
+}
+"""What other clients call their arguments, and what to write instead."""
+
+
+def unknown_argument(client: str, name: str, value: Any) -> Exception:
+    """The error for an argument that a client does not have."""
+    if name not in _OTHER_NAMES:
+        return TypeError(f"{client}.__init__() got an unexpected keyword argument {name!r}")
+    shown = f" = {value!r}" if isinstance(value, int | float) else ""
+    return SettingError(f"{name}{shown} is no argument of {client}: {_OTHER_NAMES[name]}")
+
+
 def check_timeouts(timeouts: Any, error: type[LlamaStreamError] = InvalidRequestError) -> None:
     """Raises `error` unless it is a `Timeouts` with numbers that a clock can have, or None."""
     if timeouts is None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from llamastream.client import endpoints
 from llamastream.client.aconnection import AsyncConnection
+from llamastream.client.alarm import Alarm
 from llamastream.client.apool import AsyncConnectionPool
 from llamastream.client.aunary import call_once
 from llamastream.client.connection import LONGEST_WAIT
@@ -63,8 +64,7 @@ class AsyncRunner:
         self._connection: AsyncConnection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_deadline = inf
+        self._alarm = Alarm()
         self._errand: asyncio.Task[None] | None = None
         self._step: asyncio.Timeout | None = None  # what `close` has to end
         self._paused = False
@@ -121,7 +121,7 @@ class AsyncRunner:
             self._let_go(None)
             self._place = Place()
             try:
-                connection, reused = await pool.acquire(self._place, session.queue_deadline)
+                connection, reused = await pool.acquire(self._place, session.queue_deadline, self.close)
             except PoolTimeoutError as error:
                 session.fail(error, monotonic())
                 return
@@ -264,14 +264,14 @@ class AsyncRunner:
         session = self.session
         assert session is not None
         if session.next_attempt_at is not None:
-            self._stop_timer()
+            self._alarm.stop()
         elif session.ended:
             self._release()
         elif len(self.queue) > _HIGH_WATER and not self._paused and self._connection is not None:
             self._paused = True
             session.exchange.rest()  # so that the reader asks us for more, and not only the connection
             self._connection.pause()
-        elif session.deadline < self._timer_deadline:
+        elif session.deadline < self._alarm.deadline:
             self._arm_timer()
         self._wake()
 
@@ -285,21 +285,15 @@ class AsyncRunner:
             session.fail(connection_lost(session.url, error), monotonic())
             self.queue.extend(session.take_events())
         if session.next_attempt_at is not None:
-            self._stop_timer()
+            self._alarm.stop()
         else:
             self._release()
         self._wake()
 
     def _arm_timer(self) -> None:
-        # One timer for the whole stream: when it fires it looks at the clocks, and sleeps on if they have moved on.
-        # Only a deadline that moved forward in time, as when one clock hands over to a shorter one, sets it anew.
         assert self._loop is not None
         assert self.session is not None
-        self._stop_timer()
-        self._timer_deadline = self.session.deadline
-        if self._timer_deadline != inf:
-            wait = min(LONGEST_WAIT, max(0.0, self._timer_deadline - monotonic()))
-            self._timer = self._loop.call_later(wait, self._look_at_clocks)
+        self._alarm.set(self._loop, self._look_at_clocks, self.session.deadline, self.session.awake(monotonic()))
 
     def _look_at_clocks(self) -> None:
         session = self.session
@@ -397,15 +391,10 @@ class AsyncRunner:
 
     def _release(self) -> None:
         """Let go of the connection and the timer; the queue stays for the reader."""
-        self._stop_timer()
+        self._alarm.stop()
         session = self.session
         ended_well = session is not None and session.ended and session.error is None and not session.cancelled
         self._let_go(session.exchange.reader if ended_well and session is not None else None)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _let_go(self, reader: ResponseReader | None) -> None:
         connection, self._connection = self._connection, None

@@ -24,10 +24,20 @@ class Generation:
         conversation_id: under which the server holds it, or None.
         asked_for: the request has gone out, or may have. answered: the response has begun.
         offset: bytes of its body that have been taken, up to the last whole event.
-        lost: it cannot be taken up again.
+        lost: it cannot be taken up again. refused: it was never begun.
     """
 
-    __slots__ = ("answered", "asked_for", "conversation_id", "lost", "offset", "request", "resumed", "server")
+    __slots__ = (
+        "answered",
+        "asked_for",
+        "conversation_id",
+        "lost",
+        "offset",
+        "refused",
+        "request",
+        "resumed",
+        "server",
+    )
 
     def __init__(
         self, server: Server, request: GenerationRequest, resumed: Resumed | None, conversation_id: str | None
@@ -40,11 +50,12 @@ class Generation:
         self.answered = False
         self.offset = 0
         self.lost = False
+        self.refused = False
 
     @property
     def held(self) -> bool:
         """Whether it may be taken up again."""
-        return self.conversation_id is not None and not self.lost
+        return self.conversation_id is not None and not (self.lost or self.refused)
 
     @property
     def compared(self) -> bool:

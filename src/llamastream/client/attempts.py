@@ -20,11 +20,13 @@ from llamastream.errors import (
     BadRequestError,
     EventTooLargeError,
     LlamaStreamError,
+    MalformedOutputError,
     MidStreamError,
     ModelLoadingError,
     ProtocolError,
     ServerError,
     StreamDivergedError,
+    ToolsUnsupportedError,
 )
 from llamastream.policy.recovery import Case, PlanKind, RecoveryOptions, classify, plan
 from llamastream.protocol.journal import Journal, repetition, token_limit, with_seed
@@ -42,6 +44,9 @@ _REFUSALS = frozenset({400, 404, 422, 500, 501})
 
 _PASSING = frozenset({429, 502, 503, 504})
 """How something on the way answers for a while; the server may hold the generation all the same."""
+
+_LOST = frozenset({502, 504})
+"""How something on the way answers that has lost sight of the server, which may have begun a generation."""
 
 Script = Generator[Errand, Any, None]
 
@@ -94,7 +99,7 @@ class AttemptPlanner:
         self._mended = 0
         self._now = 0.0
         self._decode_ms = 0.0
-        self._busy: Server | None = None
+        self._busy: tuple[Server, int] | None = None
 
     @property
     def server(self) -> Server:
@@ -248,8 +253,7 @@ class AttemptPlanner:
         """The attempt begins."""
         assert self.attempt is not None
         self.ready = False
-        self._busy = self.server
-        self._servers.began(self.server)
+        self._busy = self.server, self._servers.began(self.server)
         return self.attempt
 
     def sent(self) -> None:
@@ -263,7 +267,7 @@ class AttemptPlanner:
     def ended(self, *, answered: bool) -> None:
         """The attempt is over, well or not. `answered`: the response had begun."""
         if self._busy is not None:
-            self._servers.ended(self._busy)
+            self._servers.ended(*self._busy)
             self._busy = None
             if self.generation is not None and answered:
                 self.generation.answered = True
@@ -284,6 +288,8 @@ class AttemptPlanner:
 
     def blame(self, error: LlamaStreamError, now: float, *, stale: bool) -> None:
         """Note against the server that an attempt failed. `stale`: over an idle connection that had been closed."""
+        if isinstance(error, MalformedOutputError):
+            return  # it is the model's
         failure = classify(error, elsewhere=False)
         # With others to ask, an answer that says more of the server than of the request counts against it as well.
         unfit = len(self._servers) > 1 and (self.broken is not None or not isinstance(error, BadRequestError))
@@ -291,7 +297,8 @@ class AttemptPlanner:
         if stale or not (unfit or failure.kind in ("cut", "stall", "refused", "unavailable")):
             return
         certain = failure.kind in ("stall", "refused") or (unfit and failure.kind in ("final", "server_error"))
-        self._servers.failed(self.server, now, certain=certain)
+        if not isinstance(error, ToolsUnsupportedError):  # the server is well for all other requests
+            self._servers.failed(self.server, now, certain=certain)
         self._failed_on.add(self.server)
         if self.broken is not None:
             self.broken.tried.add(self.server)
@@ -316,7 +323,9 @@ class AttemptPlanner:
                 return broken.error if refused else error
             if classify(error, elsewhere=False).kind == "refused":
                 generation.lost = True  # it went down with its process
-        elif attempt.kind in ("continue", "non_streaming") and not generation.compared and _refused(error):
+        elif isinstance(error, ServerError) and not isinstance(error, MidStreamError) and error.status not in _LOST:
+            generation.refused = True
+        if attempt.kind in ("continue", "non_streaming") and not generation.compared and _refused(error):
             # Of this stream alone: what refuses one message, or fails at a moment, may take the next.
             self._refused_by.add(generation.server)
             return broken.error

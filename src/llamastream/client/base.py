@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from llamastream.backends import BackendSource
+from llamastream.client.arguments import unknown_argument
 from llamastream.client.core import ClientCore
 from llamastream.client.holdings import Holdings
 from llamastream.events import Listener
@@ -36,7 +37,9 @@ class ClientBase:
         listeners: called with the events of `llamastream.events` (requests, attempts, first tokens, retries, ends).
 
     Raises:
-        SettingError: an argument, a setting or an environment variable has a value that is not allowed.
+        SettingError: an argument, a setting or an environment variable has a value that is not allowed, or an argument
+            goes by another name here than in other clients.
+        TypeError: there is no argument of that name.
     """
 
     def __init__(
@@ -58,7 +61,10 @@ class ClientBase:
         recovery: RecoveryMode | None = None,
         max_connections: int | None = None,
         listeners: Iterable[Listener] = (),
+        **unknown: Any,
     ) -> None:
+        if unknown:
+            raise unknown_argument(type(self).__name__, *next(iter(unknown.items())))
         self._core = ClientCore(
             base_url,
             api_key=api_key,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import encodings.idna  # noqa: F401  # else the first look-up of a name does, which may hang in the child of a fork
+import os
 import socket
 import ssl
 import struct
@@ -31,6 +32,7 @@ class Connection:
         self._tls = tls
         self._socket: socket.socket | None = None
         self._aborted = False
+        self._process = os.getpid()
         self._broken = False
         self._armed = inf  # the timeout that the socket has now
         self._steady = 0.0  # the timeout of `receive_within`, where that was used last
@@ -192,7 +194,7 @@ class Connection:
         """Break the connection off from any thread: a read that waits returns at once."""
         self._aborted = True
         sock = self._socket
-        if sock is not None:
+        if sock is not None and self._process == os.getpid():  # a forked child's copy is the parent's connection too
             # Not close(): the descriptor could be given to somebody else while the reader still waits on it. And not
             # SSLSocket.shutdown(), which takes the TLS state away from the reader.
             with contextlib.suppress(OSError):

@@ -27,12 +27,18 @@ from llamastream.client.servers import Server, Servers
 from llamastream.client.session import SessionOptions, StreamSession
 from llamastream.client.state import ClientState
 from llamastream.client.whole import WholeOnly
-from llamastream.errors import InvalidRequestError, LlamaStreamError, SettingError, UnavailableError
+from llamastream.errors import (
+    InvalidRequestError,
+    LlamaStreamError,
+    MalformedOutputError,
+    SettingError,
+    UnavailableError,
+)
 from llamastream.events import Listener
 from llamastream.protocol.http1 import build_request
 from llamastream.protocol.requests import GenerationRequest, chat_request, completion_request
 from llamastream.settings import ClientSettings, load, replaced_settings
-from llamastream.types import Fallback, Health, RecoveryMode, RetryPolicy, Timeouts
+from llamastream.types import Fallback, Health, RecoveryMode, RetryPolicy, Stats, Timeouts
 
 UNARY_TIMEOUT = 10.0
 """Seconds that an endpoint which answers at once (health, slots, tokenize, ...) may take."""
@@ -224,3 +230,14 @@ def check_prewarm(body: Mapping[str, Any]) -> None:
         raise InvalidRequestError(
             "prewarm has no max_tokens: it generates one token and throws it away; leave it out, or call chat()"
         )
+
+
+def prewarmed(error: MalformedOutputError) -> Stats:
+    """The figures of a prewarming whose one token was the beginning of a tool call, of which nothing shows.
+
+    Raises:
+        MalformedOutputError: the token could not be read.
+    """
+    if error.partial is None or error.partial.finish_reason != "length":
+        raise error
+    return error.partial.stats

@@ -16,6 +16,7 @@ from llamastream.errors import (
 )
 from llamastream.protocol.failures import response_error, unexpected_response
 from llamastream.protocol.http1 import ResponseReader
+from llamastream.protocol.toolcalls import Question, Reply
 from llamastream.types import Health
 
 T = TypeVar("T")
@@ -127,6 +128,11 @@ def apply_template(messages: Sequence[Mapping[str, Any]], extra: Mapping[str, An
     return Call("POST", "/apply-template", _read_field("prompt", str), {"messages": list(messages), **extra})
 
 
+def tool_question(question: Question) -> Call[Reply]:
+    """One question of `tool_questions`; a refusal is an answer, too."""
+    return Call("POST", question[0], _read_reply, question[1])
+
+
 def reattach_probe() -> Call[bool]:
     """Whether a server can replay a running generation: then it asks for the id that is missing here."""
     return Call("GET", "/v1/stream", lambda status, headers, body, url: status == 400)
@@ -135,6 +141,12 @@ def reattach_probe() -> Call[bool]:
 def drop_generation(path: str) -> Call[int]:
     """End a generation that is held under an id, and forget it. The value is the status."""
     return Call("DELETE", path, lambda status, headers, body, url: status)
+
+
+def _read_reply(status: int, headers: Mapping[str, str], body: bytes, url: str) -> Reply:
+    if status in (401, 403, 429, 502, 503, 504):  # nothing that tells of tools
+        raise response_error(status, headers, body, url)
+    return status, body
 
 
 def _read_health(status: int, headers: Mapping[str, str], body: bytes, url: str) -> Health:

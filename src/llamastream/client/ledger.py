@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import threading
 import time
 from collections.abc import Collection, Iterator
@@ -16,6 +17,8 @@ from typing import BinaryIO
 
 import msgspec
 from msgspec import Struct
+
+from llamastream.settings.file import user_directory
 
 try:
     import fcntl
@@ -44,8 +47,7 @@ class _Line(Struct, omit_defaults=True):
 
 def state_directory() -> Path:
     """Where the files are: under XDG_STATE_HOME, else ~/.local/state."""
-    home = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(home) if home else Path.home() / ".local" / "state") / "llamastream" / "held"
+    return user_directory("XDG_STATE_HOME", ".local/state") / "held"
 
 
 class Ledger:
@@ -134,7 +136,7 @@ def orphans(urls: Collection[str]) -> list[tuple[str, str]]:
         return found
     with contextlib.suppress(OSError, RuntimeError):
         for path in sorted(state_directory().glob("*.jsonl")):
-            with contextlib.suppress(OSError), path.open("r+b") as file:
+            with contextlib.suppress(OSError), _own_file(path) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an OSError: its process lives
                 written = path.stat().st_mtime
                 old = time.time() - written > MAX_AGE
@@ -154,6 +156,21 @@ def orphans(urls: Collection[str]) -> list[tuple[str, str]]:
     return found
 
 
+def _own_file(path: Path) -> BinaryIO:
+    """The file, to read and write.
+
+    Raises:
+        OSError: it cannot be opened, or is none of ours: a link to another one (which would be emptied), a pipe, a
+            file of somebody else's.
+    """
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "r+b")
+    found = os.fstat(file.fileno())
+    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid():
+        return file
+    file.close()
+    raise PermissionError(f"{path} is not a file of our own")
+
+
 def _encode(lines: list[_Line]) -> bytes:
     return b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
 
@@ -162,7 +179,8 @@ def _held(data: bytes) -> Iterator[tuple[str, str]]:
     """(id, url) of what was not dropped; a line that was cut short counts for nothing."""
     held: dict[str, str] = {}
     for raw in data.split(b"\n"):
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        # RecursionError: brackets in brackets, which nobody of us wrote.
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             line = msgspec.json.decode(raw, type=_Line)
             if line.url:
                 held[line.id] = line.url

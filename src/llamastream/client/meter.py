@@ -53,6 +53,10 @@ class LatencyMeter:
         # The times are only noted here; what they mean is worked out when somebody asks, or when there are many.
         for _ in range(count):
             self.arrivals.append(now)
+        self.fold_if_many()
+
+    def fold_if_many(self) -> None:
+        """Keep the memory constant."""
         if len(self.arrivals) >= _FOLD:
             self.fold()
 

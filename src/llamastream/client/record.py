@@ -19,9 +19,12 @@ from llamastream.events import (
 )
 from llamastream.policy.buffering import buffering_advice, looks_buffered
 from llamastream.protocol.exchange import GenerationExchange
+from llamastream.protocol.requests import GenerationRequest
+from llamastream.protocol.toolcalls import tool_advice
 from llamastream.types import FailedAttempt, PromptFacts, Recovery, Stats
 
-MAX_RECORDED = 64
+MAX_FAILED = 64
+MAX_RECOVERIES = 1024
 """Failed attempts, and recoveries, that are kept in the figures; what goes on for long must not make them grow."""
 
 
@@ -58,7 +61,7 @@ class StreamRecord:
 
     def retry(self, error: LlamaStreamError, delay: float) -> None:
         """The attempt failed, and another follows."""
-        if len(self._failed) < MAX_RECORDED:
+        if len(self._failed) < MAX_FAILED:
             self._failed.append(FailedAttempt(type(error).__name__, error.message, error.status, delay))
         self._state.notify(RetryScheduled(self._id, self.attempts, error, delay))
 
@@ -79,7 +82,7 @@ class StreamRecord:
             server=server,
             from_server=broken.server.url,
         )
-        if len(self._recoveries) < MAX_RECORDED:
+        if len(self._recoveries) < MAX_RECOVERIES:
             self._recoveries.append(recovery)
         self._state.log_recovery(recovery)
         self._state.notify(StreamRecovered(self._id, recovery))
@@ -87,9 +90,9 @@ class StreamRecord:
     def ended(self, reason: str, stats: Stats, error: LlamaStreamError | None = None) -> None:
         self._state.notify(RequestEnded(self._id, reason, stats, error))
 
-    def hints(self, stats: Stats, system_prompt: str, exchange: GenerationExchange) -> None:
+    def hints(self, stats: Stats, request: GenerationRequest, exchange: GenerationExchange) -> None:
         """After a good end: say what could be better."""
-        prompt = None
+        prompt, system_prompt = None, request.system_prompt
         if stats.prompt_tokens is not None and system_prompt:
             prompt = PromptFacts(system_prompt, stats.prompt_tokens, stats.cached_tokens or 0)
         hint = self._state.succeeded(prompt)
@@ -97,6 +100,8 @@ class StreamRecord:
             self._state.hint(self._id, "prompt_cache", hint)
         if stats.buffered:
             self._state.hint(self._id, "buffering", f"{exchange.url}: {buffering_advice(exchange.headers)}")
+        if request.offers_tools and (advice := tool_advice(request.body, exchange.assembler.result(stats))):
+            self._state.hint(self._id, *advice)
 
     def stats(self, now: float, exchange: GenerationExchange) -> Stats:
         """The figures as of `now`."""

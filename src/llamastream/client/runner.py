@@ -11,6 +11,7 @@ from llamastream.client import endpoints
 from llamastream.client.connection import Connection
 from llamastream.client.core import ClientCore, describe_stream
 from llamastream.client.endpoints import Call
+from llamastream.client.forks import renew_after_fork
 from llamastream.client.oserrors import connection_lost
 from llamastream.client.pool import ConnectionPool, Place
 from llamastream.client.servers import Server
@@ -47,10 +48,18 @@ class Runner:
         self._question: Connection | None = None  # over which a short question is asked
         self._place: Place | None = None  # in line for a connection, or with it
         self._pool = pools[0]  # the one that the place belongs to
-        self._lock = threading.RLock()  # reentrant, since `cancel` may be called by a signal's handler
         self._cancelled = threading.Event()
+        self.after_fork()
+        renew_after_fork(self)
         self._left = False  # the same, for a look at each piece of text
         request.encoded()  # what JSON cannot express is refused now, not at the first iteration
+
+    def after_fork(self) -> None:
+        """Locks of its own for the child of a fork, where a copy of the stream is closed at the latest when it goes."""
+        self._lock = threading.RLock()  # reentrant, since `cancel` may be called by a signal's handler
+        cancelled, self._cancelled = self._cancelled, threading.Event()
+        if cancelled.is_set():
+            self._cancelled.set()
 
     def open(self) -> StreamSession:
         """Connect and send; what goes wrong is kept in the session, where the reader meets it."""

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from llamastream.client.attempts import AttemptPlanner
 from llamastream.client.state import ClientState
-from llamastream.errors import LlamaStreamError, ModelLoadingError, ServerError
+from llamastream.errors import LlamaStreamError, MalformedOutputError, ModelLoadingError, ServerError
 from llamastream.policy.recovery import classify, delay
 from llamastream.policy.retry import RetryState, too_long
 from llamastream.protocol.failures import streaming_unsupported
@@ -59,6 +59,8 @@ class Sequels:
 
     def after(self, error: LlamaStreamError, at: FailedAt) -> Sequel | LlamaStreamError:
         """What follows; an error: that ends the stream."""
+        if isinstance(error, MalformedOutputError):
+            return error  # nothing broke: the model would say the same again
         if at.emitted:
             return self._in_the_middle(error, at)
         if self._falls_back(error, at.now):
@@ -78,8 +80,11 @@ class Sequels:
         failure = classify(error, elsewhere=planner.elsewhere(at.now))
         base = self._state.retry.base_delay
         wait = delay(failure, broken.attempts, self._random(), base=base, longest=LONGEST_RECOVERY_DELAY)
-        if kind == "finish" or (reported is not error and kind != way):
-            wait = 0.0  # nothing is needed of a server, or one refused this way and is asked for another
+        elsewhere = failure.elsewhere and kind != "reattach"
+        if kind == "finish" or elsewhere or (reported is not error and kind != way):
+            # Nothing is needed of a server, or one has not been asked yet, or one refused this way and is asked for
+            # another.
+            wait = 0.0
         if kind == "fail" or at.now + wait >= at.end:
             return reported
         broken.attempts += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -78,9 +79,12 @@ class Servers:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """A lock of its own for the child of a fork."""
+        """A lock of its own for the child of a fork, which has none of its parent's streams."""
         # Reentrant: the garbage collector may end a stream in the middle of any of the methods below.
         self._lock = threading.RLock()
+        self._process = os.getpid()
+        for server in self.all:
+            server.in_flight = server.waiting = 0
 
     def __len__(self) -> int:
         return len(self.all)
@@ -134,13 +138,17 @@ class Servers:
         self.all = (*self.all, server)
         return server
 
-    def began(self, server: Server) -> None:
+    def began(self, server: Server) -> int:
+        """A stream begins to use a server. What it returns is for `ended`."""
         with self._lock:
             server.in_flight += 1
+            return self._process
 
-    def ended(self, server: Server) -> None:
+    def ended(self, server: Server, began: int) -> None:
+        """It has ended; a child's copy of a stream that its parent began was never counted here."""
         with self._lock:
-            server.in_flight -= 1
+            if began == self._process:
+                server.in_flight -= 1
 
     def failed(self, server: Server, now: float, *, certain: bool) -> None:
         with self._lock:

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from llamastream.client.attempt import Attempt, Errand
 from llamastream.client.attempts import AttemptPlanner
+from llamastream.client.reading import Reading
 from llamastream.client.record import StreamRecord
 from llamastream.client.sequel import FailedAt, Sequel, Sequels
 from llamastream.client.servers import Server
@@ -30,9 +31,7 @@ from llamastream.errors import (
     PoolTimeoutError,
     ServerError,
 )
-from llamastream.policy.clocks import Phase
 from llamastream.policy.recovery import RecoveryOptions
-from llamastream.policy.watch import Watch
 from llamastream.protocol.exchange import GenerationExchange
 from llamastream.protocol.requests import GenerationRequest
 from llamastream.types import (
@@ -42,24 +41,18 @@ from llamastream.types import (
     Stats,
     StreamEnd,
     StreamEvent,
-    StreamStart,
     Timeouts,
 )
 
-LONGEST_STEADY = 86400.0
-"""Seconds: a content-idle clock that runs longer is watched by deadlines."""
-
 EARLY = 0.01
 """Seconds that a timer may be early, at most."""
-
-REATTACH_HEADER = 5.0
-"""Seconds until a server answers that is asked for the rest of a generation: there is no queue for it."""
 
 
 class SessionOptions(Struct, frozen=True):
     """What a stream takes from its client and its call. `epoch`: the wall time at which its clock stood at 0.
     `whole_only`: what the client knows of servers that cannot stream.
-    `reads_block`: bytes are read as they come; an event loop may be late, and then all of them come at once."""
+    `reads_block`: bytes are read as they come; an event loop may be late, and then all of them come at once, so that
+    a runner in one says by `awake` that it is not."""
 
     timeouts: Timeouts
     max_event_bytes: int
@@ -78,7 +71,6 @@ class StreamSession:
         error: why it failed, its `partial` filled in; None if it ended well or was cancelled.
         cancelled: the caller left.
         next_attempt_at: when the next attempt may begin; None while one is under way.
-        exchange: the response that is being read.
     """
 
     def __init__(
@@ -111,16 +103,13 @@ class StreamSession:
         self._attempt_began = now
         self._reused_connection = False
         self._sequels = Sequels(self._planner, state, options.fallback, random)
-        self._start_emitted = False
-        self._last_was_content = False
-        self._content_chunks = 0
-        self._swallowed = 0
-        self._waiting_since = inf
-        self._watch = Watch(options.timeouts, now)
         self._events: list[StreamEvent] = []
         self._record = StreamRecord(state, self.url, now)
         self._meter = self._record.meter
-        self.exchange = self._new_exchange(None)
+        self._reading = Reading(
+            self._record, self._new_exchange(None), options.timeouts, now, reads_block=options.reads_block
+        )
+        self._watch = self._reading.watch
 
     def _new_exchange(self, attempt: Attempt | None) -> GenerationExchange:
         planner = self._planner
@@ -131,8 +120,14 @@ class StreamSession:
             accept_whole=self._options.fallback != "never",
             assembler=planner.journal.assembler,
             resumed=None if attempt is None else attempt.generation.resumed,
+            offers_tools=planner.request.offers_tools,
             arrivals=self._meter.arrivals,
         )
+
+    @property
+    def exchange(self) -> GenerationExchange:
+        """The response that is being read."""
+        return self._reading.exchange
 
     @property
     def server(self) -> Server:
@@ -153,7 +148,7 @@ class StreamSession:
     @property
     def deadline(self) -> float:
         """Until when the runner may wait, by the same clock; `math.inf` for ever."""
-        self._catch_up()
+        self._reading.catch_up()
         return self._watch.wait_until
 
     @property
@@ -206,110 +201,58 @@ class StreamSession:
     def begin(self, now: float, *, reused_connection: bool) -> None:
         """An attempt begins: the runner has a connection, or is about to make one."""
         attempt = self._planner.begin()
-        self._record.earlier_bytes += self.exchange.body_bytes
-        self.exchange = self._new_exchange(attempt)
-        self._swallowed = 0 if attempt.generation.resumed is None else attempt.generation.resumed.swallowed
+        self._reading.begin(self._new_exchange(attempt), now, reattached=attempt.kind == "reattach")
         self._now = self._attempt_began = now
         self._reused_connection = reused_connection
         self.next_attempt_at = None
-        self._watch.begin(now)
         self._record.attempt(attempt, reused_connection=reused_connection)
 
     def connected(self, now: float) -> None:
         """The connection stands and the request is about to be sent."""
         self._planner.sent()
         self._now = now
-        self._waiting_since = now if self._options.reads_block else inf
         self._meter.connect_time = None if self._reused_connection else now - self._attempt_began
-        self._watch.enter(Phase.FIRST_BYTE, now, REATTACH_HEADER if self.attempt.kind == "reattach" else inf)
+        self._reading.sent(now)
 
     @property
     def steady_idle(self) -> float | None:
-        """Seconds that the next wait may take, if the last read was content and no clock but that of idle content runs.
-
-        None: wait until `deadline`. After a ping, say, what is left of the clock is less than the whole.
-        """
-        taker = self.exchange.steady
-        steady = taker is not None and taker.armed and self._last_was_content and self._watch.end == inf
-        idle = self._options.timeouts.content_idle
-        return idle if steady and idle is not None and idle < LONGEST_STEADY else None
-
-    def _catch_up(self) -> None:
-        """Take note of what came the short way (`protocol.steady.SteadyText.take`)."""
-        pieces = self.exchange.count()
-        if pieces:
-            self._content_chunks += pieces
-            self._now = self._watch.content_at = self._meter.last_content
-            self._meter.content(0, self._now)
+        """See `Reading.steady_idle`."""
+        return self._reading.steady_idle
 
     def feed(self, data: bytes, now: float) -> list[StreamEvent]:
         """Bytes arrived; returns what they mean, in order. The last event of a good stream is `StreamEnd`."""
         if self.ended or self.next_attempt_at is not None:
             return []
-        self._catch_up()
         self._now = now
-        exchange = self.exchange
-        events = exchange.feed(data)
-        chunks = exchange.assembler.content_chunks
-        self._last_was_content = chunks != self._content_chunks
-        if self._last_was_content:
-            self._content(chunks, now)
-        elif exchange.accepted and self._watch.phase is Phase.FIRST_BYTE:
-            self._header(now)
-        elif exchange.resumed is not None and exchange.resumed.swallowed != self._swallowed:
-            self._swallowed = exchange.resumed.swallowed
-            self._watch.content(now)
-        elif events:
-            self._watch.progress(now)
-        if events and type(events[0]) is StreamStart:
-            self._see_start(events)
-        if exchange.done:
+        events = self._reading.feed(data, now)
+        self._look_whether_mended()
+        if self.exchange.done:
             self._finish(events)
             events += self.take_events()
         return events
 
-    def _header(self, now: float) -> None:
-        if not self._content_chunks:
-            self._meter.header_at = now
-        if self.attempt.kind == "reattach":
-            self._watch.content(now)  # its prefill is over
-        else:
-            self._watch.prefill(now)
-
-    def _content(self, chunks: int, now: float) -> None:
-        if not self._content_chunks:
-            if self._watch.phase is Phase.FIRST_BYTE:
-                self._record.silence = now - self._waiting_since
-            self._record.first_token(now)
-        self._meter.content(chunks - self._content_chunks, now)
-        self._content_chunks = chunks
-        self._watch.arrived(now)
-        if self._planner.broken is not None:
-            self._mended(self.attempt.kind)
-
-    def _see_start(self, events: list[StreamEvent]) -> None:
-        """A repetition starts its stream anew, but the caller hears of one start."""
-        if self._start_emitted:
-            del events[0]
-        self._start_emitted = True
-
     def feed_eof(self, now: float) -> list[StreamEvent]:
         """The server closed the connection."""
-        events: list[StreamEvent] = []
-        if not self.ended and self.next_attempt_at is None:
-            self._catch_up()
-            self._now = now
-            events = self.exchange.feed_eof()
-            chunks = self.exchange.assembler.content_chunks
-            if chunks != self._content_chunks:
-                self._content(chunks, now)
-            exchange = self.exchange
-            if exchange.error is None and not (exchange.whole or exchange.terminated or self._planner.journal.counted):
-                self.fail(ConnectionLostError(f"{self.url} broke off before the token counts"), now)
-            else:
-                self._finish(events)
-            events += self.take_events()
+        if self.ended or self.next_attempt_at is not None:
+            return []
+        self._now = now
+        events = self._reading.feed_eof(now)
+        self._look_whether_mended()
+        exchange = self.exchange
+        if exchange.error is None and not (exchange.whole or exchange.terminated or self._planner.journal.counted):
+            self.fail(ConnectionLostError(f"{self.url} broke off before the token counts"), now)
+        else:
+            self._finish(events)
+        events += self.take_events()
         return events
+
+    def _look_whether_mended(self) -> None:
+        if self._reading.last_was_content and self._planner.broken is not None:
+            self._mended(self.attempt.kind)
+
+    def awake(self, now: float) -> float:
+        """See `Reading.awake`."""
+        return self._reading.awake(now)
 
     def wants_slots(self, now: float) -> bool:
         """Whether the runner should ask `/slots` now and tell the answer by `slots_seen`."""
@@ -325,14 +268,14 @@ class StreamSession:
         self._watch.restart(now)
 
     def reader_came(self, now: float) -> None:
-        """The reader begins to read, perhaps long after the request was sent (`with`): that was no silence."""
-        self._waiting_since = max(self._waiting_since, now)
+        """See `Reading.reader_came`."""
+        self._reading.reader_came(now)
 
     # -- ends -------------------------------------------------------------------------------------------
 
     def timed_out(self, now: float) -> bool:
         """Check the clocks; True if one ran out."""
-        self._catch_up()
+        self._reading.catch_up()
         error = None if self.ended else self._watch.expired(now, self.url)
         if error is not None:
             self.fail(error, now)
@@ -342,7 +285,7 @@ class StreamSession:
         """The attempt failed: another follows, or the stream ends."""
         if self.ended:
             return
-        self._catch_up()
+        self._reading.catch_up()
         if isinstance(error, ConnectTimeoutError | PoolTimeoutError) and now > self._watch.end - EARLY:
             error = self._watch.expired(max(now, self._watch.end), self.url) or error
         self._now = now
@@ -354,7 +297,7 @@ class StreamSession:
         if under_way:
             self._attempt_over()
             self._planner.blame(error, now, stale=self._reused_connection and not answered)
-        emitted = self._content_chunks > 0
+        emitted = self._reading.content_chunks > 0
         at = FailedAt(now, self._watch.end, self._meter.last_content, emitted, answered, self._reused_connection)
         sequel = self._sequels.after(error, at)
         if not isinstance(sequel, Sequel):
@@ -396,7 +339,7 @@ class StreamSession:
     def cancel(self, now: float) -> None:
         """The caller leaves."""
         if not self.ended:
-            self._catch_up()
+            self._reading.catch_up()
             self.exchange.rest()
             self._now = now
             self._planner.ended(answered=self.exchange.accepted)
@@ -424,7 +367,7 @@ class StreamSession:
         stats = self.stats()
         reason = assembler.finish_reason() or "stop"
         events.append(StreamEnd(reason, assembler.usage, stats))
-        self._record.hints(stats, self._planner.request.system_prompt, self.exchange)
+        self._record.hints(stats, self._planner.request, self.exchange)
         self._record.ended(reason, stats)
 
     # -- what is known ------------------------------------------------------------------------------------
@@ -433,7 +376,8 @@ class StreamSession:
         """The figures as of the last thing that happened."""
         return self._record.stats(max(self._now, self._meter.last_content), self.exchange)
 
-    def gaps(self) -> tuple[tuple[float, int], ...]:  # see `LatencyMeter.gaps`
+    def gaps(self) -> tuple[tuple[float, int], ...]:
+        """All gaps between chunks of content (see `LatencyMeter.gaps`)."""
         return self._meter.gaps()
 
     @property

@@ -89,23 +89,10 @@ class ClientState:
         logger.warning(message)
         self.notify(Hint(request_id, topic, message))
 
-    @staticmethod
-    def log_recovery(recovery: Recovery) -> None:
-        """A stream that broke in the middle goes on: a line in the log."""
-        where = (
-            recovery.server
-            if recovery.server == recovery.from_server
-            else f"{recovery.from_server} → {recovery.server}"
-        )
-        recovery_logger.warning(
-            "%s: recovered by %s after %d characters, gap %.3f s, %s (%s)",
-            where,
-            recovery.kind,
-            recovery.text_at_break,
-            recovery.gap,
-            "verified" if recovery.verified else "not verified",
-            recovery.error,
-        )
+    def log_recovery(self, recovery: Recovery) -> None:
+        """A stream that broke in the middle goes on: a line in the log, unless a listener says that it tells."""
+        if not any(getattr(listener, "tells_recoveries", False) for listener in self._listeners):
+            recovery_logger.warning("%s", recovery.summary)
 
     def decide_retry(self, error: LlamaStreamError, state: RetryState, random: float) -> Retry | None:
         """Whether to send again; takes the cost from the budget."""

@@ -14,14 +14,14 @@ REMEMBERED = 600.0
 _MOST = 256
 """Kinds of requests that are remembered; callers may name any number of models."""
 
-_Kind: TypeAlias = tuple[int, str, object, bool]
+_Kind: TypeAlias = tuple[int, str, object, bool, bool]
 
 
 class WholeOnly:
     """Remembers, for each server and kind of request, that streaming was refused. Thread-safe.
 
-    A kind is the endpoint, the model, and whether there are tools: older servers cannot stream with tools, or with the
-    template of one model, and can with all else.
+    A kind is the endpoint, the model, and whether there are tools and log probabilities: older servers cannot stream
+    with tools, newer ones not with both, or not with the template of one model; and all can with all else.
     """
 
     def __init__(self) -> None:
@@ -45,4 +45,4 @@ class WholeOnly:
 
 def _kind(server: Server, request: GenerationRequest) -> _Kind:
     body = request.body
-    return server.index, request.path, body.get("model"), bool(body.get("tools"))
+    return server.index, request.path, body.get("model"), bool(body.get("tools")), bool(body.get("logprobs"))

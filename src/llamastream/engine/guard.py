@@ -39,7 +39,8 @@ _KIND, _DIRECTORY = 0o170000, 0o040000
 
 
 def _load_prctl() -> Any:
-    """`prctl`, looked up before the fork, since the child of a fork should do as little as possible."""
+    """`prctl`. Looked up in the child: what that takes of memory is gone with its `exec`, and the guard, which has one
+    thread only, may be forked without care."""
     if not sys.platform.startswith("linux"):
         return None
     try:
@@ -50,10 +51,11 @@ def _load_prctl() -> Any:
         return None
 
 
-def _become(command: list[str], error_pipe: int, guard: int, prctl: Any) -> NoReturn:
+def _become(command: list[str], error_pipe: int, guard: int) -> NoReturn:
     """In the child: take the place of the server."""
     try:
         os.setpgid(0, 0)
+        prctl = _load_prctl()
         if prctl is not None:
             prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
             if os.getppid() != guard:
@@ -152,11 +154,10 @@ def main(arguments: list[str]) -> int:
         _say(status, b"directory %d\n" % (error.errno or 0))
         return 1
 
-    prctl = _load_prctl()
     error_read, error_write = os.pipe()
     child = os.fork()
     if child == 0:
-        _become(command, error_write, guard, prctl)
+        _become(command, error_write, guard)
     os.close(error_write)
     problem = os.read(error_read, 16)
     if problem:

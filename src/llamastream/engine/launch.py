@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -82,6 +81,8 @@ class Launch:
 
     async def astart(self) -> Engine:
         """`start` for coroutines; a cancelled start leaves no server behind."""
+        import asyncio  # costs memory that a supervisor without coroutines need not spend
+
         starting = asyncio.get_running_loop().run_in_executor(None, self.start)
         try:
             return await asyncio.shield(starting)

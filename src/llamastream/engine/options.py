@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from llamastream.errors import SettingError
+from llamastream.settings.words import shown
 
 # constraints stand on the number itself: msgspec refuses them on a union with None
 Positive = Annotated[int, Meta(ge=1)]
@@ -149,20 +150,10 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         _check_combinations(self)
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={value!r}" for name, value in self._shown())
-        return f"EngineOptions({shown})"
+        return f"EngineOptions({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
-    def __rich_repr__(self) -> Any:
-        yield from self._shown()
-
-    def _shown(self) -> list[tuple[str, Any]]:
-        """Fields that differ from their default; the key is never among them in clear."""
-        pairs: list[tuple[str, Any]] = []
-        for field in msgspec.structs.fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
-                pairs.append((field.name, "***" if field.name == "api_key" else value))
-        return pairs
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return shown(self, secret=("api_key",))
 
 
 def _check_types(options: EngineOptions) -> None:

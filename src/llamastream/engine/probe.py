@@ -18,6 +18,7 @@ from msgspec import Struct
 from llamastream.engine.environment import clean_environment
 from llamastream.engine.helptext import Help, parse_help
 from llamastream.errors import EngineMissingError, SettingError
+from llamastream.settings.file import user_directory
 
 NAME = "llama-server"
 VARIABLE = "LLAMA_SERVER_BIN"
@@ -91,10 +92,8 @@ def probe(path: str, cache: Path | None = None) -> Probe:
 def default_cache() -> Path:
     """The user's cache directory for probes (`XDG_CACHE_HOME`, `~/.cache`, `~/Library/Caches`)."""
     if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "llamastream" / "probe"
+        return Path.home() / "Library" / "Caches" / "llamastream" / "probe"
+    return user_directory("XDG_CACHE_HOME", ".cache") / "probe"
 
 
 def _identity(path: str) -> str:

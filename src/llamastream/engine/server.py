@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 
+from llamastream.engine.address import ServerAddress
 from llamastream.engine.options import EngineOptions
 from llamastream.engine.process import ServerProcess
-from llamastream.engine.ready import ServerAddress
 from llamastream.types import Capabilities, LogRecord
 
 
@@ -90,8 +89,12 @@ class Engine:
 
     async def await_exit(self, timeout: float | None = None) -> int | None:
         """`wait` for coroutines."""
+        import asyncio  # costs memory that a supervisor without coroutines need not spend
+
         return await asyncio.to_thread(self.wait, timeout)
 
     async def astop(self, timeout: float | None = None) -> int | None:
         """`stop` for coroutines."""
+        import asyncio  # costs memory that a supervisor without coroutines need not spend
+
         return await asyncio.to_thread(self.stop, timeout)

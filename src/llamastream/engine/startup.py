@@ -15,6 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from llamastream.engine import embedded, hub
+from llamastream.engine.address import ServerAddress
 from llamastream.engine.addresses import check_port, prepare_socket
 from llamastream.engine.environment import clean_environment
 from llamastream.engine.failures import SHOWN_LINES, classify, describe_exit
@@ -24,7 +25,6 @@ from llamastream.engine.options import EngineOptions
 from llamastream.engine.probe import Binary, find_binary, probe
 from llamastream.engine.process import ServerProcess
 from llamastream.engine.ready import (
-    ServerAddress,
     announced_port,
     is_healthy,
     listening_ports,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import secrets
@@ -13,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from llamastream.backends import ROUTABLE, Backend
-from llamastream.engine import EngineOptions
+from llamastream.engine import Engine, EngineOptions
 from llamastream.engine.machine import cores, default_cache_ram, memory
 from llamastream.errors import EngineError, EngineStartTimeoutError, SettingError
 from llamastream.events import FleetEvent, FleetListener, InstanceWarning
@@ -179,6 +178,8 @@ class Fleet:
 
     async def astart(self) -> Self:
         """`start` for coroutines; a cancelled start leaves no server behind."""
+        import asyncio  # costs memory that a supervisor without coroutines need not spend
+
         starting = asyncio.get_running_loop().run_in_executor(None, self.start)
         try:
             await asyncio.shield(starting)
@@ -190,6 +191,8 @@ class Fleet:
 
     async def astop(self, *, drain: bool = True) -> None:
         """`stop` for coroutines."""
+        import asyncio  # costs memory that a supervisor without coroutines need not spend
+
         await asyncio.to_thread(self.stop, drain=drain)
 
     def __enter__(self) -> Self:
@@ -231,6 +234,19 @@ class Fleet:
     def status(self) -> tuple[InstanceReport, ...]:
         """All instances as people see them."""
         return tuple(instance.report() for instance in self._instances)
+
+    @property
+    def supervised(self) -> bool:
+        """Whether every instance still has its thread; if not, there is a mistake in this program."""
+        return all(instance.supervised for instance in self._instances)
+
+    def engine(self, id: str) -> Engine | None:  # noqa: A002
+        """The running server of an instance, None if none runs at the moment.
+
+        Raises:
+            SettingError: there is no such instance.
+        """
+        return self._find(id).engine
 
     def logs(self, id: str) -> list[LogRecord]:  # noqa: A002  # that is its name everywhere
         """The last log records of an instance's present (or last) process.

@@ -94,6 +94,7 @@ class Instance:
 
     def order(self, order: Order) -> Order:
         """Have something done; `order.done` says when it is."""
+        order.instance = self.id
         self._inbox.post(order)
         launching = self._launch
         if order.kind == "stop" and launching is not None:
@@ -114,13 +115,18 @@ class Instance:
 
     @property
     def wants_restart(self) -> bool:
-        """Whether it waits for its turn."""
-        return self._wanted is not None
+        """Whether it waits for its turn, or will as soon as it reads its orders."""
+        return self._wanted is not None or self._inbox.holds("restart", "replace")
 
     @property
     def url(self) -> str:
         """Where it listens, or did; "" before the first start."""
         return "" if self._last is None else self._last.url
+
+    @property
+    def supervised(self) -> bool:
+        """Whether its thread lives, or has ended as it should."""
+        return self._over or self._thread.is_alive() or self._thread.ident is None
 
     @property
     def engine(self) -> Engine | None:
@@ -199,6 +205,8 @@ class Instance:
         """From now on this planned restart is waited for (None: none), and no other one."""
         before, self._wanted = self._wanted, order
         if before is not None:
+            if order is not None:
+                order.options = order.options or before.options  # these are still to be applied
             before.finish(carried_out=False)
 
     # -- starting and ending ----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ class Order:
         kind: `start` (one that failed or was stopped), `restart` (as planned, when its turn comes), `replace` (the
             same with other options), `drain`, `undrain`, `forget` (a planned restart that waits), `stop`.
         reason: for people. options: for `replace`. drain: for `stop`: let running requests finish.
-        done: True when it has been carried out, False when it was called off.
+        instance: whose thread is to do it. done: True when it has been carried out, False when it was called off.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class Order:
         self.reason = reason
         self.options = options
         self.drain = drain
+        self.instance = ""
         self.done: Future[bool] = Future()
 
     def finish(self, *, carried_out: bool = True) -> None:
@@ -80,6 +81,11 @@ class Inbox:
             while not self.hurry and (left := end - time.monotonic()) > 0:
                 self._changed.wait(left)
             return self.hurry
+
+    def holds(self, *kinds: OrderKind) -> bool:
+        """Whether an order of such a kind waits."""
+        with self._changed:
+            return any(order.kind in kinds for order in self._orders)
 
     def stop_wanted(self) -> bool:
         """Whether an order to stop waits."""

@@ -56,7 +56,19 @@ def plan(pools: Sequence[Pool], *, cores: int, cache_ram: int) -> tuple[Plan, ..
                 if options.socket is not None and pool.instances > 1:
                     changes["socket"] = f"{options.socket.removesuffix('.sock')}-{number}.sock"
             plans.append(Plan(f"{pool.name}-{number}", pool.name, msgspec.structs.replace(options, **changes)))
+    _check_apart(plans)
     return tuple(plans)
+
+
+def _check_apart(plans: Sequence[Plan]) -> None:
+    """Names and sockets that are made of others may meet."""
+    for what, found in (
+        ("the name", Counter(each.id for each in plans)),
+        ("the socket", Counter(each.options.socket for each in plans if each.options.socket is not None)),
+    ):
+        for value, times in found.items():
+            if times > 1:
+                raise SettingError(f"{times} instances would have {what} {value!r}: choose another one for each model")
 
 
 def _tiny(options: EngineOptions) -> bool:

@@ -54,11 +54,27 @@ def _check_time(text: str, source: str) -> None:
         raise SettingError(f"restart_at = {text!r} from {source} is not allowed; allowed: a time such as 04:30")
 
 
+def _check_name(text: str, source: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}", text):
+        raise SettingError(
+            f"name = {text!r} from {source} is not allowed; allowed: up to 40 letters, digits, '-', '_' and '.', "
+            "with a letter or a digit in front"
+        )
+
+
 class FleetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How instances are supervised; times are in seconds."""
 
     SECTION: ClassVar[str] = "fleet"
 
+    name: Annotated[
+        str | None,
+        Meta(
+            description="Name by which `llamastream status` and the other commands find this fleet; unset: "
+            "`serve-PORT`.",
+            extra={"check": _check_name},
+        ),
+    ] = None
     instances: Annotated[int, Meta(ge=1, le=256, description="Servers of each model that run side by side.")] = 1
     min_ready: Annotated[
         int, Meta(ge=0, description="Servers that stay ready while another is restarted as planned.")

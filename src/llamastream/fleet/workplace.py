@@ -18,10 +18,19 @@ def cache_home() -> Path:
     return _home("XDG_CACHE_HOME", ".cache")
 
 
+def state_home() -> Path:
+    """Where what should outlive a restart belongs (XDG Base Directory Specification)."""
+    return _home("XDG_STATE_HOME", ".local/state")
+
+
 def _home(variable: str, otherwise: str) -> Path:
     named = os.environ.get(variable, "")
     # the specification wants relative paths ignored
     return Path(named) if named.startswith("/") else Path.home() / otherwise
+
+
+class InUseError(SettingError):
+    """A living process has the directory."""
 
 
 class Workplace:
@@ -34,19 +43,30 @@ class Workplace:
         """Make `parent/name`; directories beside it whose process is gone are removed.
 
         Raises:
-            SettingError: it cannot be made, or another process uses it.
+            InUseError: another process uses it.
+            SettingError: it cannot be made.
         """
         self.path = parent / name
         self._owner = os.getpid()
         try:
             parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             sweep(parent)
-            self.path.mkdir(mode=0o700, exist_ok=True)
-            self._lock = _take_lock(self.path)
+            self._lock = self._settle()
         except OSError as error:
             raise SettingError(f"the directory {str(self.path)!r} cannot be made: {error.strerror}") from None
         if self._lock is None:
-            raise SettingError(f"the directory {str(self.path)!r} is used by another process: choose another name")
+            raise InUseError(f"the directory {str(self.path)!r} is used by another process: choose another name")
+
+    def _settle(self) -> int | None:
+        while True:
+            self.path.mkdir(mode=0o700, exist_ok=True)
+            try:
+                lock = _take_lock(self.path)
+            except FileNotFoundError:
+                continue  # it was swept
+            if lock is None or _is_file_of(lock, self.path / LOCK):
+                return lock
+            os.close(lock)  # of a directory that another process swept just before we had its lock
 
     def close(self) -> None:
         """Remove the directory with all that is in it. Idempotent."""
@@ -65,6 +85,13 @@ def _take_lock(directory: Path) -> int | None:
         os.close(lock)
         return None
     return lock
+
+
+def _is_file_of(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def sweep(parent: Path) -> None:

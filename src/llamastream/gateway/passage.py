@@ -54,6 +54,11 @@ class _Arrivals:
             self.over = True
         self._news.set()
 
+    def leave(self) -> None:
+        """The event loop ends: nothing more will come."""
+        self.over = True
+        self._news.set()
+
     async def news(self) -> None:
         """Wait until something happens."""
         self._news.clear()
@@ -94,11 +99,11 @@ class Passage:
             LlamaStreamError: it did not answer; if `began`, the answer broke off.
         """
         self.server = server
-        self._core.servers.began(server)
+        use = self._core.servers.began(server)
         try:
             return await self._attempt(server, method, path, body, ())
         finally:
-            self._core.servers.ended(server)
+            self._core.servers.ended(server, use)
 
     async def run(self, method: str, path: str, body: bytes | None, headers: Sequence[tuple[bytes, bytes]] = ()) -> int:
         """Ask, on another server if one fails before it answered, and hand on what comes; the status.
@@ -111,7 +116,7 @@ class Passage:
         while True:
             server, _ = servers.choose(monotonic(), failed)
             self.server = server
-            servers.began(server)
+            use = servers.began(server)
             try:
                 return await self._attempt(server, method, path, body, headers)
             except LlamaStreamError as error:
@@ -122,7 +127,7 @@ class Passage:
                 if not servers.elsewhere(monotonic(), failed):
                     await asyncio.sleep(0.25 * 2 ** len(failed))
             finally:
-                servers.ended(server)
+                servers.ended(server, use)
 
     async def _attempt(
         self, server: Server, method: str, path: str, body: bytes | None, headers: Sequence[tuple[bytes, bytes]]
@@ -133,7 +138,7 @@ class Passage:
         arrivals.url = server.url + path
         connection: AsyncConnection | None = None
         try:
-            connection, reused = await pool.acquire(place, monotonic() + 30.0)
+            connection, reused = await pool.acquire(place, monotonic() + 30.0, arrivals.leave)
             if reused:
                 connection.keep(arrivals)
             else:

@@ -16,7 +16,8 @@ def need(module: str, extra: str) -> None:
     Raises:
         MissingDependencyError: it is not installed; the message has the command that installs it.
     """
-    if find_spec(module) is None:
+    found = find_spec(module)
+    if found is None or found.origin is None:  # a directory of that name, with no package in it, is found as well
         raise MissingDependencyError(
             f"llamastream.integrations.{extra} needs the package {module.replace('_', '-')}, which is not installed: "
             f"pip install 'llamastream[{extra}]'"

@@ -3,8 +3,9 @@
     logging.basicConfig(level=logging.INFO)
     client = StreamingClient(listeners=[LoggingListener()])
 
-One record when a request ends (INFO; WARNING if it failed), one for each retry (WARNING), the rest at DEBUG; never one
-for a chunk. The figures are in `record.llamastream`, a dict, for formatters and handlers; `JsonFormatter` writes them.
+One record when a request ends (INFO; WARNING if it failed), one for each retry and for each break in the middle that
+was mended (WARNING), the rest at DEBUG; never one for a chunk. The figures are in `record.llamastream`, a dict, for
+formatters and handlers; `JsonFormatter` writes them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class LoggingListener:
     Args:
         logger: where to; None: `logging.getLogger("llamastream.requests")`.
     """
+
+    tells_recoveries = True  # so that the client does not log them as well
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
         self._logger = logger or logging.getLogger("llamastream.requests")
@@ -63,9 +66,11 @@ class JsonFormatter(logging.Formatter):
 
 
 def _level(event: ClientEvent) -> int:
-    if isinstance(event, RetryScheduled | StreamBroke) or (isinstance(event, RequestEnded) and event.error is not None):
+    if isinstance(event, RetryScheduled | StreamRecovered) or (
+        isinstance(event, RequestEnded) and event.error is not None
+    ):
         return logging.WARNING
-    return logging.INFO if isinstance(event, RequestEnded | StreamRecovered | Hint) else logging.DEBUG
+    return logging.INFO if isinstance(event, RequestEnded | Hint) else logging.DEBUG
 
 
 def _describe(event: ClientEvent) -> tuple[str, dict[str, Any]]:
@@ -94,7 +99,7 @@ def _describe(event: ClientEvent) -> tuple[str, dict[str, Any]]:
             "gap": recovery.gap,
             "verified": recovery.verified,
         }
-        return f"request {event.request_id} goes on by {recovery.kind}, gap {recovery.gap:.3f} s", fields
+        return f"request {event.request_id}: {recovery.summary}", fields
     if isinstance(event, Hint):
         return event.message, {"topic": event.topic}
     stats = event.stats

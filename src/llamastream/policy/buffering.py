@@ -10,7 +10,7 @@ _LONG_MS = 1000.0
 """Shorter generations cannot be told from a fast server."""
 
 
-_SILENCE = 2.0
+SILENCE = 2.0
 """Seconds of silence before an answer that came all at once, for it to be suspicious where the server gave no times."""
 _SUSPICIOUS_CHUNKS = 40
 """So many chunks of content at once are no first words."""
@@ -23,7 +23,7 @@ def looks_buffered(stats: Stats, timings: Timings | None, silence: float = 0.0) 
     Servers send the header when they begin, so where it comes with the whole of a long answer, somebody held both.
     """
     if timings is None:
-        if silence < _SILENCE or stats.chunks < _SUSPICIOUS_CHUNKS or stats.time_to_first_token is None:
+        if silence < SILENCE or stats.chunks < _SUSPICIOUS_CHUNKS or stats.time_to_first_token is None:
             return False
         return stats.duration - stats.time_to_first_token < 0.01
     if stats.time_to_first_token is None or stats.chunks < 2 or timings.predicted_ms < _LONG_MS:

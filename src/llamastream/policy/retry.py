@@ -16,6 +16,7 @@ from llamastream.errors import (
     ConnectTimeoutError,
     EventTooLargeError,
     LlamaStreamError,
+    MalformedOutputError,
     ModelLoadingError,
     PoolTimeoutError,
     ProtocolError,
@@ -105,7 +106,9 @@ def too_long(error: LlamaStreamError, policy: RetryPolicy, left: float) -> str:
 def _elsewhere_helps(error: LlamaStreamError) -> bool:
     # A clock that ran out is no reason to ask the same server again, but one to ask another; not so if it is no server
     # that kept us waiting.
-    if isinstance(error, BadRequestError | EventTooLargeError | PoolTimeoutError | TotalTimeoutError):
+    if isinstance(
+        error, BadRequestError | EventTooLargeError | MalformedOutputError | PoolTimeoutError | TotalTimeoutError
+    ):
         return False
     # An answer that says more of the server than of the request (no key, no such path, 500, a web page) helps too.
     return error.retryable or isinstance(error, ServerError | ProtocolError)

@@ -12,8 +12,8 @@ from llamastream.errors import (
     ConnectionLostError,
     EventTooLargeError,
     LlamaStreamError,
-    MidStreamError,
     ProtocolError,
+    ServerError,
     StreamTruncatedError,
 )
 from llamastream.protocol.assembler import Assembler
@@ -24,7 +24,8 @@ from llamastream.protocol.resume import Resumed
 from llamastream.protocol.sse import DEFAULT_MAX_EVENT_BYTES, SseDecoder
 from llamastream.protocol.steady import SteadyText
 from llamastream.protocol.template import TextTemplate
-from llamastream.types import StreamEvent, StreamStart, TextDelta
+from llamastream.protocol.toolcalls import without_answer
+from llamastream.types import Stats, StreamEvent, StreamStart, TextDelta
 
 _DONE = b"[DONE]"
 
@@ -52,9 +53,11 @@ class GenerationExchange:
         assembler: Assembler | None = None,
         resumed: Resumed | None = None,
         arrivals: array[float] | None = None,
+        offers_tools: bool = False,
     ) -> None:
-        """`assembler`: one that has a part of the answer already; `resumed`: adapts what comes to that part;
-        `arrivals`: gets the time of each piece of text that `steady` takes."""
+        """`assembler`: one that has a part of the answer already; `resumed`: adapts what comes to that part.
+        `arrivals`: gets the time of each piece of text that `steady` takes. `offers_tools`: the model may call tools,
+        and must give some answer."""
         self.url = url
         self.assembler = Assembler() if assembler is None else assembler
         self.resumed = resumed
@@ -63,6 +66,7 @@ class GenerationExchange:
         self.accepted = False
         self.terminated = False
         self._expected_choices = expected_choices
+        self._offers_tools = offers_tools
         self._reader = ResponseReader()
         self._decoder = SseDecoder(max_event_bytes)
         self._template = TextTemplate()
@@ -173,7 +177,7 @@ class GenerationExchange:
             except LlamaStreamError as error:
                 self._fail(error)
         elif self.assembler.finished(self._expected_choices):
-            self.done = True  # all that was asked for is here; only the end marks are missing
+            self._succeed()  # all that was asked for is here; only the end marks are missing
         elif not self._reader.header_complete:
             self._fail(ConnectionLostError(f"{self.url} closed the connection without an answer"))
         else:
@@ -245,7 +249,7 @@ class GenerationExchange:
             template = self._template
             self.steady = SteadyText(template.before, template.after, self.assembler.text_writer(), self._arrivals)
 
-    def _reported(self, raw: bytes) -> MidStreamError:
+    def _reported(self, raw: bytes) -> ServerError:
         return mid_stream_error(raw, self.url, begun=self.assembler.content_chunks > 0, whole=self.whole)
 
     def _read_text(self, data: bytes) -> str | None:
@@ -269,13 +273,18 @@ class GenerationExchange:
             else:
                 self._fail(unexpected_response(reader.status, reader.headers, body, self.url))
         elif self.assembler.finished(self._expected_choices):
-            self.done = True
+            self._succeed()
         elif self.whole:
             self._fail(unexpected_response(reader.status, reader.headers, bytes(self._body), self.url, "an answer"))
         else:
             self._fail(
                 StreamTruncatedError(f"{self.url} ended the stream without a finish reason: the answer is not complete")
             )
+
+    def _succeed(self) -> None:
+        self.done = True
+        if self._offers_tools and (error := without_answer(self.assembler.result(Stats()), self.url)):
+            self._fail(error)
 
     def _fail(self, error: LlamaStreamError) -> None:
         self.done = True

@@ -16,6 +16,7 @@ from llamastream.errors import (
     ContextSizeError,
     InternalServerError,
     LlamaStreamError,
+    MalformedOutputError,
     MidStreamError,
     ModelLoadingError,
     NotFoundError,
@@ -23,6 +24,7 @@ from llamastream.errors import (
     PermissionDeniedError,
     RateLimitedError,
     ServerError,
+    ToolsUnsupportedError,
     UnavailableError,
     UnexpectedResponseError,
 )
@@ -48,7 +50,17 @@ _ADVICE: dict[type[ServerError], str] = {
     AuthenticationError: "set api_key (or LLAMASTREAM_API_KEY) to the key that the server was started with",
     NotFoundError: "check the path of the base URL and the model's name",
     NotSupportedError: "start the server with the flag that the message names",
+    ToolsUnsupportedError: "start the server with --jinja, or remove the tools from the request",
+    MalformedOutputError: "the model did not keep to its format; ask again, with another seed or a lower temperature",
 }
+
+_UNREADABLE = ("does not match the expected", "failed to parse input at pos", "invalid diff:")
+"""How llama-server reports output that its parser for tool calls and reasoning cannot read; builds differ."""
+
+
+def reported(body: bytes) -> str:
+    """What the body of an error says."""
+    return _message_and_type(_details(body), {}, body)[0]
 
 
 def response_error(status: int, headers: Mapping[str, str], body: bytes, url: str) -> ServerError:
@@ -60,6 +72,8 @@ def response_error(status: int, headers: Mapping[str, str], body: bytes, url: st
         kind = ContextSizeError
     elif status == 503 and "loading model" in message.lower():
         kind = ModelLoadingError
+    elif status >= 400 and (told := _of_tools(message)):
+        kind = told
     else:
         kind = _BY_STATUS.get(status, InternalServerError if status >= 500 else BadRequestError)
     text = f"{url} answered {status}: {message}"
@@ -75,6 +89,10 @@ def response_error(status: int, headers: Mapping[str, str], body: bytes, url: st
     else:
         if kind in _ADVICE:
             text += f"; {_ADVICE[kind]}"
+        elif status >= 500 and kind is BadRequestError:
+            text += (
+                "; a tool call of the conversation has arguments that are not JSON: take `Result.to_message()` for it"
+            )
         error = kind(text, status=status)
     error.type = type_
     error.body = body[:MAX_ERROR_BODY]
@@ -85,7 +103,19 @@ def response_error(status: int, headers: Mapping[str, str], body: bytes, url: st
     return error
 
 
-def mid_stream_error(raw: bytes, url: str, *, begun: bool = True, whole: bool = False) -> MidStreamError:
+def _of_tools(message: str) -> type[ServerError] | None:
+    """What an error with the status 500 means where it is about tools, or the form of the model's output."""
+    text = message.lower()
+    if "requires --jinja" in text and "tool" in text:
+        return ToolsUnsupportedError
+    if any(sign in text for sign in _UNREADABLE):
+        return MalformedOutputError
+    if "failed to parse tool call arguments as json" in text:
+        return BadRequestError  # of a call in the history
+    return None
+
+
+def mid_stream_error(raw: bytes, url: str, *, begun: bool = True, whole: bool = False) -> ServerError:
     """The error for an `{"error": ...}` event (or an `error:` line) inside a stream; `raw` is the error's JSON.
 
     `begun`: content had come; `whole`: the answer was no stream at all.
@@ -93,10 +123,15 @@ def mid_stream_error(raw: bytes, url: str, *, begun: bool = True, whole: bool = 
     details = _details(raw) or {"message": raw[:500].decode("utf-8", "replace")}
     message, type_ = _message_and_type(details, {}, raw)
     where = "in mid-stream" if begun else "in place of an answer" if whole else "before any content"
-    error = MidStreamError(f"{url} reported an error {where}: {message}", status=_integer(details, "code"))
+    text, status = f"{url} reported an error {where}: {message}", _integer(details, "code")
+    error: ServerError
+    if _of_tools(message) is MalformedOutputError:
+        error = MalformedOutputError(f"{text}; {_ADVICE[MalformedOutputError]}", status=status)
+    else:
+        error = MidStreamError(text, status=status)
+        error.retryable = (status or 500) >= 500
     error.type = type_
     error.body = raw[:MAX_ERROR_BODY]
-    error.retryable = (error.status or 500) >= 500
     return error
 
 

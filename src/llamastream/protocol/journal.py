@@ -36,7 +36,7 @@ def repetition(request: GenerationRequest) -> Literal["no", "first", "only"]:
         return "only"
     if request.path != CHAT_PATH:
         return "only" if body.get("json_schema") or not isinstance(body.get("prompt"), str | list) else "no"
-    if body.get("tools") and body.get("tool_choice") != "none":
+    if request.offers_tools:
         return "only"
     last = body["messages"][-1]
     if last.get("role") == "assistant" and not isinstance(last.get("content"), str | None):

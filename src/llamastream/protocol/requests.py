@@ -37,6 +37,11 @@ class GenerationRequest(Struct, frozen=True):
         content = messages[0].get("content")
         return content if isinstance(content, str) else ""
 
+    @property
+    def offers_tools(self) -> bool:
+        """Whether the model may call tools."""
+        return bool(self.body.get("tools")) and self.body.get("tool_choice") != "none"
+
     def without_stream(self) -> GenerationRequest:
         """The same request for a whole answer at once."""
         body = {key: value for key, value in self.body.items() if key != "stream_options"}

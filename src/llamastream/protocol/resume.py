@@ -7,7 +7,7 @@ request once more; what the caller has is compared and swallowed.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -127,7 +127,7 @@ class RepeatedAnswer:
     def __init__(self, known: tuple[Choice, ...]) -> None:
         self.swallowed = 0
         self._known: dict[tuple[Any, ...], str] = {}
-        self._logprobs: dict[tuple[int, str], int] = {}
+        self._logprobs: dict[tuple[int, str], list[_TokenOf]] = {}
         self._calls: dict[tuple[int, int], str] = {}  # the names of the calls that the caller has
         for choice in known:
             at = choice.index
@@ -137,8 +137,8 @@ class RepeatedAnswer:
                 self._calls[at, number] = call.name
                 self._expect((at, number), call.arguments)
             for key, value in (choice.logprobs or {}).items():
-                if isinstance(value, list):
-                    self._logprobs[at, key] = len(value)
+                if isinstance(value, list) and value:
+                    self._logprobs[at, key] = [_token_of(each) for each in value]
         self._unseen = set(self._calls)  # calls that have not come again yet
         self._finished = {choice.index for choice in known if choice.finish_reason is not None}
 
@@ -241,13 +241,37 @@ class RepeatedAnswer:
         return bool(function.name or function.arguments)
 
     def _skip_logprobs(self, at: int, logprobs: dict[str, Any]) -> None:
+        """Take from the log probabilities what the caller has. The tokens must be the same; the figures need not be,
+        since other requests in the same batch change their last digits."""
         for key, value in list(logprobs.items()):
-            skip = self._logprobs.get((at, key), 0)
-            if skip and isinstance(value, list):
-                if skip < len(value):
-                    logprobs[key] = value[skip:]
-                else:
-                    del logprobs[key]
-                self._logprobs[at, key] = skip - len(value)
-                if skip <= len(value):
-                    del self._logprobs[at, key]
+            expected = self._logprobs.get((at, key))
+            if expected is None or not isinstance(value, list):
+                continue
+            for known, each in zip(expected, value, strict=False):
+                if not _same_token(known, _token_of(each)):
+                    raise StreamDivergedError(
+                        f"the repeated answer has the token {_token_of(each)!r} where there was {known!r}"
+                    )
+            if len(expected) < len(value):
+                logprobs[key] = value[len(expected) :]
+            else:
+                del logprobs[key]
+            if len(expected) <= len(value):
+                del self._logprobs[at, key]
+            else:
+                self._logprobs[at, key] = expected[len(value) :]
+
+
+_TokenOf: TypeAlias = tuple[Any, Any]
+
+
+def _token_of(entry: Any) -> _TokenOf:
+    """Id and text of the token of an entry of log probabilities; of parallel lists, as older servers send them, an
+    entry is a text or a figure. None: it does not say."""
+    if isinstance(entry, dict):
+        return entry.get("id"), entry.get("token")
+    return None, entry if isinstance(entry, str) else None
+
+
+def _same_token(one: _TokenOf, other: _TokenOf) -> bool:
+    return one[1] == other[1] and (one[0] == other[0] or None in (one[0], other[0]))

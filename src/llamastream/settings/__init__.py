@@ -7,8 +7,9 @@ help text, the bounds are the checks. A field's flag is `--its-name`, its TOML k
 of a value and its source that raises a `SettingError` which names both, for what bounds cannot say.
 
 Order of precedence: command line (or arguments), environment, file, defaults. The file is TOML with one table for each
-group (`[client]`, `[serve]`): the one that LLAMASTREAM_CONFIG names, else `llamastream/config.toml` in the user's
-configuration directory. None is read from the working directory, which may be a stranger's.
+group (`[client]`, `[serve]`, `[fleet]`), and one for each model that `serve` runs (`[models.NAME]`): the one that
+LLAMASTREAM_CONFIG names, else `llamastream/config.toml` in the user's configuration directory. None is read from the
+working directory, which may be a stranger's.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ from llamastream.settings.file import read_toml as read_toml
 from llamastream.settings.file import user_table
 from llamastream.settings.objects import values_of
 from llamastream.settings.words import describe_type as describe_type
+from llamastream.settings.words import shown
 from llamastream.types import Fallback, RecoveryMode, RetryPolicy, Timeouts
 
 ENV_PREFIX = "LLAMASTREAM_"
 DEFAULT_BASE_URL = "http://localhost:8080"
 
-SECTIONS = frozenset({"client", "serve"})
+SECTIONS = frozenset({"client", "serve", "fleet", "models"})
 """Tables that a settings file may have."""
 
 S = TypeVar("S", bound=Struct)
@@ -120,6 +122,12 @@ class ClientSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int, Meta(ge=1024, le=1 << 30, description="Largest server-sent event that is accepted, in bytes.")
     ] = 8 * 1024 * 1024
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return shown(self, secret=("api_key",))
+
     @property
     def retry(self) -> RetryPolicy:
         return RetryPolicy(
@@ -201,6 +209,8 @@ def load(
     table: Mapping[str, Any] | None = None,
     table_source: str = "the settings file",
     given_source: str | None = None,
+    above: Mapping[str, Any] | None = None,
+    above_source: str = "",
 ) -> tuple[S, dict[str, str]]:
     """A group's settings and, for each, where its value came from.
 
@@ -209,6 +219,7 @@ def load(
         given_source: what to call their source in messages; None: the flag of each.
         environ: the environment (`os.environ` if None).
         table: the group's table of a TOML file; None: that of the user's settings file. `table_source` names it.
+        above: a table whose values win over those of `table`; `above_source` names it.
 
     Raises:
         SettingError: a value is not allowed, or the table has a key that is no setting.
@@ -218,10 +229,11 @@ def load(
     if table is None:
         table, table_source = user_table(getattr(group, "SECTION", "client"), SECTIONS, environ)
     fields = declared(group)
-    unknown = set(table) - {field.name for field in fields}
-    if unknown:
-        allowed = ", ".join(field.name for field in fields)
-        raise SettingError(f"{min(unknown)!r} in {table_source} is no setting; allowed: {allowed}")
+    above = above or {}
+    for keys, where in ((above, above_source), (table, table_source)):
+        if unknown := set(keys) - {field.name for field in fields}:
+            allowed = ", ".join(field.name for field in fields)
+            raise SettingError(f"{min(unknown)!r} in {where} is no setting; allowed: {allowed}")
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for field in fields:
@@ -229,6 +241,8 @@ def load(
             raw, source = given[field.name], given_source or field.flags[0]
         elif environ.get(field.env, "") != "":
             raw, source = environ[field.env], f"the environment ({field.env})"
+        elif field.name in above:
+            raw, source = above[field.name], above_source
         elif field.name in table:
             raw, source = table[field.name], table_source
         else:
@@ -284,6 +298,12 @@ def _convert(field: SettingField, raw: Any, source: str) -> Any:
     if field.check is not None and value is not None:
         field.check(value, source)
     return value
+
+
+def user_section(section: str, environ: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """A table of the user's settings file by its name, and what to call it; empty if there is no file. Raises as
+    `user_table`."""
+    return user_table(section, SECTIONS, environ)
 
 
 def _bare(annotation: Any) -> Any:

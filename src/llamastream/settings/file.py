@@ -13,13 +13,23 @@ from llamastream.errors import SettingError
 CONFIG_VARIABLE = "LLAMASTREAM_CONFIG"
 
 
+def user_directory(variable: str, default: str, environ: Mapping[str, str] | None = None) -> Path:
+    """Our directory of the kind that a variable of the XDG base directory specification names, else under `default` in
+    the home directory. A relative path in the variable is ignored, as the specification says.
+
+    Raises:
+        RuntimeError: nobody knows where the home directory is.
+    """
+    named = Path((os.environ if environ is None else environ).get(variable, ""))
+    return (named if named.is_absolute() else Path.home() / default) / "llamastream"
+
+
 def config_path(environ: Mapping[str, str] | None = None) -> Path:
     """The settings file that is read if it exists."""
     environ = os.environ if environ is None else environ
     if named := environ.get(CONFIG_VARIABLE, ""):
         return Path(named).expanduser()
-    home = environ.get("XDG_CONFIG_HOME", "")
-    return (Path(home) if home else Path.home() / ".config") / "llamastream" / "config.toml"
+    return user_directory("XDG_CONFIG_HOME", ".config", environ) / "config.toml"
 
 
 def user_table(section: str, allowed: Collection[str], environ: Mapping[str, str]) -> tuple[dict[str, Any], str]:
@@ -37,7 +47,7 @@ def user_table(section: str, allowed: Collection[str], environ: Mapping[str, str
     if unknown:
         raise SettingError(
             f"{path} has the table [{min(unknown)}], which is none of ours; allowed: "
-            + ", ".join(f"[{name}]" for name in sorted(allowed))
+            + ", ".join("[models.NAME]" if name == "models" else f"[{name}]" for name in sorted(allowed))
         )
     table = tables.get(section, {})
     if not isinstance(table, dict):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from msgspec import Meta
+from msgspec import Meta, Struct
+from msgspec.structs import fields
 
 
 def describe_type(annotation: Any) -> str:
@@ -45,3 +46,9 @@ def _bounds(meta: tuple[Meta, ...]) -> str:
 
 def _number(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else str(value)
+
+
+def shown(settings: Struct, secret: Collection[str]) -> list[tuple[str, Any]]:
+    """The fields that differ from their defaults, for a representation; those that are `secret` are never in clear."""
+    pairs = [(field.name, getattr(settings, field.name), field.default) for field in fields(settings)]
+    return [(name, "***" if name in secret else value) for name, value, default in pairs if value != default]

@@ -5,11 +5,11 @@ Times are seconds (float) unless a name ends in `_ms`; the figures of llama-serv
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 
+from llamastream.tools import ToolCall as ToolCall  # its old place
 from llamastream.types.facts import Capabilities as Capabilities
 from llamastream.types.facts import Failure as Failure
 from llamastream.types.facts import JournalState as JournalState
@@ -165,7 +165,8 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
         loading_patience: how long, in seconds, a server may answer 503 «Loading model»; asked every
             `loading_interval` seconds, and not counted as repetitions.
         recovery_patience: for how long, in seconds, attempts to go on after a break in the middle may fail; a server
-            that loads its model has `loading_patience` besides.
+            that loads its model has `loading_patience` besides. An attempt that has begun is not cut short by it: for a
+            server that takes the request and then says nothing, the clocks of `Timeouts` run.
         max_recoveries: breaks of one stream that are mended at most; 0 as `recovery="off"`.
     """
 
@@ -185,27 +186,6 @@ still holds it, or that and everything else that keeps the answer whole."""
 
 
 # -- results ------------------------------------------------------------------------------------------------
-
-
-class ToolCall(Struct, frozen=True):
-    """A tool call; `arguments` is the JSON text exactly as the model wrote it."""
-
-    id: str
-    name: str
-    arguments: str
-
-    def parsed_arguments(self) -> Any:
-        """The arguments as Python data.
-
-        Raises:
-            ValueError: the model wrote something that is not JSON.
-        """
-        try:
-            return json.loads(self.arguments or "{}")
-        except ValueError as error:
-            raise ValueError(
-                f"the arguments of tool call {self.name!r} are not JSON ({error}): {self.arguments!r}"
-            ) from None
 
 
 class FailedAttempt(Struct, frozen=True):
@@ -241,6 +221,16 @@ class Recovery(Struct, frozen=True):
     server: str
     from_server: str
 
+    @property
+    def summary(self) -> str:
+        """The whole of it in a line, for people."""
+        where = self.server if self.server == self.from_server else f"{self.from_server} → {self.server}"
+        verified = "verified" if self.verified else "not verified"
+        return (
+            f"{where}: recovered by {self.kind} after {self.text_at_break} characters, gap {self.gap:.3f} s, "
+            f"{verified} ({self.error})"
+        )
+
 
 class Stats(Struct, frozen=True):
     """What a stream did, by our clock where not said otherwise. None: not known (yet, or the server does not say).
@@ -255,8 +245,8 @@ class Stats(Struct, frozen=True):
         prompt_tokens, cached_tokens, completion_tokens: token counts (server's; cached ones are part of the prompt).
         chunks: chunks with content. body_bytes: bytes of the de-chunked body.
         connect_time: seconds to connect, TLS included; None if an idle connection was used again.
-        failed_attempts: what went wrong before the attempt that these figures end with.
-        recoveries: the breaks in mid-stream that were mended.
+        failed_attempts: what went wrong before the attempt that these figures end with (of many, the first 64).
+        recoveries: the breaks in mid-stream that were mended (of many, the first 1024).
         streamed: False if the server sent the whole answer at once, so that it came as one piece.
         buffered: the answer was generated over a time but arrived all together: something on the way holds it back.
     """
@@ -318,6 +308,15 @@ class Result(Struct, frozen=True):
     model: str = ""
     created: int = 0
     system_fingerprint: str = ""
+
+    def to_message(self) -> dict[str, Any]:
+        """The answer as the assistant's message of the next request, tool calls with it (see `ToolCall.to_message`)."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [call.to_message() for call in self.tool_calls]
+        return message
 
 
 class Health(Struct, frozen=True):

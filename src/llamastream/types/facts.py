@@ -6,6 +6,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from llamastream.tools import ToolSupport
+
 
 class LogRecord(Struct, frozen=True):
     """One line of a server's log.
@@ -29,7 +31,8 @@ class Capabilities(Struct, frozen=True):
         slots_endpoint, metrics_endpoint: whether `/slots`, `/metrics` answer.
         reattach: whether `GET /v1/stream` can replay a running generation; None: not known.
         continues: whether a begun answer can be continued (`continue_final_message`); None: not known.
-        chat_template_caps: `chat_template_caps` of `/props` (names vary with the build).
+        chat_template_caps: `chat_template_caps` of `/props` (names vary with the build; `--jinja` is not in it).
+        tools: what it does with requests that have tools.
         model_alias, model_path: as `/props` gives them.
     """
 
@@ -41,6 +44,7 @@ class Capabilities(Struct, frozen=True):
     reattach: bool | None = None
     continues: bool | None = None
     chat_template_caps: dict[str, bool] = {}
+    tools: ToolSupport = ToolSupport()
     model_alias: str = ""
     model_path: str = ""
 

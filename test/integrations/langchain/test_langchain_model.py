@@ -8,25 +8,36 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
 
 pytest.importorskip("langchain_core", reason="runs in `make test-all`, in an environment with LangChain")
 
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.exceptions import ContextOverflowError, ModelConnectionError, ModelInvalidRequestError
+from langchain_core.exceptions import (
+    ContextOverflowError,
+    ModelAPIError,
+    ModelConnectionError,
+    ModelInvalidRequestError,
+)
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.messages.tool import invalid_tool_call, tool_call
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from pydantic import SecretStr
+from toolanswers import answer, piece
 
 from commandline import LONG, STORY
 from llamastream import Engine, StreamingClient, Timeouts
-from llamastream.errors import ConnectError, ContextSizeError, InvalidRequestError
+from llamastream.errors import (
+    ConnectError,
+    ContextSizeError,
+    InvalidRequestError,
+    MalformedOutputError,
+    ModelLoadingError,
+)
 from llamastream.integrations.langchain import ChatLlamaStream
 from llamastream.integrations.langchain.messages import to_server
-from llamastream.testing import ChaosProxy, NumberedServer, Reset, Script, ServerDouble, chunked, sse_answer
+from llamastream.testing import ChaosProxy, NumberedServer, Reset, Script, ServerDouble, http_answer, sse_answer
 from ports import free_port
 
 TOOLS = [
@@ -52,16 +63,6 @@ def joined(chunks: Sequence[Any]) -> AIMessageChunk:
     for chunk in chunks[1:]:
         full = full + chunk
     return full
-
-
-def answer(*deltas: dict[str, Any], finish_reason: str) -> Script:
-    """A stream of these deltas from a server double."""
-
-    def event(delta: dict[str, Any], reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason}
-        return b"data: " + msgspec.json.encode({"id": "x", "model": "double", "choices": [choice]}) + b"\n\n"
-
-    return Script(chunked([*map(event, deltas), event({}, finish_reason), b"data: [DONE]\n\n"]))
 
 
 # -- streaming ----------------------------------------------------------------------------------------------
@@ -174,13 +175,10 @@ def test_a_streamed_tool_call_is_the_same_as_an_invoked_one(engine: Engine) -> N
 
 
 def test_parallel_calls_and_malformed_ones_are_told_apart() -> None:
-    def call(index: int, **function: str) -> dict[str, Any]:
-        return {"tool_calls": [{"index": index, "id": f"call{index}", "type": "function", "function": function}]}
-
     script = answer(
-        call(0, name="get_weather", arguments='{"city": "Zü'),
-        {"tool_calls": [{"index": 0, "function": {"arguments": 'rich"}'}}]},
-        call(1, name="get_time", arguments='{"city": none at all'),
+        piece(name="get_weather", arguments='{"city": "Zü'),
+        piece(arguments='rich"}'),
+        piece(name="get_time", arguments='{"city": none at all', index=1),
         finish_reason="tool_calls",
     )
     with ServerDouble(script) as server:
@@ -188,10 +186,64 @@ def test_parallel_calls_and_malformed_ones_are_told_apart() -> None:
         message = model.invoke("?")
         assert [(c["id"], c["args"]) for c in message.tool_calls] == [("call0", {"city": "Zürich"})]
         assert [(c["id"], c["args"]) for c in message.invalid_tool_calls] == [("call1", '{"city": none at all')]
-        # Of streamed arguments LangChain makes what it can; the text is there as the model wrote it.
         streamed = joined(list(model.stream("?")))
-        assert [c["args"] for c in streamed.tool_call_chunks] == ['{"city": "Zürich"}', '{"city": none at all']
+        assert [(c["id"], c["args"]) for c in streamed.tool_calls] == [("call0", {"city": "Zürich"})]
+        ((identity, arguments),) = [(c["id"], c["args"]) for c in streamed.invalid_tool_calls]
+        assert identity == "call1"
+        assert arguments is not None
+        assert arguments.startswith('{"city": none at all')
+        assert "malformed" in arguments
         assert b'"parallel_tool_calls":true' in server.requests[0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"path": "/home',
+        "{",
+        '{"',
+        '{"a": [1, 2',
+        '{"a": "b\\',
+        '{"a": {"b": [{"c": "',
+        "nonsense",
+        "[1, 2]",
+        "null",
+        "{}}",
+    ],
+)
+@pytest.mark.parametrize("name", ["look", None])
+def test_what_was_cut_is_never_completed_into_a_call_that_an_agent_would_carry_out(
+    arguments: str, name: str | None
+) -> None:
+    with ServerDouble(answer(piece(name=name, arguments=arguments), finish_reason="length")) as server:
+        model = ChatLlamaStream(base_url=server.url).bind_tools(TOOLS)
+        messages = [model.invoke("?"), joined(list(model.stream("?"))), model.invoke("?", stream=True)]
+    for message in messages:
+        assert message.tool_calls == []
+        assert len(message.invalid_tool_calls) == 1
+        assert str(message.invalid_tool_calls[0]["args"]).startswith(arguments)
+    assert messages[0].invalid_tool_calls[0]["error"]
+
+
+def test_output_that_the_server_cannot_read_is_an_error_of_both_worlds() -> None:
+    unreadable = "The model produced output that does not match the expected peg-native format"
+    with ServerDouble(answer({"content": "Let me see."}, error=unreadable)) as server:
+        model = ChatLlamaStream(base_url=server.url).bind_tools(TOOLS)
+        for call in (lambda: model.invoke("?"), lambda: list(model.stream("?"))):
+            with pytest.raises(MalformedOutputError, match="does not match") as caught:
+                call()
+            assert isinstance(caught.value, ModelAPIError)
+            assert caught.value.partial is not None
+            assert caught.value.partial.text == "Let me see."
+        assert len(server.requests) == 2
+
+
+def test_a_call_that_max_tokens_cut_is_invalid_in_both_ways(engine: Engine) -> None:
+    model = ChatLlamaStream(base_url=engine.url, temperature=0, max_tokens=22).bind_tools(TOOLS, tool_choice="any")
+    question = "What is the weather in Paris?"
+    for message in (model.invoke(question), joined(list(model.stream(question)))):
+        assert (message.response_metadata["finish_reason"], message.tool_calls) == ("length", [])
+        assert len(message.invalid_tool_calls) == 1
 
 
 def test_a_round_with_a_tool_ends_in_an_answer(engine: Engine) -> None:
@@ -265,6 +317,13 @@ def test_a_timeout_stands_for_each_step() -> None:
     for timeout in (0.1, Timeouts(first_byte=0.1)):
         with ServerDouble(Script(stall=True)) as server, pytest.raises(TimeoutError):
             ChatLlamaStream(base_url=server.url, timeout=timeout, max_retries=0).invoke("hi")
+
+
+def test_max_retries_leaves_the_patience_of_the_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMASTREAM_LOADING_PATIENCE", "0.01")
+    loading = Script(http_answer("503 Service Unavailable", b'{"error":{"message":"Loading model"}}'), repeat=True)
+    with ServerDouble(loading) as server, pytest.raises(ModelLoadingError):
+        ChatLlamaStream(base_url=server.url, max_retries=0).invoke("hi")
 
 
 def test_the_settings_of_a_project_make_a_model(engine: Engine) -> None:

@@ -10,8 +10,9 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, conv
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration
+from langchain_core.utils.json import parse_partial_json
 
-from llamastream import Result, Usage
+from llamastream import Result, ToolCall, Usage
 from llamastream.types import Choice, LogprobsDelta, ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
 
 
@@ -68,13 +69,35 @@ def to_chunk(event: StreamEvent) -> AIMessageChunk | None:
 
 
 def last_chunk(result: Result) -> AIMessageChunk:
-    """The end of a stream: token counts, and what the answer was."""
+    """The end of a stream: token counts, what the answer was, and marks on tool calls that are malformed."""
+    marks = [
+        tool_call_chunk(name=None, args=_mark(call), id=None, index=number)
+        for number, call in enumerate(result.tool_calls)
+        if call.malformed
+    ]
     return AIMessageChunk(
         content="",
+        tool_call_chunks=marks,
         chunk_position="last",
         usage_metadata=to_usage(result.usage),
         response_metadata=to_metadata(result, result.finish_reason),
     )
+
+
+def _mark(call: ToolCall) -> str:
+    """What makes a malformed call an invalid one, when it is added to the arguments' last piece.
+
+    LangChain completes the arguments of a stream as well as it can: of `{"path": "/home` it makes a path, and an agent
+    would carry that out. A closing bracket that nothing opened stops it.
+    """
+    for closing in (f"{quotes}{bracket}" for quotes in ("", '"', '""') for bracket in "]}"):
+        try:
+            guessed = parse_partial_json(call.arguments + closing)
+        except ValueError:
+            guessed = None
+        if not isinstance(guessed, dict):
+            return f"{closing} (malformed from here, or before)"
+    return ""
 
 
 def to_generations(result: Result) -> list[ChatGeneration]:
@@ -92,16 +115,10 @@ def to_generations(result: Result) -> list[ChatGeneration]:
 def _to_message(result: Result, choice: Choice, *, first: bool) -> AIMessage:
     good, bad = [], []
     for call in choice.tool_calls:
-        try:
-            arguments = call.parsed_arguments()
-        except ValueError as error:
-            bad.append(invalid_tool_call(name=call.name, args=call.arguments, id=call.id, error=str(error)))
-            continue
-        if isinstance(arguments, dict):
-            good.append(tool_call(name=call.name, args=arguments, id=call.id))
-        else:
-            why = "the arguments of a tool call must be a JSON object"
+        if why := call.malformed:
             bad.append(invalid_tool_call(name=call.name, args=call.arguments, id=call.id, error=why))
+        else:
+            good.append(tool_call(name=call.name, args=call.parsed_arguments(), id=call.id))
     metadata = to_metadata(result, choice.finish_reason)
     if choice.logprobs is not None:
         metadata["logprobs"] = choice.logprobs

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from llamastream import AsyncStreamingClient, RetryPolicy, StreamingClient, Timeouts
 from llamastream.events import Listener
+from llamastream.integrations.clients import addresses, client_pair, project_arguments
 from llamastream.integrations.langchain.failures import as_langchain_errors
 from llamastream.integrations.langchain.messages import last_chunk, to_chunk, to_generations, to_server
 from llamastream.integrations.langchain.structured import (
@@ -78,9 +79,7 @@ class ChatLlamaStream(BaseChatModel):
         Raises:
             SettingError: the object has none of these, or one has a value that is not allowed.
         """
-        settings = StreamingClient.from_settings(source).settings
-        names = ("base_url", "api_key", "model", "temperature", "max_tokens")
-        return cls(**{**{name: getattr(settings, name) for name in names}, **arguments})
+        return cls(**project_arguments(source, arguments))
 
     @model_validator(mode="before")
     @classmethod
@@ -97,24 +96,23 @@ class ChatLlamaStream(BaseChatModel):
 
     @model_validator(mode="after")
     def _make_clients(self) -> Self:
-        arguments: dict[str, Any] = {
-            "api_key": self.api_key.get_secret_value() if self.api_key is not None else None,
-            "model": self.model,
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "timeouts": Timeouts.all(self.timeout) if isinstance(self.timeout, int | float) else self.timeout,
-            "headers": self.headers,
-            "retry": self.retry or (None if self.max_retries is None else RetryPolicy(max_retries=self.max_retries)),
-            "recovery": self.recovery,
-            "fallback": self.fallback,
-            "listeners": self.listeners,
-        }
-        self._client = StreamingClient(self.base_url, **arguments)
-        self._async_client = AsyncStreamingClient(self.base_url, **arguments)
+        self._client, self._async_client = client_pair(
+            self.base_url,
+            timeout=self.timeout,
+            max_retries=self.max_retries,
+            retry=self.retry,
+            api_key=self.api_key.get_secret_value() if self.api_key is not None else None,
+            model=self.model,
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            headers=self.headers,
+            recovery=self.recovery,
+            fallback=self.fallback,
+            listeners=self.listeners,
+        )
         settings = self._client.settings
         if self.base_url is None:
-            urls = self._client.base_urls
-            self.base_url = urls[0] if len(urls) == 1 else list(urls)
+            self.base_url = addresses(self._client)
         if self.api_key is None and settings.api_key is not None:
             self.api_key = SecretStr(settings.api_key)
         self.model, self.temperature, self.max_tokens = settings.model, settings.temperature, settings.max_tokens

@@ -1,0 +1,323 @@
+"""A fleet in the foreground, from its start to its end: signals, commands over the control socket, reloads."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import msgspec
+
+from llamastream._version import __version__
+from llamastream.backends import ROUTABLE
+from llamastream.cli.announce import announce, ready_fields
+from llamastream.cli.servelog import LoggingBridge, ServeLog
+from llamastream.cli.signals import STOPPING, Signals
+from llamastream.errors import EngineCrashedError, LlamaStreamError, SettingError
+from llamastream.events import FleetEvent, InstanceChanged
+from llamastream.fleet import rendezvous
+from llamastream.fleet.configuration import Configuration
+from llamastream.fleet.control import ControlServer
+from llamastream.fleet.feed import Feed
+from llamastream.fleet.fleet import GONE, Fleet
+from llamastream.fleet.messages import FleetStatus
+from llamastream.fleet.operations import Reloaded, carry_out
+from llamastream.fleet.orphans import Reaper
+from llamastream.fleet.records import Level, Record, encodable, of_event, of_log
+from llamastream.fleet.systemd import Notifier
+from llamastream.types import LogRecord
+
+TICK = 5.0
+"""Seconds between two looks after the whole."""
+
+
+class Service:
+    """Runs a fleet until it is told to stop. `run` is for the main thread; commands come from others (see `Host`)."""
+
+    def __init__(
+        self,
+        configure: Callable[[], Configuration],
+        log: ServeLog,
+        notifier: Notifier | None = None,
+    ) -> None:
+        """Args:
+            configure: reads the configuration, also anew. log: takes all that is said.
+
+        Raises:
+            SettingError: the configuration is not allowed.
+        """
+        self._configure = configure
+        self._log = log
+        self._notifier = notifier or Notifier()
+        self._inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+        self._phase = "starting"
+        self._started = time.time()
+        self._end: LlamaStreamError | None = None
+        self._exit_code = 0
+        self._forced = 0
+        self._tick_at = 0.0
+        self._told_failed: list[str] = []
+        self._control = ""
+        self._starter: threading.Thread | None = None
+        self._reloading = threading.Lock()
+        self._reaper = Reaper()
+        self.feed = Feed()
+        self.configuration = configure()
+        log.hide(self.configuration.secrets)
+        self.fleet = Fleet(
+            self.configuration.pools, settings=self.configuration.settings, listeners=[self._heard], on_log=self._logged
+        )
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Start the fleet, and end it when a signal or a command says so; the exit code.
+
+        Raises:
+            LlamaStreamError: it could not be started, or every instance has failed for good.
+        """
+        bridge = LoggingBridge(self._take)
+        logging.getLogger("llamastream").addHandler(bridge)
+        previous, threading.excepthook = threading.excepthook, self._fault
+        try:
+            with (
+                Signals(lambda number: self._inbox.put(("signal", number))),
+                contextlib.closing(rendezvous.settle(self.configuration.name)) as place,
+            ):
+                self._control = str(place.path / rendezvous.SOCKET)
+                control = ControlServer(place.path / rendezvous.SOCKET, lambda request: carry_out(request, self))
+                with contextlib.closing(control):
+                    control.start()
+                    self._starter = self._in_background(self._start)
+                    self._loop(control)
+                    self.feed.close()
+        finally:
+            threading.excepthook = previous
+            logging.getLogger("llamastream").removeHandler(bridge)
+            self._notifier.close()
+        if self._end is not None:
+            raise self._end
+        return self._exit_code
+
+    def request_stop(self) -> None:
+        """Stop as on SIGTERM; from any thread."""
+        self._inbox.put(("stop", False))
+
+    def _loop(self, control: ControlServer) -> None:
+        while True:
+            what, value = self._next(control)
+            if what == "signal":
+                self._signalled(value)
+            elif what == "stop":
+                self._told_to_stop(now=value)
+            elif what == "started" and self._phase == "starting":
+                self._ready()
+            elif what == "changed" and self._phase == "running":
+                self._look_at_all()
+            elif what == "failed":
+                self._end = value
+                return
+            elif what == "stopped":
+                self._say("stopped", "stopped")
+                return
+
+    def _next(self, control: ControlServer) -> tuple[str, Any]:
+        """What happened next; in the meantime, what has to be done regularly."""
+        while True:
+            left = self._tick_at - time.monotonic()  # by the clock: many events must not starve the watchdog
+            if left <= 0:
+                self._tick(control)
+                self._tick_at = time.monotonic() + min(TICK, self._notifier.watchdog or TICK)
+                continue
+            with contextlib.suppress(Empty):
+                return self._inbox.get(timeout=left)
+
+    def _tick(self, control: ControlServer) -> None:
+        self._reaper.tick()
+        if self._phase != "running":
+            self._notifier.extend(4 * TICK)
+        # only while all of us is well: systemd starts us anew when it hears nothing
+        if control.alive and self.fleet.supervised:
+            self._notifier.alive()
+
+    def _signalled(self, number: int) -> None:
+        if number not in STOPPING:
+            self._in_background(self._reload_quietly)
+            return
+        if self._phase == "starting":
+            self._exit_code = 128 + number
+        elif self._phase == "stopping":
+            self._forced += 1
+            if self._forced > 1:
+                os._exit(128 + number)  # the servers follow: their guards notice that we are gone
+        self._told_to_stop(now=self._forced > 0)
+
+    def _told_to_stop(self, *, now: bool) -> None:
+        if self._phase == "stopping":
+            if now:
+                self._cut()
+            return
+        starting, self._phase = self._phase == "starting", "stopping"
+        self._say("stopping", "stopping, at once" if now else "stopping")
+        self._notifier.stopping("stopping")
+        self._in_background(lambda: self._stop(drain=not (now or starting)))
+        if now:
+            self._cut()
+
+    def _cut(self) -> None:
+        """Wait for no request and no server any more."""
+        self.fleet.hasten()
+        for report in self.fleet.status():
+            with contextlib.suppress(LlamaStreamError):  # gone meanwhile
+                if (engine := self.fleet.engine(report.id)) is not None:
+                    engine.kill()
+
+    def _ready(self) -> None:
+        self._phase = "running"
+        reports = self.fleet.status()
+        engines = {report.id: engine for report in reports if (engine := self.fleet.engine(report.id)) is not None}
+        message = f"{len(reports)} instances are ready" if len(reports) > 1 else "the server is ready"
+        self._say("ready", message, **ready_fields(self.configuration.name, self._control, engines))
+        announce(engines, self._log)
+        self._notifier.ready(self._summary())
+        self._look_at_all()
+
+    def _look_at_all(self) -> None:
+        """After a change of an instance."""
+        self._notifier.status(self._summary())
+        reports = self.fleet.status()
+        failed = [report.id for report in reports if report.state == "failed"]
+        if failed and all(report.state in GONE for report in reports):
+            reasons = "; ".join(f"{report.id}: {report.reason}" for report in reports if report.state == "failed")
+            self._end = EngineCrashedError(f"every instance has failed for good: {reasons}")
+            self._told_to_stop(now=True)
+        elif set(failed) - set(self._told_failed):
+            message = f"{len(failed)} of {len(reports)} instances have failed for good; to try again: "
+            self._say("failed", f"{message}llamastream restart {' '.join(failed)}", level="error")
+        self._told_failed = failed
+
+    def _summary(self) -> str:
+        reports = self.fleet.status()
+        ready = sum(report.state in ROUTABLE for report in reports)
+        others = [f"{report.id} {report.state}" for report in reports if report.state not in ROUTABLE]
+        return ", ".join((f"{ready} of {len(reports)} instances ready", *others[:5]))
+
+    # -- threads of their own -------------------------------------------------------------------------------------
+
+    def _in_background(self, work: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=work, name="llamastream-serve", daemon=True)
+        thread.start()
+        return thread
+
+    def _start(self) -> None:
+        try:
+            self.fleet.start()
+        except LlamaStreamError as error:
+            if self._phase == "starting":
+                self._inbox.put(("failed", error))
+        except BaseException as error:
+            self._inbox.put(("failed", EngineCrashedError(f"a fault of this program: {error!r}")))
+            raise
+        else:
+            self._inbox.put(("started", None))
+
+    def _stop(self, *, drain: bool) -> None:
+        self.fleet.stop(drain=drain)
+        while self._starter is not None and self._starter.is_alive():  # it may have begun instances after that
+            self._starter.join(0.1)
+            self.fleet.stop(drain=False)
+        self._inbox.put(("stopped", None))
+
+    def _reload_quietly(self) -> None:
+        with contextlib.suppress(LlamaStreamError):  # it has been said
+            self.reload()
+
+    # -- what commands ask (see `Host`) ----------------------------------------------------------------------------
+
+    def status(self) -> FleetStatus:
+        """For commands: how everything is."""
+        return FleetStatus(
+            name=self.configuration.name,
+            pid=os.getpid(),
+            version=__version__,
+            started=self._started,
+            phase=self._phase,
+            instances=self.fleet.status(),
+        )
+
+    def reload(self) -> Reloaded:
+        """For commands: read the configuration anew, and apply it.
+
+        Raises:
+            LlamaStreamError: it is not allowed; nothing has changed then.
+        """
+        with self._reloading:
+            if self._phase != "running":
+                error = SettingError(f"the fleet is {self._phase}: a reload has to wait until it runs")
+                self._say("reload_failed", error.message, level="error")
+                raise error
+            self._notifier.reloading()
+            try:
+                reloaded = self._apply(self._configure())
+            except LlamaStreamError as error:
+                self._say("reload_failed", f"the configuration stays as it was: {error.message}", level="error")
+                raise
+            finally:
+                self._notifier.ready(self._summary())
+        names = sorted({order.instance for order in reloaded.orders} | set(reloaded.fresh))
+        message = f"the configuration was read anew: {', '.join(names) or 'nothing'} changed"
+        self._say("reload", "; ".join((message, *reloaded.notes)))
+        return reloaded
+
+    def _apply(self, configuration: Configuration) -> Reloaded:
+        before = {report.id for report in self.fleet.status()}
+        self._log.hide(configuration.secrets)
+        orders = self.fleet.reload(configuration.pools)
+        fresh = tuple(report.id for report in self.fleet.status() if report.id not in before)
+        changed = [
+            field
+            for field in msgspec.structs.asdict(configuration.settings)
+            if field != "instances" and getattr(configuration.settings, field) != getattr(self.fleet.settings, field)
+        ]
+        notes = (f"for other values of {', '.join(changed)} ([fleet]) start `serve` again",) if changed else ()
+        self.configuration = msgspec.structs.replace(configuration, settings=self.configuration.settings)
+        return Reloaded(tuple(orders), fresh, notes)
+
+    def stop(self, *, now: bool) -> None:
+        """For commands: begin to end."""
+        self._inbox.put(("stop", now))
+
+    # -- what is said ----------------------------------------------------------------------------------------------
+
+    def _heard(self, event: FleetEvent) -> None:
+        self._take(of_event(event, time.time()))
+        if isinstance(event, InstanceChanged):
+            self._inbox.put(("changed", None))
+
+    def _logged(self, instance: str, record: LogRecord) -> None:
+        self._take(of_log(instance, record))
+
+    def _say(self, event: str, message: str, level: Level = "info", **fields: Any) -> None:
+        self._take(Record(time=time.time(), level=level, event=event, message=message, fields=fields))
+
+    def _fault(self, arguments: threading.ExceptHookArgs) -> None:
+        """A thread ended by a mistake in this program: nobody else would say so in the log."""
+        name = "" if arguments.thread is None else arguments.thread.name
+        where = "".join(traceback.format_exception(arguments.exc_value)) if arguments.exc_value is not None else ""
+        self._say(
+            "fault",
+            f"the thread {name} ended by a fault of this program: {arguments.exc_value!r}",
+            "error",
+            traceback=where,
+        )
+
+    def _take(self, record: Record) -> None:
+        record = encodable(record)
+        self.feed.publish(record)
+        self._log.take(record)
