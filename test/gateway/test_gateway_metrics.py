@@ -151,7 +151,7 @@ def test_both_text_forms_can_be_read(gateway: Running) -> None:
     opened = ask(gateway.url, "GET", "/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert re.search(rb"content-type: text/plain; version=", plain.head)
     assert re.search(rb"content-type: application/openmetrics-text; version=1.0.0", opened.head)
-    found = open_metrics(opened.body.decode())
+    found = open_metrics(opened.body.decode())  # type: ignore[no-untyped-call]  # the library says no types here
     families = {family.name: family for family in found}
     assert {f"llamastream_{metric.name}" for metric in METRICS} == set(families)
     assert {family.name for family in prometheus(plain.body.decode())} >= {

@@ -104,6 +104,9 @@ def test_schedules(schedule: Schedule, started: datetime.datetime, requests: int
         ([Turn(id="a", wants=True)], 1, "a"),
         ([Turn(id="a", wants=True), Turn(id="b")], 5, "a"),
         ([Turn(id="a", wants=True), Turn(id="b", ready=False)], 5, None),
+        # instances of other models do not count
+        ([Turn(id="a", pool="x", wants=True), Turn(id="b", pool="x", ready=False), Turn(id="c", pool="y")], 1, None),
+        ([Turn(id="a", pool="x", wants=True), Turn(id="b", pool="y", ready=False)], 1, "a"),
         # one that is not ready itself may go
         ([Turn(id="a", wants=True, ready=False), Turn(id="b")], 1, "a"),
     ],

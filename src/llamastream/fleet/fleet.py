@@ -63,7 +63,8 @@ class Fleet:
             SettingError: the models contradict each other, or an argument is not allowed.
         """
         self.settings = settings or FleetSettings()
-        self.pools = as_pools(models, self.settings.instances if instances is None else instances)
+        self._count = self.settings.instances if instances is None else instances
+        self.pools = as_pools(models, self._count)
         self._listeners = tuple(listeners)
         self._on_log = on_log
         self._machine = memory()
@@ -71,6 +72,7 @@ class Fleet:
         self._changed = threading.Condition()
         self._subscribers: list[Callable[[], None]] = []
         self._instances: tuple[Instance, ...] = ()
+        self._leaving: tuple[Instance, ...] = ()  # no longer in the configuration, and not at their end yet
         self._away: str | None = None
         self._workplace: Workplace | None = None
         self._owner = os.getpid()
@@ -131,8 +133,8 @@ class Fleet:
                 for instance in instances:
                     if instance.error is not None and instance.status.state in ("restarting", "failed"):
                         raise instance.error
-                if all(instance.status.state in ROUTABLE for instance in instances):
-                    return
+                if all(instance.status.state in (*ROUTABLE, "draining") for instance in instances):
+                    return  # one that was drained by hand meanwhile has been started, too
                 self._changed.wait()
 
     def wait_ready(self, count: int | None = None, timeout: float | None = None) -> None:
@@ -164,16 +166,17 @@ class Fleet:
             self._changed.notify_all()
         if not drain:
             self.hasten()
-        for instance in self._instances:
+        everyone = (*self._instances, *self._still_leaving())
+        for instance in everyone:
             instance.order(Order("stop", "the fleet is stopped", drain=drain))
-        for instance in self._instances:
+        for instance in everyone:
             instance.join()
         if self._workplace is not None:
             self._workplace.close()
 
     def hasten(self) -> None:
         """Wait for no running request any more: for a second signal during `stop`."""
-        for instance in self._instances:
+        for instance in (*self._instances, *self._still_leaving()):
             instance.hasten()
 
     async def astart(self) -> Self:
@@ -232,8 +235,8 @@ class Fleet:
     # -- control --------------------------------------------------------------------------------------------------
 
     def status(self) -> tuple[InstanceReport, ...]:
-        """All instances as people see them."""
-        return tuple(instance.report() for instance in self._instances)
+        """All instances as people see them; last those that are about to leave after a reload."""
+        return tuple(instance.report() for instance in (*self._instances, *self._still_leaving()))
 
     @property
     def supervised(self) -> bool:
@@ -295,7 +298,7 @@ class Fleet:
         Raises:
             SettingError: the models contradict each other; nothing has changed then.
         """
-        pools = as_pools(models, self.settings.instances)
+        pools = as_pools(models, self._count)
         plans = self._plan(pools)
         known = {instance.id: instance for instance in self._instances}
         added = [each for each in plans if each.id not in known]
@@ -305,16 +308,20 @@ class Fleet:
         orders = [
             known[each.id].order(Order("replace", "the configuration changed", options=each.options))
             for each in plans
-            if each.id in known and known[each.id].options != each.options
+            if each.id in known and known[each.id].ordered != each.options
         ]
         wanted = {each.id for each in plans}
         leaving = [instance for instance in self._instances if instance.id not in wanted]
         orders += [instance.order(Order("stop", "no longer in the configuration")) for instance in leaving]
         fresh = {each.id: self._instance(each) for each in added}
+        self._leaving = (*self._still_leaving(), *leaving)
         self._instances = tuple(known.get(each.id) or fresh[each.id] for each in plans)
         for instance in fresh.values():
             instance.begin()
         return orders
+
+    def _still_leaving(self) -> tuple[Instance, ...]:
+        return tuple(instance for instance in self._leaving if instance.status.state != "stopped")
 
     def _find(self, id: str) -> Instance:  # noqa: A002
         for instance in self._instances:
@@ -347,6 +354,7 @@ class Fleet:
                 Turn(
                     id=each.id,
                     wants=each.wants_restart,
+                    pool=each.model,
                     away=each.id == self._away,
                     ready=each.status.state in ROUTABLE,
                     gone=each.status.state in GONE,

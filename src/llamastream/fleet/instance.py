@@ -21,7 +21,7 @@ from llamastream.events import InstanceChanged, InstanceWarning, SlotsRestored
 from llamastream.fleet import warm
 from llamastream.fleet.orders import Inbox, Order
 from llamastream.fleet.report import InstanceReport, describe_backend, describe_instance
-from llamastream.fleet.run import Findings, Run
+from llamastream.fleet.run import Drained, Findings, Run
 from llamastream.fleet.settings import FleetSettings
 from llamastream.fleet.supervisor import Supervisor
 from llamastream.fleet.tally import Tally
@@ -39,7 +39,7 @@ class Instance:
 
     Attributes:
         id, model: its name, and that of its pool. options: how it is started. status: how it is. pid: of the process
-            that runs, one that still loads its model included, or 0.
+            that runs, one that still loads its model included, or 0. ordered: the options that it has, or is to have.
         error: what the last start that failed raised; None after one that did not.
     """
 
@@ -66,6 +66,7 @@ class Instance:
         self.options = options
         self.status = InstanceStatus()
         self.pid = 0
+        self.ordered = options
         self.error: LlamaStreamError | None = None
         self._settings = settings
         self._supervisor = supervisor
@@ -97,6 +98,8 @@ class Instance:
         order.instance = self.id
         self._inbox.post(order)
         launching = self._launch
+        if order.options is not None:
+            self.ordered = order.options
         if order.kind == "stop" and launching is not None:
             launching.cancel()
         return order
@@ -187,6 +190,7 @@ class Instance:
             self._stop(order)
         elif order.kind == "forget":
             self._want(None)
+            self.ordered = self.options  # whoever wants others has to say so again
         elif order.kind in ("drain", "undrain"):
             self._drained_by_hand = order.kind == "drain"
             if (self.status.state in ROUTABLE) if order.kind == "drain" else (self.status.state == "draining"):
@@ -202,12 +206,15 @@ class Instance:
         order.finish()
 
     def _want(self, order: Order | None) -> None:
-        """From now on this planned restart is waited for (None: none), and no other one."""
+        """From now on this planned restart is waited for (None: none). One that waits already becomes a part of it."""
         before, self._wanted = self._wanted, order
-        if before is not None:
-            if order is not None:
-                order.options = order.options or before.options  # these are still to be applied
+        if before is None:
+            return
+        if order is None:
             before.finish(carried_out=False)
+        else:
+            order.options = order.options or before.options  # these are still to be applied
+            order.done.add_done_callback(lambda done: before.finish(carried_out=done.result()))
 
     # -- starting and ending ----------------------------------------------------------------------------------
 
@@ -245,13 +252,21 @@ class Instance:
             self._to("drain", "drained by hand")
         engine.when_ended(self._inbox.wake)
 
+    @property
+    def _warm_here(self) -> Path | None:
+        """Where slots are saved for a restart; None where they are not, or the directory for them is the user's own."""
+        return self._warm_directory if self.options.slot_save_path is None else None
+
+    def _saw(self, found: Findings) -> None:
+        self._findings = found
+
     def _launch_options(self) -> EngineOptions:
         changes: dict[str, object] = {}
         # the address stays, so that whoever knows it finds the new process there
         if self._last is not None and self.options.socket is None and not self.options.port:
             changes["port"] = self._last.options.port
-        if self._warm_directory is not None and self.options.slot_save_path is None:
-            changes["slot_save_path"] = str(self._warm_directory)
+        if self._warm_here is not None:
+            changes["slot_save_path"] = str(self._warm_here)
         return msgspec.structs.replace(self.options, **changes)
 
     def _not_started(self, error: LlamaStreamError) -> None:
@@ -284,11 +299,12 @@ class Instance:
         run = self._run
         code = None
         if run is not None:
+            outcome: Drained = "late"
             if order.drain and self.status.state != "wedged":
                 if self.status.state != "draining":
                     self._to("drain", order.reason)
-                run.drain(self._settings.drain_timeout, self._inbox.wait)
-            code = run.end(hangs=self.status.state == "wedged")
+                outcome = run.drain(self._settings.drain_timeout, self._inbox.wait, self._saw)
+            code = run.end(hangs=outcome == "wedged" or self.status.state == "wedged")
             self._run = None
         self._to("stop", order.reason, code)
         self._over = True
@@ -341,15 +357,17 @@ class Instance:
         """A planned restart: no new requests, those that run end, the process ends, and another begins."""
         if self.status.state != "draining":
             self._to("drain", order.reason)
-        empty = run.drain(self._settings.drain_timeout, self._inbox.wait)
-        if not empty and run.engine.alive:
+        outcome = run.drain(self._settings.drain_timeout, self._inbox.wait, self._saw)
+        if outcome == "late":
             self._warn(
                 "drain", f"requests still ran after {self._settings.drain_timeout:g} s (drain_timeout), and were cut"
             )
+        elif outcome == "wedged":
+            self._warn("drain", f"it hangs: {run.explain_wedge()}")
         saved = []
-        if empty and order.options is None and self._warm_directory is not None:
-            saved = warm.save(run.engine, self._warm_directory, self._warm_space)
-        code = run.end()
+        if outcome == "empty" and order.options is None and self._warm_here:
+            saved = warm.save(run.engine, self._warm_here, self._warm_space)
+        code = run.end(hangs=outcome == "wedged")
         self._run = None
         self._to("end", order.reason, code)
         if self._inbox.stop_wanted():

@@ -260,7 +260,7 @@ def _outcome(orders: Sequence[Order], fresh: Sequence[str], host: Host, message:
         if not order.done.done():
             problems.append(f"{order.instance}: the fleet ended before its turn came")
         elif well and not order.done.result():
-            problems.append(f"{order.instance}: called off, or another order took its place")
+            problems.append(f"{order.instance}: called off, or not ready again")
     for each in dict.fromkeys([*(order.instance for order in orders if order.kind != "stop"), *fresh]):
         if not _is_well(states.get(each)):
             state, reason = states.get(each, _GONE)

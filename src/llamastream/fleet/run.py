@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
@@ -20,6 +21,10 @@ from llamastream.policy.wedge import Look, Verdict, WedgeWatch
 DRAIN_POLL = 0.05
 WEDGED_PATIENCE = 2.0
 """Seconds from SIGTERM to SIGKILL for a process that hangs: what it still holds is lost in any case."""
+
+
+Drained: TypeAlias = Literal["empty", "late", "wedged", "gone"]
+"""How a drain ended: nothing runs any more, the time was up, the server hangs, or its process has ended."""
 
 
 class Findings(Struct, frozen=True):
@@ -92,23 +97,31 @@ class Run:
         now = datetime.now().astimezone()
         return due(self._settings.schedule, now=now, started=self._started.astimezone(), requests=self.tally.requests)
 
-    def drain(self, timeout: float, wait: Callable[[float], bool]) -> bool:
-        """Wait until nothing runs on it; whether that came about.
+    def drain(self, timeout: float, wait: Callable[[float], bool], saw: Callable[[Findings], None]) -> Drained:
+        """Wait until nothing runs on it; what came of that.
 
         Args:
-            timeout: seconds at most. wait: waits so many seconds, or less; True: give up.
+            timeout: seconds at most. wait: waits so many seconds, or less; True: give up. saw: gets what looks at it
+                find meanwhile, as often as otherwise.
         """
         deadline = time.monotonic() + timeout
+        look_at = time.monotonic() + self._settings.look_interval
         quiet = 0
         while self.engine.alive:
+            if time.monotonic() >= look_at:
+                found = self.look()
+                saw(found)
+                if found.verdict == "wedged":
+                    return "wedged"
+                look_at = time.monotonic() + self._settings.look_interval * (1.0 if found.verdict == "well" else 0.25)
             # twice: a request may stand between the server's line and its slot
             quiet = quiet + 1 if questions.load(self.engine) == 0 else 0
             if quiet >= 2:
-                return True
+                return "empty"
             left = deadline - time.monotonic()
             if left <= 0 or wait(min(DRAIN_POLL, left)):
-                return False
-        return False
+                return "late"
+        return "gone"
 
     def end(self, *, hangs: bool = False) -> int | None:
         """End the process, whatever it does; its exit code."""

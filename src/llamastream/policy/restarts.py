@@ -102,11 +102,12 @@ class Turn(Struct, frozen=True, kw_only=True):
     """An instance as the order of restarts sees it.
 
     Attributes:
-        wants: it waits for a planned restart. away: it is out for one. ready: it takes requests. gone: for good
-            (failed, stopped), so that it counts no more.
+        pool: what it is one of: `min_ready` holds in each pool. wants: it waits for a planned restart. away: it is out
+            for one. ready: it takes requests. gone: for good (failed, stopped), so that it counts no more.
     """
 
     id: str
+    pool: str = ""
     wants: bool = False
     away: bool = False
     ready: bool = True
@@ -116,15 +117,15 @@ class Turn(Struct, frozen=True, kw_only=True):
 def next_turn(instances: Sequence[Turn], min_ready: int) -> str | None:
     """Which instance may be taken out for a planned restart now; None: none yet.
 
-    One at a time, and only if `min_ready` others are ready then. A fleet that is no larger than that lets one go when
-    all others are ready: else it could never be restarted as planned.
+    One at a time, and only if `min_ready` others of its pool are ready then. A pool that is no larger than that lets
+    one go when all others are ready: else it could never be restarted as planned.
     """
     living = [each for each in instances if not each.gone]
     if any(each.away for each in living):
         return None
-    needed = min(min_ready, len(living) - 1)
     for each in living:
-        if each.wants and sum(other.ready for other in living if other is not each) >= needed:
+        others = [other for other in living if other is not each and other.pool == each.pool]
+        if each.wants and sum(other.ready for other in others) >= min(min_ready, len(others)):
             return each.id
     return None
 
