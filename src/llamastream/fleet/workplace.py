@@ -9,24 +9,19 @@ from contextlib import suppress
 from pathlib import Path
 
 from llamastream.errors import SettingError
+from llamastream.settings.file import base_directory
 
 LOCK = "lock"
 
 
 def cache_home() -> Path:
     """Where large files that can be made again belong (XDG Base Directory Specification)."""
-    return _home("XDG_CACHE_HOME", ".cache")
+    return base_directory("XDG_CACHE_HOME", ".cache")
 
 
 def state_home() -> Path:
     """Where what should outlive a restart belongs (XDG Base Directory Specification)."""
-    return _home("XDG_STATE_HOME", ".local/state")
-
-
-def _home(variable: str, otherwise: str) -> Path:
-    named = os.environ.get(variable, "")
-    # the specification wants relative paths ignored
-    return Path(named) if named.startswith("/") else Path.home() / otherwise
+    return base_directory("XDG_STATE_HOME", ".local/state")
 
 
 class InUseError(SettingError):

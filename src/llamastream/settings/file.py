@@ -13,15 +13,20 @@ from llamastream.errors import SettingError
 CONFIG_VARIABLE = "LLAMASTREAM_CONFIG"
 
 
-def user_directory(variable: str, default: str, environ: Mapping[str, str] | None = None) -> Path:
-    """Our directory of the kind that a variable of the XDG base directory specification names, else under `default` in
-    the home directory. A relative path in the variable is ignored, as the specification says.
+def base_directory(variable: str, default: str, environ: Mapping[str, str] | None = None) -> Path:
+    """The directory that a variable of the XDG base directory specification names, else `default` in the home
+    directory. A relative path in the variable is ignored, as the specification says.
 
     Raises:
         RuntimeError: nobody knows where the home directory is.
     """
     named = Path((os.environ if environ is None else environ).get(variable, ""))
-    return (named if named.is_absolute() else Path.home() / default) / "llamastream"
+    return named if named.is_absolute() else Path.home() / default
+
+
+def user_directory(variable: str, default: str, environ: Mapping[str, str] | None = None) -> Path:
+    """Our own directory in that."""
+    return base_directory(variable, default, environ) / "llamastream"
 
 
 def config_path(environ: Mapping[str, str] | None = None) -> Path:
