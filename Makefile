@@ -13,7 +13,7 @@ BENCH := .venv-bench
 BENCH_LOCK := benchmarks/requirements.txt
 
 .PHONY: help setup demo chat serve check test test-all test-langchain test-crewai docs lint types format picture \
-  llama-server lock wheel clean bench bench-client bench-recovery bench-crewai bench-fleet faults faults-fleet soak
+  llama-server lock wheel clean bench bench-client bench-recovery bench-crewai bench-fleet bench-gateway faults faults-fleet soak
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -74,7 +74,7 @@ $(LANGCHAIN)/.ready: pyproject.toml $(LANGCHAIN_LOCK) scripts/find_python.sh
 $(CREWAI)/.ready: pyproject.toml $(CREWAI_LOCK) scripts/find_python.sh
 	$(call own,$(CREWAI),$(CREWAI_LOCK),3.14)
 
-bench: bench-client bench-recovery bench-crewai bench-fleet ## All benchmarks
+bench: bench-client bench-recovery bench-crewai bench-fleet bench-gateway ## All benchmarks
 
 bench-client: $(BENCH)/.ready ## What streaming costs, beside other clients: make bench-client ARGS=--quick
 	@$(BENCH)/bin/python benchmarks/client.py $(ARGS)
@@ -84,6 +84,9 @@ bench-recovery: $(BENCH)/.ready ## What recovery costs a stream that nothing hap
 
 bench-crewai: $(CREWAI)/.ready ## What an event of CrewAI costs, and what of it is ours
 	@CREWAI_DISABLE_TELEMETRY=true CREWAI_TRACING_ENABLED=false $(CREWAI)/bin/python benchmarks/crewai_events.py $(ARGS)
+
+bench-gateway: $(READY) ## What the gateway costs, beside nginx, HAProxy and FastAPI with httpx, as far as they are there
+	@$(BIN)/python benchmarks/gateway.py $(ARGS)
 
 bench-fleet: $(READY) ## What supervision costs, and what warm restarts save
 	@$(BIN)/python benchmarks/fleet.py $(ARGS)
