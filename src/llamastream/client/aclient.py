@@ -48,7 +48,8 @@ class AsyncStreamingClient(ClientBase):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._core.reads_block = False
-        self._pools = Pools(self._core.servers, lambda server: AsyncConnectionPool(server, self._core.limits))
+        limits = self._core.limits  # not ourselves: a client that is dropped is freed at once, with its connections
+        self._pools = Pools(self._core.servers, lambda server: AsyncConnectionPool(server, limits))
 
     # -- generation -------------------------------------------------------------------------------------
 

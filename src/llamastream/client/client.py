@@ -46,7 +46,8 @@ class StreamingClient(ClientBase):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._pools = Pools(self._core.servers, lambda server: ConnectionPool(server, self._core.limits))
+        limits = self._core.limits  # not ourselves: a client that is dropped is freed at once, with its connections
+        self._pools = Pools(self._core.servers, lambda server: ConnectionPool(server, limits))
 
     # -- generation -------------------------------------------------------------------------------------
 
