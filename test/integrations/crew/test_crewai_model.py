@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import pickle
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -28,10 +30,11 @@ from pydantic import BaseModel
 
 from commandline import LONG, STORY
 from crewwork import answers_asked, asked, hearing, listening
-from llamastream import Engine, StreamingClient, Timeouts
+from llamastream import Engine, RetryPolicy, StreamingClient, Timeouts
 from llamastream.errors import ConnectionLostError, ContextSizeError, LlamaStreamError, RateLimitedError, SettingError
 from llamastream.integrations.crewai import LlamaServerLLM, create_llm
 from llamastream.integrations.crewai.failures import IncompleteAnswerError
+from llamastream.integrations.crewai.messages import to_server
 from llamastream.testing import (
     ChaosProxy,
     NumberedServer,
@@ -233,6 +236,12 @@ def test_messages_are_sent_without_what_crewai_keeps_in_them() -> None:
     ]
 
 
+def test_arguments_of_a_call_that_are_no_text_are_written_as_json() -> None:
+    calls = [{"id": "1", "function": {"name": "look", "arguments": {"where": "Zürich", "deep": True}}}]
+    (written,) = to_server([{"role": "assistant", "content": None, "tool_calls": calls}])
+    assert written["tool_calls"][0]["function"]["arguments"] == '{"where": "Zürich", "deep": true}'
+
+
 def test_a_malformed_call_in_the_history_does_not_stop_the_conversation(engine: Engine, ask: Ask) -> None:
     calls = [{"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Par'}}]
     messages = [
@@ -417,6 +426,33 @@ def test_without_a_settings_object_the_environment_decides(
     assert llm.call("Hello!") == closing(create_llm(streaming=False)).call("Hello!")
 
 
+def test_a_plain_model_takes_the_arguments_of_a_streaming_one(closing: Closing) -> None:
+    arguments: dict[str, Any] = {
+        "recovery": "off",
+        "coalesce": 0.1,
+        "function_calling": False,
+        "fallback": "auto",
+        "listeners": [],
+        "retry": RetryPolicy(),
+        "timeout": Timeouts(total=30),
+        "headers": {"X-Asked-By": "test"},
+        "top_k": 5,
+        "seed": 3,
+    }
+    content = {"role": "assistant", "content": "ok"}
+    whole = {"id": "x", "object": "chat.completion", "created": 1, "model": "m"}
+    body = json.dumps({**whole, "choices": [{"index": 0, "message": content, "finish_reason": "stop"}]}).encode()
+    with ServerDouble(Script(http_answer("200 OK", body))) as server:
+        plain = closing(create_llm({"llm_base_url": server.url}, streaming=False, **arguments))
+        assert plain.call("hi") == "ok"
+        head, _, sent = server.requests[0].partition(b"\r\n\r\n")
+    fields = json.loads(sent)
+    assert (fields["top_k"], fields["seed"]) == (5, 3)
+    assert fields.keys() == {"messages", "model", "top_k", "seed"}
+    assert b"x-asked-by: test" in head.lower()
+    assert plain.timeout == 30
+
+
 def test_an_object_without_settings_is_refused() -> None:
     with pytest.raises(SettingError, match="SimpleNamespace has none of the settings llm_base_url"):
         create_llm(SimpleNamespace(base_url="http://localhost:8080"))
@@ -443,3 +479,50 @@ def test_crewai_can_make_a_model_of_its_own_after_a_pause(engine: Engine, closin
     config = model([engine.url, "http://127.0.0.1:1"], model="demo", stop=[" 3"]).to_config_dict()
     assert config == {"model": "openai/demo", "base_url": f"{engine.url}/v1", "temperature": 0, "stop": [" 3"]}
     assert str(closing(LLM(**config, api_key="none")).call("Count to ten.")).startswith("1, 2,")
+
+
+@pytest.mark.parametrize("wrong", [1.5, float("nan"), float("inf")])
+def test_max_tokens_is_a_whole_number(wrong: float) -> None:
+    with pytest.raises(ValueError, match=f"max_tokens={wrong} is not allowed; allowed: a whole number"):
+        model("http://127.0.0.1:1", max_tokens=wrong)
+    llm = model("http://127.0.0.1:1", max_tokens=20.0)
+    assert llm.max_tokens == 20
+    llm.max_tokens = wrong
+    with pytest.raises(ValueError, match=f"max_tokens={wrong} is not allowed; allowed: a whole number"):
+        llm.call("hi")
+
+
+# -- changes and copies -------------------------------------------------------------------------------------
+
+
+def test_a_changed_attribute_holds_from_the_next_call_on(ask: Ask) -> None:
+    with NumberedServer(tokens=2) as first, NumberedServer(tokens=3) as second:
+        llm = model(first.url)
+        assert ask(llm, "count") == "0 1 "
+        changed = llm.model_copy(update={"base_url": second.url})
+        assert (ask(changed, "count"), ask(llm, "count")) == ("0 1 2 ", "0 1 ")
+        llm.base_url = second.url
+        assert ask(llm, "count") == "0 1 2 "
+    llm.base_url = "ftp://x"
+    with pytest.raises(SettingError, match="base_url 'ftp://x'"):
+        ask(llm, "count")
+
+
+def test_the_context_is_that_of_the_server_that_is_asked_now(engine: Engine) -> None:
+    props = http_answer("200 OK", b'{"default_generation_settings":{"n_ctx":77}}')
+    with ServerDouble(Script(props)) as server:
+        llm = model(server.url)
+        assert llm.get_context_window_size() == 77
+    llm.base_url = engine.url
+    assert llm.get_context_window_size() == model(engine.url).get_context_window_size() != 77
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda llm: pickle.loads(pickle.dumps(llm))])
+def test_a_model_can_be_copied_and_pickled(engine: Engine, copied: Callable[[Any], Any]) -> None:
+    llm = model(engine.url, api_key="hidden-key", timeout=Timeouts(total=60), top_k=1)
+    assert llm.call(STORY.question) == STORY.answer  # its connections are open
+    other = copied(llm)
+    assert other.call(STORY.question) == STORY.answer
+    assert other._client is not llm._client
+    assert (other.api_key, other.additional_params) == ("hidden-key", {"top_k": 1})
+    assert "hidden" not in repr(other)

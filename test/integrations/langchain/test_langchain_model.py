@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import pickle
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ from langchain_core.exceptions import (
     ModelAPIError,
     ModelConnectionError,
     ModelInvalidRequestError,
+    OutputParserException,
 )
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.messages.tool import invalid_tool_call, tool_call
@@ -34,6 +37,7 @@ from llamastream.errors import (
     InvalidRequestError,
     MalformedOutputError,
     ModelLoadingError,
+    SettingError,
 )
 from llamastream.integrations.langchain import ChatLlamaStream
 from llamastream.integrations.langchain.messages import to_server
@@ -165,6 +169,12 @@ def test_a_tool_choice_that_names_no_tool_is_refused() -> None:
         ChatLlamaStream(base_url="http://127.0.0.1:1").bind_tools(TOOLS, tool_choice="nonsense")
 
 
+def test_a_tool_choice_of_no_known_form_is_refused() -> None:
+    wrong: Any = 5
+    with pytest.raises(ValueError, match="tool_choice=5 is not allowed; allowed: auto, none, any, required, a bool"):
+        ChatLlamaStream(base_url="http://127.0.0.1:1").bind_tools(TOOLS, tool_choice=wrong)
+
+
 def test_a_streamed_tool_call_is_the_same_as_an_invoked_one(engine: Engine) -> None:
     model = ChatLlamaStream(base_url=engine.url, temperature=0).bind_tools(TOOLS)
     question = "What is the weather in Paris?"
@@ -286,6 +296,31 @@ def test_json_mode_asks_for_an_object_and_the_schema_is_checked_here(engine: Eng
     assert json.loads(found["raw"].text) == found["parsed"]
 
 
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+def test_an_object_that_max_tokens_cut_off_is_an_error(engine: Engine, method: Any) -> None:
+    model = ChatLlamaStream(base_url=engine.url, temperature=0, max_tokens=4)
+    schema = {
+        "title": "Pet",
+        "description": "A pet",
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "colour": {"type": "string"}},
+        "required": ["name", "colour"],
+    }
+    question = "Describe a pet as JSON."
+    plain = model.with_structured_output(schema, method=method)
+    for call in (
+        lambda: plain.invoke(question),
+        lambda: list(plain.stream(question)),
+        lambda: asyncio.run(plain.ainvoke(question)),
+    ):
+        with pytest.raises(OutputParserException, match="cut off after 4 tokens because of max_tokens"):
+            call()
+    found = model.with_structured_output(schema, method=method, include_raw=True).invoke(question)
+    assert found["raw"].response_metadata["finish_reason"] == "length"
+    assert found["parsed"] is None
+    assert "cut off after 4 tokens" in str(found["parsing_error"])
+
+
 # -- what is passed on --------------------------------------------------------------------------------------
 
 
@@ -344,6 +379,51 @@ def test_keys_are_not_shown() -> None:
         base_url="http://127.0.0.1:1", api_key=SecretStr("hidden-key"), headers={"X": "hidden-header"}
     )
     assert "hidden" not in repr(model) + str(model.model_dump()) + str(model._identifying_params)
+
+
+# -- changes and copies -------------------------------------------------------------------------------------
+
+
+def test_a_changed_attribute_holds_from_the_next_call_on(engine: Engine) -> None:
+    model = ChatLlamaStream(base_url=f"http://127.0.0.1:{free_port()}", temperature=0, max_tokens=3, max_retries=0)
+    model.base_url = engine.url
+    assert tokens(model) == 3
+    model.max_tokens = 5
+    assert tokens(model) == 5
+    changed = model.model_copy(update={"max_tokens": 7})
+    assert (tokens(changed), tokens(model)) == (7, 5)
+    assert asyncio.run(changed.ainvoke(LONG.question)).usage_metadata["output_tokens"] == 7  # type: ignore[index]  # told
+    model.base_url = "ftp://x"
+    with pytest.raises(SettingError, match="base_url 'ftp://x'"):
+        model.invoke("hi")
+
+
+def tokens(model: ChatLlamaStream) -> int:
+    usage = model.invoke(LONG.question).usage_metadata
+    assert usage is not None
+    return usage["output_tokens"]
+
+
+def test_what_is_not_changed_keeps_its_clients(engine: Engine) -> None:
+    model = ChatLlamaStream(base_url=engine.url, max_tokens=1)
+    client = model._client
+    model.invoke("hi")
+    assert model._client is client
+    assert model.model_copy()._client is client
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_model_can_be_copied_and_pickled(engine: Engine, copied: Callable[[Any], Any]) -> None:
+    model = ChatLlamaStream(
+        base_url=engine.url, api_key=SecretStr("hidden-key"), temperature=0, timeout=Timeouts(total=60), max_tokens=3
+    )
+    assert tokens(model) == 3  # its connections are open
+    other = copied(model)
+    assert other.model_dump() == model.model_dump()
+    assert tokens(other) == 3
+    assert other._client is not model._client
+    assert other.api_key.get_secret_value() == "hidden-key"
+    assert "hidden" not in repr(other)
 
 
 # -- errors and counts --------------------------------------------------------------------------------------

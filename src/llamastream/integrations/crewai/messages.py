@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,23 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def _call(call: Mapping[str, Any]) -> ToolCall:
     function = call.get("function") or {}
-    return ToolCall(str(call.get("id") or ""), str(function.get("name") or ""), str(function.get("arguments") or ""))
+    arguments = function.get("arguments") or ""
+    if not isinstance(arguments, str):  # some providers hand them over parsed
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return ToolCall(str(call.get("id") or ""), str(function.get("name") or ""), arguments)
+
+
+def whole_tokens(max_tokens: float | None) -> int | None:
+    """`max_tokens` of the request: CrewAI allows a float there, and 20.0 is 20.
+
+    Raises:
+        ValueError: it is no whole number.
+    """
+    if isinstance(max_tokens, float):
+        if not max_tokens.is_integer():
+            raise ValueError(f"max_tokens={max_tokens} is not allowed; allowed: a whole number of tokens, or None")
+        return int(max_tokens)
+    return max_tokens
 
 
 def tool_fields(tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from typing import Any, Self
 from crewai.llms.base_llm import BaseLLM
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from llamastream import AsyncStreamingClient, RetryPolicy, StreamingClient, Timeouts
+from llamastream import RetryPolicy, Timeouts
 from llamastream.errors import ContextSizeError, ProtocolError
 from llamastream.events import Listener
-from llamastream.integrations.clients import addresses, client_pair, project_arguments
+from llamastream.integrations.clients import ClientPair, HasClients, addresses, client_arguments, project_arguments
 from llamastream.integrations.crewai.calling import Asked, calling
-from llamastream.integrations.crewai.messages import format_fields, to_server, tool_fields
+from llamastream.integrations.crewai.messages import format_fields, to_server, tool_fields, whole_tokens
 from llamastream.integrations.crewai.plain import UNNAMED, plain_arguments
 from llamastream.integrations.crewai.stopping import stoppable
 from llamastream.types import Fallback, RecoveryMode
@@ -26,7 +26,7 @@ ANSWER_SHARE = 0.15
 _compacting: ContextVar[bool] = ContextVar("llamastream_compacting", default=False)
 
 
-class LlamaServerLLM(BaseLLM):
+class LlamaServerLLM(HasClients, BaseLLM):
     """A model on one llama-server, or on several that serve the same model.
 
     What is not given comes from the environment (`LLAMASTREAM_BASE_URL`, `LLAMASTREAM_API_KEY`, ...) and the settings
@@ -67,9 +67,8 @@ class LlamaServerLLM(BaseLLM):
     headers: dict[str, str] | None = Field(default=None, exclude=True, repr=False)
     listeners: list[Listener] = Field(default_factory=list, exclude=True)
 
-    _client: StreamingClient = PrivateAttr()
-    _async_client: AsyncStreamingClient = PrivateAttr()
-    _n_ctx: int | None = PrivateAttr(default=None)
+    _pair: ClientPair | None = PrivateAttr(default=None)
+    _contexts: dict[tuple[str, ...], int] = PrivateAttr(default_factory=dict)  # n_ctx by the servers' addresses
 
     @classmethod
     def _wrap_call_method(cls, method_name: str) -> None:
@@ -110,9 +109,24 @@ class LlamaServerLLM(BaseLLM):
             raise ValueError(f"n={n} is not allowed: CrewAI takes one answer of each call; leave it out")
         return n
 
+    @field_validator("max_tokens")
+    @classmethod
+    def _whole_tokens(cls, max_tokens: float | None) -> int | None:
+        return whole_tokens(max_tokens)
+
     @model_validator(mode="after")
     def _make_clients(self) -> Self:
-        self._client, self._async_client = client_pair(
+        self._pair = ClientPair(self._client_arguments())
+        settings = self._pair.blocking.settings
+        if self.base_url is None:
+            self.base_url = addresses(self._pair.blocking)
+        self.model = settings.model or UNNAMED
+        self.temperature, self.max_tokens = settings.temperature, settings.max_tokens
+        self._pair.known_as(self._client_arguments())
+        return self
+
+    def _client_arguments(self) -> dict[str, Any]:
+        return client_arguments(
             self.base_url,
             timeout=self.timeout,
             max_retries=self.max_retries,
@@ -120,18 +134,12 @@ class LlamaServerLLM(BaseLLM):
             api_key=self.api_key,
             model=None if self.model == UNNAMED else self.model,
             temperature=self.temperature,
-            max_tokens=None if self.max_tokens is None else int(self.max_tokens),
+            max_tokens=whole_tokens(self.max_tokens),
             headers=self.headers,
             recovery=self.recovery,
             fallback=self.fallback,
             listeners=self.listeners,
         )
-        settings = self._client.settings
-        if self.base_url is None:
-            self.base_url = addresses(self._client)
-        self.model = settings.model or UNNAMED
-        self.temperature, self.max_tokens = settings.temperature, settings.max_tokens
-        return self
 
     # -- calls ------------------------------------------------------------------------------------------
 
@@ -191,7 +199,7 @@ class LlamaServerLLM(BaseLLM):
         own = {
             "model": None if self.model == UNNAMED else self.model,
             "temperature": self.temperature,
-            "max_tokens": None if self.max_tokens is None else int(self.max_tokens),
+            "max_tokens": whole_tokens(self.max_tokens),
             "top_p": self.top_p,
             "seed": self.seed,
             "frequency_penalty": self.frequency_penalty,
@@ -212,12 +220,14 @@ class LlamaServerLLM(BaseLLM):
         Raises:
             LlamaStreamError: the server cannot be asked.
         """
-        if self._n_ctx is None:
-            found = self._client.props().get("default_generation_settings", {}).get("n_ctx")
-            if not isinstance(found, int) or found < 1:
-                raise ProtocolError(f"{self._client.base_url}/props has no n_ctx; is this a llama-server?")
-            self._n_ctx = found
-        return self._usable(self._n_ctx) if _compacting.get() else self._n_ctx
+        client = self._client
+        n_ctx = self._contexts.get(client.base_urls)
+        if n_ctx is None:
+            n_ctx = client.props().get("default_generation_settings", {}).get("n_ctx")
+            if not isinstance(n_ctx, int) or n_ctx < 1:
+                raise ProtocolError(f"{client.base_url}/props has no n_ctx; is this a llama-server?")
+            self._contexts[client.base_urls] = n_ctx
+        return self._usable(n_ctx) if _compacting.get() else n_ctx
 
     def _usable(self, n_ctx: int) -> int:
         """How long a prompt may be, so that there is room for an answer."""
@@ -227,7 +237,7 @@ class LlamaServerLLM(BaseLLM):
     def learn_from(self, error: Exception) -> None:
         """A server that says that its context is full says also how large it is."""
         if isinstance(error, ContextSizeError) and error.n_ctx:
-            self._n_ctx = error.n_ctx
+            self._contexts[self._client.base_urls] = error.n_ctx
 
     def get_input_tokens_count(
         self, messages: Any, tools: list[dict[str, Any]] | None = None, response_model: type[BaseModel] | None = None

@@ -13,9 +13,9 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
-from llamastream import AsyncStreamingClient, RetryPolicy, StreamingClient, Timeouts
+from llamastream import RetryPolicy, Timeouts
 from llamastream.events import Listener
-from llamastream.integrations.clients import addresses, client_pair, project_arguments
+from llamastream.integrations.clients import ClientPair, HasClients, addresses, client_arguments, project_arguments
 from llamastream.integrations.langchain.failures import as_langchain_errors
 from llamastream.integrations.langchain.messages import last_chunk, to_chunk, to_generations, to_server
 from llamastream.integrations.langchain.structured import (
@@ -31,7 +31,7 @@ from llamastream.integrations.langchain.structured import (
 from llamastream.types import Fallback, RecoveryMode
 
 
-class ChatLlamaStream(BaseChatModel):
+class ChatLlamaStream(HasClients, BaseChatModel):
     """A chat model on one llama-server, or on several that serve the same model.
 
     What is not given comes from the environment (`LLAMASTREAM_BASE_URL`, `LLAMASTREAM_API_KEY`, ...) and the settings
@@ -68,8 +68,7 @@ class ChatLlamaStream(BaseChatModel):
     extra_body: dict[str, Any] = Field(default_factory=dict)
     streaming: bool = False
 
-    _client: StreamingClient = PrivateAttr()
-    _async_client: AsyncStreamingClient = PrivateAttr()
+    _pair: ClientPair | None = PrivateAttr(default=None)
 
     @classmethod
     def from_settings(cls, source: Any, **arguments: Any) -> Self:
@@ -96,7 +95,18 @@ class ChatLlamaStream(BaseChatModel):
 
     @model_validator(mode="after")
     def _make_clients(self) -> Self:
-        self._client, self._async_client = client_pair(
+        self._pair = ClientPair(self._client_arguments())
+        settings = self._pair.blocking.settings
+        if self.base_url is None:
+            self.base_url = addresses(self._pair.blocking)
+        if self.api_key is None and settings.api_key is not None:
+            self.api_key = SecretStr(settings.api_key)
+        self.model, self.temperature, self.max_tokens = settings.model, settings.temperature, settings.max_tokens
+        self._pair.known_as(self._client_arguments())
+        return self
+
+    def _client_arguments(self) -> dict[str, Any]:
+        return client_arguments(
             self.base_url,
             timeout=self.timeout,
             max_retries=self.max_retries,
@@ -110,13 +120,6 @@ class ChatLlamaStream(BaseChatModel):
             fallback=self.fallback,
             listeners=self.listeners,
         )
-        settings = self._client.settings
-        if self.base_url is None:
-            self.base_url = addresses(self._client)
-        if self.api_key is None and settings.api_key is not None:
-            self.api_key = SecretStr(settings.api_key)
-        self.model, self.temperature, self.max_tokens = settings.model, settings.temperature, settings.max_tokens
-        return self
 
     # -- generation -------------------------------------------------------------------------------------
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Literal, TypeAlias
 
+from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.base import OutputParserLike
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
@@ -48,9 +49,14 @@ def tool_fields(tools: Sequence[Tool], choice: ToolChoice, strict: bool | None) 
     return {"tools": chosen, "tool_choice": "required"}
 
 
-def _named(choice: str | Mapping[str, Any]) -> Any:
+def _named(choice: object) -> Any:
     if isinstance(choice, str):
         return choice
+    if not isinstance(choice, Mapping):
+        raise ValueError(
+            f"tool_choice={choice!r} is not allowed; allowed: auto, none, any, required, a bool, a tool's name, or a "
+            "dict in OpenAI's form"
+        )
     function = choice.get("function")
     return function.get("name") if isinstance(function, Mapping) else choice.get("name")
 
@@ -80,9 +86,35 @@ def parser_for(schema: Schema, method: Method) -> OutputParserLike[Any]:
 def parsed(
     answer: Runnable[LanguageModelInput, AIMessage], parser: OutputParserLike[Any], *, include_raw: bool
 ) -> Runnable[LanguageModelInput, Any]:
-    """The model with its parser; with `include_raw` a dict of `raw`, `parsed` and `parsing_error`."""
+    """The model with its parser; with `include_raw` a dict of `raw`, `parsed` and `parsing_error`. An answer that was
+    cut off is an `OutputParserException`: LangChain's parsers would complete it into an object that was never meant."""
+    whole: Runnable[AIMessage, Any] = RunnableGenerator(_whole, _awhole) | parser
     if not include_raw:
-        return answer | parser
-    good = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+        return answer | whole
+    good = RunnablePassthrough.assign(parsed=itemgetter("raw") | whole, parsing_error=lambda _: None)
     bad = RunnablePassthrough.assign(parsed=lambda _: None)
     return RunnableMap(raw=answer) | good.with_fallbacks([bad], exception_key="parsing_error")
+
+
+def _whole(messages: Iterator[AIMessage]) -> Iterator[AIMessage]:
+    for message in messages:
+        _check_whole(message)
+        yield message
+
+
+async def _awhole(messages: AsyncIterator[AIMessage]) -> AsyncIterator[AIMessage]:
+    async for message in messages:
+        _check_whole(message)
+        yield message
+
+
+def _check_whole(message: AIMessage) -> None:
+    if message.response_metadata.get("finish_reason") != "length":
+        return
+    usage = message.usage_metadata
+    after = f" after {usage['output_tokens']} tokens" if usage else ""
+    raise OutputParserException(
+        f"the answer was cut off{after} because of max_tokens or the context, so it is no whole object: "
+        "allow more of them",
+        llm_output=str(message.text),
+    )
