@@ -176,8 +176,8 @@ def _check(stream: object, keep_alive: object) -> None:
         )
     if keep_alive is None:
         return
-    number = isinstance(keep_alive, int | float) and not isinstance(keep_alive, bool)
-    if not number or not math.isfinite(keep_alive) or keep_alive <= 0:
+    number = math.nan if isinstance(keep_alive, bool) or not isinstance(keep_alive, int | float) else keep_alive
+    if not 0 < number < math.inf:
         raise SettingError(
             f"keep_alive must be a finite number of seconds above 0, or None for never, not {keep_alive!r}"
         )
