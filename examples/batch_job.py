@@ -7,9 +7,10 @@ Prompts are lines of text, or in a `.jsonl` file lines of JSON: `{"prompt": "...
 answer becomes a line of the results file as soon as it is complete: `index` (of the prompt, from 0), the prompt,
 `text`, `finish_reason`, `usage`, `timings` and `seconds`, or `error` instead of these. The order is that of their ends.
 
-Ctrl-C finishes the answers under way and stops; a second one stops at once. The same command goes on with exactly what
-is missing, also after a crash. Errors are results, too, unless you say `--retry-errors`. The exit code is 0 if all
-prompts are answered, 1 if there are errors, 2 for a wrong input, 130 after Ctrl-C.
+Ctrl-C finishes the answers under way and stops; a second one stops at once, and so does one before the first request.
+The same command goes on with exactly what is missing, also after a crash. Errors are results, too, unless you say
+`--retry-errors`. The exit code is 0 if all prompts are answered, 1 if there are errors, 2 for a wrong input, 130 after
+Ctrl-C.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import asyncio
 import contextlib
 import fcntl
 import json
+import math
 import os
 import signal
 import sys
@@ -35,6 +37,7 @@ from llamastream.errors import (
     NotFoundError,
     PermissionDeniedError,
     RateLimitedError,
+    StreamTimeoutError,
     TransportError,
     UnavailableError,
 )
@@ -47,6 +50,7 @@ NOT_OF_THE_PROMPT = (
     NotFoundError,
     PermissionDeniedError,
     RateLimitedError,
+    StreamTimeoutError,
     TransportError,
     UnavailableError,
 )
@@ -118,6 +122,8 @@ class Results:
 
     def _open(self) -> int:
         try:
+            if self.path.exists() and not self.path.is_file():
+                raise JobError(f"{self.path} is a directory, device or pipe; name a file with --results")
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
             raise JobError(f"{self.path} cannot be written: {error.strerror}; name another with --results") from None
@@ -133,8 +139,6 @@ class Results:
     def _read(self, prompts: list[Prompt]) -> Iterator[tuple[int, dict[str, Any]]]:
         data = self.path.read_bytes()
         whole, end, torn = data.rpartition(b"\n")
-        if torn:  # a job was killed while it wrote this line
-            os.ftruncate(self._descriptor, len(data) - len(torn))
         seen: set[int] = set()
         for number, line in enumerate((whole + end).splitlines(), 1):
             try:
@@ -148,6 +152,10 @@ class Results:
                 raise JobError(f"{self.path}:{number} {what} the index {index}; name another file with --results")
             seen.add(index)
             yield index, record
+        if torn and not begins_like_a_record(torn, prompts):
+            raise JobError(f"{self.path} does not end in a result; name another file with --results")
+        if torn:  # a job was killed while it wrote this line, and only now it is sure that the file is a job's
+            os.ftruncate(self._descriptor, len(data) - len(torn))
 
     def _rewrite(self) -> None:
         """Leave the errors out: the new file takes the place of the old in one step."""
@@ -177,6 +185,12 @@ class Results:
         os.close(self._descriptor)
 
 
+def begins_like_a_record(torn: bytes, prompts: list[Prompt]) -> bool:
+    """Whether a line without an end may be one of this job's, of which the rest was not written."""
+    begins = (f'{{"index": {index}, "{next(iter(prompt))}": '.encode() for index, prompt in enumerate(prompts))
+    return torn.startswith(b'{"index"') and any(torn[: len(begin)] == begin[: len(torn)] for begin in begins)
+
+
 def as_line(record: dict[str, Any]) -> bytes:
     try:
         return json.dumps(record, ensure_ascii=False).encode() + b"\n"
@@ -201,6 +215,7 @@ class Job:
         self._progress = progress
         self._bar = progress.add_task("", total=len(prompts), completed=len(results.records), speed="")
         self._missing = iter([index for index in range(len(prompts)) if index not in results.records])
+        self._whole = asyncio.current_task()
         self._workers: list[asyncio.Task[None]] = []
 
     @property
@@ -217,13 +232,18 @@ class Job:
             await asyncio.gather(*self._workers, return_exceptions=True)
 
     def interrupt(self) -> None:
-        """Ctrl-C: the first time, no further prompt is taken; the second time, the answers under way are left."""
-        if self.stopping:
+        """Ctrl-C: the first time, no further prompt is taken; the second time, the answers under way are left.
+
+        Before there are any (the server has not even said how many slots it has), there is nothing to wait for.
+        """
+        at_once, self.stopping = self.stopping or not self._workers, True
+        if not at_once:
+            self._progress.console.print("finishing the answers under way; Ctrl-C again stops at once")
+        elif self._workers:
             for worker in self._workers:
                 worker.cancel()
-        else:
-            self.stopping = True
-            self._progress.console.print("finishing the answers under way; Ctrl-C again stops at once")
+        elif self._whole is not None:
+            self._whole.cancel()
 
     async def _work(self, client: AsyncStreamingClient) -> None:
         for index in self._missing:
@@ -279,8 +299,9 @@ async def run(url: str, prompts: list[Prompt], results: Results, arguments: argp
             job = Job(prompts, results, body, progress)
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, job.interrupt)
-            concurrency = arguments.concurrency or await slots(client)
+            concurrency = arguments.concurrency
             with contextlib.suppress(asyncio.CancelledError):
+                concurrency = concurrency or await slots(client)
                 await job.run(client, concurrency)
     errors = sum("error" in record for record in results.records.values())
     return {
@@ -309,14 +330,30 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     for name, value in (("--concurrency", arguments.concurrency), ("--max-tokens", arguments.max_tokens)):
         if value is not None and value < 1:
             parser.error(f"{name} must be a whole number from 1 upwards, not {value}")
-    if not arguments.temperature >= 0:
+    if not 0 <= arguments.temperature < math.inf:
         parser.error(f"--temperature must be a number from 0 upwards, not {arguments.temperature}")
     if arguments.results is None:
         prompts = arguments.prompts or Path("demo")
         arguments.results = prompts.with_name(f"{prompts.name}.results.jsonl")
-    if arguments.prompts is not None and arguments.results.absolute() == arguments.prompts.absolute():
+    if arguments.prompts is not None and same_file(arguments.prompts, arguments.results):
         parser.error("--results names the file of the prompts itself")
     return arguments
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Also by another name: a symbolic or a hard link."""
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them does not exist yet, or cannot be looked at
+        return one.absolute() == other.absolute()
+
+
+def say(*lines: str) -> None:
+    """Print; nobody need be there to read it (`| head`)."""
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again at its end
 
 
 def main() -> int:
@@ -341,11 +378,13 @@ def main() -> int:
     finally:
         results.close()
     if arguments.json:
-        print(json.dumps(summary))
+        say(json.dumps(summary))
     else:
-        print("{answered} of {prompts} answered, {errors} errors, {missing} missing ({new} new)".format(**summary))
-        print("{tokens} tokens in {seconds:.2f} s: {tokens_per_second:.0f} tokens/s in all".format(**summary))
-        print(arguments.results)
+        say(
+            "{answered} of {prompts} answered, {errors} errors, {missing} missing ({new} new)".format(**summary),
+            "{tokens} tokens in {seconds:.2f} s: {tokens_per_second:.0f} tokens/s in all".format(**summary),
+            str(arguments.results),
+        )
     return 128 + signal.SIGINT if summary["interrupted"] else 1 if summary["errors"] else 0
 
 

@@ -6,18 +6,23 @@ Needs `pip install "llamastream[server,fastapi]" uvicorn`. Without --url the dem
 """
 
 import argparse
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
-import uvicorn
-from fastapi import FastAPI, Response
-from fastapi.responses import FileResponse
-from pydantic import BaseModel, Field
+from llamastream import AsyncStreamingClient, LlamaStreamError, launch
 
-from llamastream import AsyncStreamingClient, launch
-from llamastream.integrations.fastapi import sse_response
+try:
+    import uvicorn
+    from fastapi import FastAPI, Response
+    from fastapi.responses import FileResponse
+    from pydantic import BaseModel, Field
+
+    from llamastream.integrations.fastapi import sse_response
+except ImportError as error:
+    sys.exit(f'error: {error}: pip install "llamastream[server,fastapi]" uvicorn')
 
 PAGE = Path(__file__).with_name("page.html")
 
@@ -58,11 +63,16 @@ def serve(create: Callable[[str], FastAPI], description: str) -> None:
     parser.add_argument("--url", help="a running llama-server; without it the demo engine is started")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
-    if arguments.url:
-        uvicorn.run(create(arguments.url), port=arguments.port)
-    else:
-        with launch() as engine:
-            uvicorn.run(create(engine.url), port=arguments.port)
+    if not 0 <= arguments.port <= 65535:
+        parser.error(f"--port must be a number from 0 (any free one) to 65535, not {arguments.port}")
+    try:
+        if arguments.url:
+            uvicorn.run(create(arguments.url), port=arguments.port)
+        else:
+            with launch() as engine:
+                uvicorn.run(create(engine.url), port=arguments.port)
+    except LlamaStreamError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

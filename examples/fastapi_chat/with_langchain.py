@@ -5,22 +5,22 @@ python examples/fastapi_chat/with_langchain.py [--url http://localhost:8080] [--
 Needs `pip install "llamastream[server,fastapi,langchain]" uvicorn`. Without --url the demo engine is started.
 """
 
-from typing import Any
+import sys
 
-from app import PAGE, serve
+from app import PAGE, Conversation, serve
 from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse
-from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
-from pydantic import BaseModel
 
 from llamastream.integrations.fastapi import sse_response
-from llamastream.integrations.langchain import ChatLlamaStream
+
+try:
+    from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
+
+    from llamastream.integrations.langchain import ChatLlamaStream
+except ImportError as error:
+    sys.exit(f'error: {error}: pip install "llamastream[server,fastapi,langchain]" uvicorn')
 
 PROMPT = ChatPromptTemplate.from_messages([("system", "You are a helpful assistant."), MessagesPlaceholder("messages")])
-
-
-class Conversation(BaseModel):
-    messages: list[dict[str, Any]]
 
 
 def create_app(url: str) -> FastAPI:
@@ -34,7 +34,7 @@ def create_app(url: str) -> FastAPI:
     @app.post("/chat")
     async def chat(conversation: Conversation) -> Response:
         # astream, not invoke (which has nothing to stream) and not stream (which would block the event loop)
-        return sse_response(chain.astream({"messages": conversation.messages}))
+        return sse_response(chain.astream({"messages": [message.model_dump() for message in conversation.messages]}))
 
     return app
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -154,6 +155,43 @@ def test_the_first_lets_the_answers_under_way_come_to_their_end(tmp_path: Path) 
     assert [record["text"] for record in records(results)] == ["0 1 2 "] * 4
 
 
+def test_ctrl_c_is_heard_while_the_server_says_nothing_at_all(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    with ServerDouble(Script(stall=True)) as server, running(results, "--demo", "--url", server.url) as process:
+        wait_for(lambda: server.connections == 1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+    summary = json.loads(out)
+    assert (process.returncode, summary["interrupted"], summary["missing"], err) == (130, True, 1000, "")
+
+
+def test_a_server_that_hangs_stops_the_job_and_is_nobodys_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMASTREAM_FIRST_BYTE_TIMEOUT", "0.3")
+    monkeypatch.setenv("LLAMASTREAM_MAX_RETRIES", "0")
+    results = tmp_path / "results.jsonl"
+    with ServerDouble(Script(stall=True)) as server:
+        code, _, err = run(results, "--demo", "--concurrency", "1", "--url", server.url)
+    assert code == 1
+    assert err.startswith("error: ")
+    assert err.endswith("; run the job again when that is mended, it goes on where it is\n")
+    assert lines(results) == 0
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
+def test_nobody_need_read_the_summary(tmp_path: Path, form: list[str]) -> None:
+    prompts = write_prompts(tmp_path / "p.jsonl", {"prompt": "hi"})
+    reading, writing = os.pipe()
+    os.close(reading)
+    with ServerDouble(Script(sse_answer(["ok"]))) as server:
+        words = [*COMMAND, str(prompts), "--concurrency", "1", "--url", server.url, *form]
+        done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lines(tmp_path / "p.jsonl.results.jsonl") == 1
+
+
 def test_a_server_that_is_gone_stops_the_job_and_is_nobodys_result(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     code, _, err = run(results, "--demo", "--concurrency", "2", "--url", f"http://127.0.0.1:{free_port()}")
@@ -243,6 +281,10 @@ def test_prompts_that_are_none_are_named(tmp_path: Path, name: str, content: byt
         (["--demo", "--concurrency", "0"], "--concurrency must be a whole number from 1 upwards, not 0"),
         (["--demo", "--max-tokens", "-1"], "--max-tokens must be a whole number from 1 upwards, not -1"),
         (["--demo", "--temperature", "nan"], "--temperature must be a number from 0 upwards, not nan"),
+        (["--demo", "--temperature", "inf"], "--temperature must be a number from 0 upwards, not inf"),
+        (["--demo", "--results", "/dev/full"], "/dev/full is a directory, device or pipe; name a file with --results"),
+        (["--demo", "--results", "/dev/null"], "/dev/null is a directory, device or pipe; name a file with --results"),
+        (["--demo", "--results", "."], ". is a directory, device or pipe; name a file with --results"),
         (["results.jsonl"], "--results names the file of the prompts itself"),
         (["--demo", "--results", "no/such/directory/r.jsonl"], "cannot be written: No such file or directory"),
     ],
@@ -261,6 +303,12 @@ def test_wrong_options_are_named(tmp_path: Path, words: list[str], says: str) ->
         ('{"index": 0, "prompt": "hi", "text": ""}\n' * 2, ":2 is a second result of the index 0"),
         ('{"name": "something else"}\n', ":1 is no result"),
         ("a letter\n", ":1 is no result"),
+        ("a letter", " does not end in a result"),
+        ('{"index": 0, "prompt": "hi", "text": ""}\nand a letter', " does not end in a result"),
+        ('{"index": 0, "name": "something else"}', " does not end in a result"),
+        ('{"index": 9, "prompt": "hi"', " does not end in a result"),
+        ("{", " does not end in a result"),
+        ('a letter\n{"index": 0, "prompt": "hi", "te', ":1 is no result"),
     ],
 )
 def test_a_file_that_belongs_to_something_else_is_left_as_it_is(tmp_path: Path, content: str, says: str) -> None:
@@ -271,6 +319,29 @@ def test_a_file_that_belongs_to_something_else_is_left_as_it_is(tmp_path: Path, 
     assert says in err
     assert "name another file with --results" in err
     assert results.read_text(encoding="utf-8") == content
+
+
+@pytest.mark.parametrize("torn", [b'{"index"', b'{"index": 1, "pro', b'{"index": 1, "prompt": "ho", "text": "a'])
+def test_a_torn_last_line_is_cut_off(tmp_path: Path, torn: bytes) -> None:
+    prompts, results = write_prompts(tmp_path / "p.jsonl", *[{"prompt": "hi"}, {"prompt": "ho"}]), tmp_path / "r.jsonl"
+    whole = b'{"index": 0, "prompt": "hi", "text": ""}\n'
+    results.write_bytes(whole + torn)
+    with ServerDouble(Script(sse_answer(["ok"]))) as server:
+        code, summary, _ = run(results, str(prompts), "--concurrency", "1", "--url", server.url)
+    assert (code, summary["new"]) == (0, 1)
+    assert results.read_bytes().startswith(whole)
+    assert indices(results) == [0, 1]
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to], ids=["symbolic", "hard"])
+def test_the_prompts_by_another_name_are_not_taken_for_results(tmp_path: Path, link: Callable[..., None]) -> None:
+    prompts, results = write_prompts(tmp_path / "p.jsonl", {"prompt": "hi"}), tmp_path / "link.jsonl"
+    before = prompts.read_bytes()
+    link(results, prompts)
+    code, _, err = run(results, str(prompts), "--url", "http://127.0.0.1:1")
+    assert code == 2
+    assert "--results names the file of the prompts itself" in err
+    assert prompts.read_bytes() == before
 
 
 def test_two_jobs_do_not_write_to_one_file(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from starlette.routing import Route
 
 from commandline import LONG, STORY
 from llamastream import AsyncStreamingClient, Engine, RetryPolicy, StreamingClient, Timeouts
+from llamastream.errors import SettingError
 from llamastream.integrations.fastapi import ndjson_response, sse_response
 from llamastream.testing import ChaosProxy, NumberedServer, Reset, Script, ServerDouble, chunked, http_answer
 from polling import wait_for
@@ -146,6 +147,37 @@ def test_headers_forbid_what_holds_streams_back(engine: Engine, make: Any, read:
     assert found["x-own"] == "1"
 
 
+def test_headers_of_the_caller_replace_ours_whatever_their_case(engine: Engine) -> None:
+    client = AsyncStreamingClient(engine.url)
+    own = {"Cache-Control": "no-store", "X-ACCEL-Buffering": "yes"}
+    with (
+        served(lambda: sse_response(client.stream_chat(MESSAGES, max_tokens=2), headers=own)) as port,
+        asked(port) as response,
+    ):
+        found = [(name.lower(), value) for name, value in response.getheaders()]
+        list(sse(response))
+    assert [value for name, value in found if name == "cache-control"] == ["no-store"]
+    assert [value for name, value in found if name == "x-accel-buffering"] == ["yes"]
+
+
+@FORMS
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "5", True])
+def test_a_keep_alive_that_is_none_is_refused_at_the_call(make: Any, read: Any, seconds: Any) -> None:
+    with pytest.raises(SettingError, match=r"keep_alive must be a finite number of seconds above 0.*, not "):
+        make(_pieces(), keep_alive=seconds)
+
+
+@FORMS
+@pytest.mark.parametrize("stream", [None, ["a"], "text", iter("ab")], ids=["None", "list", "str", "iterator"])
+def test_what_is_no_stream_is_refused_at_the_call(make: Any, read: Any, stream: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^{type(stream).__name__} cannot be streamed; allowed: what stream_chat"):
+        make(stream)
+
+
+async def _pieces() -> AsyncIterator[str]:
+    yield "piece"
+
+
 # -- hang-ups -----------------------------------------------------------------------------------------------
 
 
@@ -240,6 +272,20 @@ def test_an_error_before_the_first_byte_has_its_status(
     assert json.loads(body)["error"]["name"] == name
     assert b"hidden" not in body
     assert b"10.0.0.7" not in body
+
+
+def test_an_error_has_the_headers_of_the_caller_but_those_of_the_body() -> None:
+    own = {"X-Own": "1", "Content-Type": "text/plain", "Content-Length": "3", "Cache-Control": "max-age=60"}
+    with ServerDouble(Script(WRONG)) as server:
+        client = AsyncStreamingClient(server.url, retry=IMPATIENT)
+        with served(lambda: sse_response(client.stream_chat(MESSAGES), headers=own)) as port, asked(port) as response:
+            found = [(name.lower(), value) for name, value in response.getheaders()]
+            assert response.status == 400
+            assert json.loads(response.read())["error"]["name"] == "BadRequestError"
+    assert ("x-own", "1") in found
+    assert [value for name, value in found if name == "content-type"] == ["application/json"]
+    assert [value for name, value in found if name == "cache-control"] == ["no-store"], "errors are not cached"
+    assert "content-length" not in dict(found)
 
 
 def test_a_server_that_cannot_be_reached_is_a_503_that_hides_its_address() -> None:

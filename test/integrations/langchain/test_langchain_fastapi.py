@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,18 @@ def test_a_hang_up_before_the_first_token_ends_the_chain() -> None:
         connection.close()
         wait_for(lambda: server.generating == 0)
     assert server.cancelled == 1
+
+
+@pytest.mark.parametrize(
+    "messages", [[], [{"content": "hi"}], [{"role": "system", "content": "Obey."}]], ids=["none", "no role", "system"]
+)
+def test_a_wrong_conversation_is_refused_before_the_chain(messages: list[dict[str, Any]]) -> None:
+    with service(SCRIPT, "http://127.0.0.1:1") as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        body = json.dumps({"messages": messages})
+        connection.request("POST", "/chat", body=body, headers={"Content-Type": "application/json"})
+        assert connection.getresponse().status == 422
+        connection.close()
 
 
 def test_an_error_of_the_model_is_a_status_of_the_service() -> None:

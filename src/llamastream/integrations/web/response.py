@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterable, Mapping
 from typing import Literal, TypeAlias
 
@@ -12,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from llamastream import AsyncStream, LlamaStreamError, Stream
+from llamastream.errors import SettingError
 from llamastream.integrations.web import wire
 from llamastream.integrations.web.source import iterate, leave
 from llamastream.integrations.web.wire import Item, MessageChunk
@@ -30,6 +32,9 @@ _ALWAYS = {
     "x-accel-buffering": "no",  # nginx
 }
 
+_OF_THE_BODY = {"content-type", "content-length", "content-encoding", "transfer-encoding"}
+"""Headers of the caller that describe the stream, and not the error which is sent in its place."""
+
 
 def sse_response(
     stream: Source,
@@ -44,7 +49,12 @@ def sse_response(
         stream: what a client's `stream_chat` or `stream_completion` returned, or LangChain's `astream`; or any
             asynchronous iterable of text, typed events, or JSON objects of your own. It must not have been read yet.
         keep_alive: seconds of silence after which a comment is sent, which also sends the header; None: never.
-        headers: further ones. background: runs after the response, as Starlette does it.
+        headers: further ones, or others instead of ours. An error has them, too, but for those that describe the body,
+            and is never to be cached. background: runs after the response, as Starlette does it.
+
+    Raises:
+        SettingError: `keep_alive` is not a finite number above 0.
+        TypeError: `stream` is nothing that can be streamed.
     """
     return StreamResponse(stream, "sse", keep_alive=keep_alive, headers=headers, background=background)
 
@@ -77,6 +87,7 @@ class StreamResponse(Response):
         headers: Mapping[str, str] | None,
         background: BackgroundTask | None,
     ) -> None:
+        _check(stream, keep_alive)
         self._stream = stream
         self._before, self._after, self._alive = (
             (b"data: ", b"\n\n", b": keep-alive\n\n") if form == "sse" else (b"", b"\n", b'{"type":"ping"}\n')
@@ -88,7 +99,8 @@ class StreamResponse(Response):
         self.status_code = 200
         self.media_type = "text/event-stream" if form == "sse" else "application/x-ndjson"
         self.background = background
-        self.init_headers({**_ALWAYS, **(headers or {})})
+        self._own = {name.lower(): value for name, value in (headers or {}).items()}
+        self.init_headers({**_ALWAYS, **self._own})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         items = iterate(self._stream)
@@ -130,7 +142,8 @@ class StreamResponse(Response):
             if not self._started:
                 self._started = True
                 status, headers, body = wire.refusal(error)
-                await _deliver(send, _head(status, {"content-type": "application/json", **headers}))
+                own = {name: value for name, value in self._own.items() if name not in _OF_THE_BODY}
+                await _deliver(send, _head(status, {**own, "content-type": "application/json", **headers}))
                 await _deliver(send, {"type": "http.response.body", "body": body, "more_body": False})
                 return
         await self._send(send, self._before + wire.error_event(error) + self._after)
@@ -152,6 +165,22 @@ class StreamResponse(Response):
             await asyncio.sleep(seconds)
             if self._sent == sent:
                 await self._send(send, self._alive)
+
+
+def _check(stream: object, keep_alive: object) -> None:
+    """Refuse wrong arguments where the caller sees it, and not in the middle of the response."""
+    if not isinstance(stream, AsyncStream | Stream | AsyncIterable):
+        raise TypeError(
+            f"{type(stream).__name__} cannot be streamed; allowed: what stream_chat or stream_completion returned, or "
+            "an asynchronous iterable (LangChain's astream, an async generator)"
+        )
+    if keep_alive is None:
+        return
+    number = math.nan if isinstance(keep_alive, bool) or not isinstance(keep_alive, int | float) else keep_alive
+    if not 0 < number < math.inf:
+        raise SettingError(
+            f"keep_alive must be a finite number of seconds above 0, or None for never, not {keep_alive!r}"
+        )
 
 
 def _head(status: int, headers: Mapping[str, str]) -> Message:
