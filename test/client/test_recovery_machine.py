@@ -169,6 +169,19 @@ def test_the_message_of_a_silent_server_names_the_time_that_it_had() -> None:
     stage.check()
 
 
+def test_pieces_that_came_the_short_way_are_counted_once_whoever_asks() -> None:
+    stage = Stage(FREE)
+    first, *others = stage.attempt()
+    stage.feed(first, *others[:3])
+    stage.session.exchange.rest()  # as when a slow reader has the connection paused
+    stage.feed(others[3])
+    stage.session.exchange.count()
+    stage.feed(*others[4:])
+    stats = stage.session.stats()
+    assert (stage.text, stats.chunks, stats.completion_tokens) == (numbers(0, 8), 8, 8)
+    stage.check()
+
+
 # -- leaving --------------------------------------------------------------------------------------------------
 
 

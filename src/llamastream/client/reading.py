@@ -38,6 +38,7 @@ class Reading:
         self._record = record
         self._meter = record.meter
         self._silence = Silence(reads_block=reads_block)
+        self._pieces = 0
         self._reattached = False
         self._swallowed = 0
         self._start_emitted = False
@@ -45,7 +46,9 @@ class Reading:
     def begin(self, exchange: GenerationExchange, now: float, *, reattached: bool) -> None:
         """Another response is to be read; `reattached`: the rest of one of which there was a part."""
         self._record.earlier_bytes += self.exchange.body_bytes
+        self.catch_up()
         self.exchange = exchange
+        self._pieces = exchange.pieces
         self._reattached = reattached
         self._swallowed = 0 if exchange.resumed is None else exchange.resumed.swallowed
         self.watch.begin(now)
@@ -75,9 +78,11 @@ class Reading:
 
     def catch_up(self) -> None:
         """Take note of what came the short way (`protocol.steady.SteadyText.take`)."""
-        pieces = self.exchange.count()
-        if pieces:
-            self.content_chunks += pieces
+        exchange = self.exchange
+        exchange.count()
+        if exchange.pieces != self._pieces:  # whoever had them counted
+            self.content_chunks += exchange.pieces - self._pieces
+            self._pieces = exchange.pieces
             self.watch.content_at = self._meter.last_content
             self._meter.fold_if_many()
 

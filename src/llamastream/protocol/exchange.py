@@ -39,6 +39,7 @@ class GenerationExchange:
         done: the stream has ended, well or not; nothing more will come of it.
         error: why it did not end well, or None.
         steady: takes the next read, if it is armed and that is one more piece of text; None before there was one.
+        pieces: how many it has taken, as far as they are counted.
         terminated: the end mark (`[DONE]`, or the last chunk) came.
         accepted: the response header is there. whole: the answer comes as one JSON body, not as a stream.
     """
@@ -71,6 +72,7 @@ class GenerationExchange:
         self._decoder = SseDecoder(max_event_bytes)
         self._template = TextTemplate()
         self.steady: SteadyText | None = None
+        self.pieces = 0
         self._arrivals = array("d") if arrivals is None else arrivals
         self.whole = False
         self._accept_whole = accept_whole
@@ -105,15 +107,13 @@ class GenerationExchange:
     def headers(self) -> dict[str, str]:
         return self._reader.headers
 
-    def count(self) -> int:
-        """Count what `steady` has taken, and say how many pieces that was."""
-        if self.steady is None:
-            return 0
-        pieces = self.steady.pieces
-        self.assembler.content_chunks += pieces
-        self._reader.body_bytes += self.steady.body_bytes
-        self.steady.forget()
-        return pieces
+    def count(self) -> None:
+        """Count what `steady` has taken."""
+        if self.steady is not None:
+            self.pieces += self.steady.pieces
+            self.assembler.content_chunks += self.steady.pieces
+            self._reader.body_bytes += self.steady.body_bytes
+            self.steady.forget()
 
     def rest(self) -> None:
         """The next read goes the long way, whatever it is."""
