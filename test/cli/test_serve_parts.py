@@ -39,6 +39,10 @@ class Pipe:
 
     def close(self) -> None:
         os.close(self.read)
+        # a writer that was blocked ends now; its descriptor must not become another test's before that
+        for thread in threading.enumerate():
+            if thread.name == "llamastream-output":
+                thread.join(0.5)
         self.stream.close()
 
 

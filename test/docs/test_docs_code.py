@@ -161,7 +161,10 @@ def check_llamastream(arguments: list[str]) -> None:
         return
     assert arguments, "a bare llamastream only prints its help"
     assert arguments[0] in commands, f"no such command: {arguments[0]}"
-    context = commands[arguments[0]].make_context(arguments[0], arguments[1:])
+    command, arguments = commands[arguments[0]], arguments[1:]
+    if hasattr(command, "commands"):  # of a group
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    context = command.make_context(command.name, arguments)
     known = parse_help((ROOT / "test/engine/help/2026.txt").read_text(encoding="utf-8"))
     for flag in (word for word in context.args if word.startswith("-")):
         assert flag not in MANAGED, f"{flag} is an option of serve"
