@@ -125,10 +125,13 @@ class Relay(AsyncRunner):
                 self._out += self._continuation.write(TextDelta(item) if isinstance(item, str) else item)
         else:
             self.queue.clear()  # their bytes are forwarded
-        if not (self._out and (self.began or self._early or session.has_content or session.ended)):
-            return
         if session.ended and session.error is not None and not self.began:
             return  # it becomes a plain response
+        if self._early and not self.began:
+            await self.begin()
+            await self._send({"type": "http.response.body", "body": WAITING, "more_body": True})
+        if not (self._out and (session.has_content or session.ended)):
+            return  # another attempt would begin anew
         if not self.began:
             await self.begin()
         while self._out:
@@ -143,7 +146,6 @@ class Relay(AsyncRunner):
         """The client hears that we are there; nothing that could still be tried elsewhere is lost by that, but an error
         will have to be told inside of the response."""
         if not self.began and not self._cancelled:
-            self._out += WAITING
             self._early = True
             self._wake()
 
@@ -225,6 +227,7 @@ class Relay(AsyncRunner):
             with contextlib.suppress(RuntimeError):  # as above
                 direct(chunk(body))
         else:
+            self._direct = None  # until this is written: what comes next must not overtake it
             self._out += body
 
     def _wait_for_client(self, data: bytes) -> None:
