@@ -40,7 +40,7 @@ def request(tokens: int, stream: bool = True, **more: Any) -> bytes:
 
 
 def idle(gateway: Running) -> bool:
-    return gateway.gateway.admission.active == 0 == gateway.gateway.admission.waiting
+    return gateway.gateway.lanes.active == 0 == gateway.gateway.lanes.waiting
 
 
 def connections(gateway: Running) -> int:
@@ -184,7 +184,7 @@ def test_who_takes_nothing_is_hung_up_on_and_its_slot_is_free(
     with slow_socket(gateway) as slow, others_undisturbed(gateway):
         slow.sendall(request(8000, logprobs=True, top_logprobs=20))
         slow.recv(1)
-        wait_for(lambda: gateway.gateway.admission.active > 0)
+        wait_for(lambda: gateway.gateway.lanes.active > 0)
         hung_up = [event for event in gateway.served if event.finish_reason == "cancelled"]
         deadline = time.monotonic() + 60
         while len([event for event in gateway.served if event.finish_reason == "cancelled"]) == len(hung_up):
@@ -260,7 +260,7 @@ def busy(engine: Engine) -> bool:
 def test_who_hangs_up_frees_the_slot_within_a_second(narrow: Engine, phase: str, stream: bool) -> None:
     with serving(Upstreams([narrow.url])) as gateway:
         wait_for(lambda: gateway.gateway.source.snapshot()[0].models != ())
-        admission = gateway.gateway.admission
+        admission = gateway.gateway.lanes
         if phase == "queued":
             with dial(gateway.url) as first:
                 first.sendall(request(8000))

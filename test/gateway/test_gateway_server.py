@@ -141,7 +141,7 @@ def test_what_does_not_finish_in_time_is_told_so(source: Upstreams, slots_free: 
             if stream:
                 hear(connection, lambda raw: raw.count(b"data: ") > 3)
             else:
-                wait_for(lambda: gateway.gateway.admission.active == 1)
+                wait_for(lambda: gateway.gateway.lanes.active == 1)
             began = time.monotonic()
         assert time.monotonic() - began < 3.0
         heard = hear(connection)

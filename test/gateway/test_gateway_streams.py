@@ -210,7 +210,7 @@ def test_a_client_that_leaves_frees_its_slot(fleet: Watched, gateway: Running) -
             fleet.wait_for(lambda: busy() == 1, "a slot at work")
             stream.close()
             fleet.wait_for(lambda: busy() == 0, "a free slot")
-    fleet.wait_for(lambda: gateway.gateway.admission.active == 0, "nothing admitted")
+    fleet.wait_for(lambda: gateway.gateway.lanes.active == 0, "nothing admitted")
 
 
 def test_no_more_at_work_than_there_are_slots_and_the_rest_in_line() -> None:
@@ -221,11 +221,11 @@ def test_no_more_at_work_than_there_are_slots_and_the_rest_in_line() -> None:
 
         def look() -> None:
             nonlocal highest
-            highest = max(highest, gateway.gateway.admission.active)
+            highest = max(highest, gateway.gateway.lanes.active)
 
         assert storm(gateway.url, 20, look, whole) == []
         assert highest <= 2
-        assert gateway.gateway.admission.waiting == gateway.gateway.admission.active == 0
+        assert gateway.gateway.lanes.waiting == gateway.gateway.lanes.active == 0
 
 
 def test_a_full_line_refuses_with_a_time_to_come_back() -> None:

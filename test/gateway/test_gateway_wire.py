@@ -55,7 +55,7 @@ def completion(tokens: int, *headers: bytes, stream: bool = True) -> bytes:
 
 
 def idle(gateway: Running) -> bool:
-    return gateway.gateway.admission.active == 0 == gateway.gateway.admission.waiting
+    return gateway.gateway.lanes.active == 0 == gateway.gateway.lanes.waiting
 
 
 # -- what may not change in uvicorn ---------------------------------------------------------------------------------

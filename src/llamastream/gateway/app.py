@@ -13,12 +13,11 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from llamastream.backends import BackendSource
-from llamastream.client import AsyncStreamingClient
-from llamastream.errors import LlamaStreamError, ServerError, StreamTimeoutError, TransportError
+from llamastream.errors import LlamaStreamError, ServerError, StreamTimeoutError, TransportError, UnavailableError
 from llamastream.events import GatewayListener, Listener
-from llamastream.gateway.admission import Admission
 from llamastream.gateway.frames import error_body
 from llamastream.gateway.guarded import guarded
+from llamastream.gateway.lanes import Lane, Lanes, UnknownModelError
 from llamastream.gateway.operations import Operations, Status, new_metrics
 from llamastream.gateway.passage import Passage, broken_stream
 from llamastream.gateway.refusals import refusal, respond
@@ -30,7 +29,6 @@ from llamastream.gateway.upstreams import Upstreams
 from llamastream.gateway.wire import EXTENSION
 from llamastream.observe.metrics import Metrics
 from llamastream.protocol.requests import CHAT_PATH, COMPLETION_PATH
-from llamastream.settings import ClientSettings
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -53,17 +51,9 @@ class Gateway:
     ) -> None:
         self.settings = settings or GatewaySettings()
         self.source = source
-        self.client = AsyncStreamingClient(
-            source, settings=ClientSettings(first_byte_timeout=None), listeners=tuple(listeners)
-        )
-        # the runners of its streams are built of the same parts, with another end
-        self.core, self.pools = self.client._core, self.client._pools  # noqa: SLF001
-        self.admission = Admission(self._slots, limit=self.settings.queue_limit, timeout=self.settings.queue_timeout)
+        self.lanes = Lanes(source, self.settings, listeners)
         self._leave: Callable[[], None] = lambda: None
         self._watch: asyncio.Task[None] | None = None
-
-    def _slots(self) -> int:
-        return sum(max(1, backend.slots) for backend in self.source.snapshot() if backend.routable)
 
     async def start(self) -> None:
         """Follow the servers."""
@@ -71,7 +61,7 @@ class Gateway:
 
         def changed() -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self.admission.look)
+                loop.call_soon_threadsafe(self.lanes.look)
 
         self._leave = self.source.subscribe(changed)
         if isinstance(self.source, Upstreams):
@@ -81,26 +71,27 @@ class Gateway:
         self._leave()
         if self._watch is not None:
             self._watch.cancel()
-        await self.client.close()
+        await self.lanes.close()
 
     # -- generation ---------------------------------------------------------------------------------------------
 
     async def generate(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """A generation endpoint: wait for a slot, hand on the answer, mend it where that is possible."""
         path: str = scope["path"]
-        raw = await self._body(receive)
+        raw = await self.body(receive)
         body = _json(raw)
+        lane = self._lane(body)
         runner: Relay | Passage
         if mendable(path, body):
             request = RawRequest(path, body, _choices(body), raw)
-            runner = Relay(self.core, self.pools, request, None, send, scope.get("extensions", {}).get(EXTENSION))
+            runner = Relay(lane.core, lane.pools, request, None, send, scope.get("extensions", {}).get(EXTENSION))
             work: Coroutine[Any, Any, object] = runner.run()
         else:
-            runner = Passage(self.core, self.pools, send)
+            runner = Passage(lane.core, lane.pools, send)
             work = runner.run("POST", path, raw)
         served = served_of(scope)
         served.generation(body, runner)
-        answer = asyncio.ensure_future(self._admitted(work, served))
+        answer = asyncio.ensure_future(_admitted(lane, work, served))
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -113,18 +104,6 @@ class Gateway:
         finally:
             gone.cancel()
             answer.cancel()
-
-    async def _admitted(self, work: Coroutine[Any, Any, object], served: Served) -> None:
-        try:
-            served.queue_wait = await self.admission.enter()
-        except BaseException:
-            work.close()
-            raise
-        began = monotonic()
-        try:
-            await work
-        finally:
-            self.admission.leave(monotonic() - began)
 
     async def _failed(self, path: str, error: BaseException, began: bool, send: Send) -> None:
         if not isinstance(error, LlamaStreamError):
@@ -139,19 +118,20 @@ class Gateway:
 
     async def pass_on(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """An endpoint that answers at once."""
-        passage = Passage(self.core, self.pools, send)
-        await self.hand_on(scope, receive, send, passage, passage.run)
+        raw = await self.body(receive) if scope["method"] == "POST" else None
+        lane = self.lanes.any() if raw is None else self._lane(_json(raw))
+        passage = Passage(lane.core, lane.pools, send)
+        await self.hand_on(scope, raw, send, passage, passage.run)
 
     async def hand_on(
         self,
         scope: dict[str, Any],
-        receive: Receive,
+        raw: bytes | None,
         send: Send,
         passage: Passage,
         run: Callable[[str, str, bytes | None], Awaitable[int]],
     ) -> None:
         """Pass a request on as it is."""
-        raw = await self._body(receive) if scope["method"] == "POST" else None
         query = scope["query_string"].decode("latin-1")
         path = scope["raw_path"].decode("ascii") + (f"?{query}" if query else "")
         served_of(scope).runner = passage
@@ -177,7 +157,19 @@ class Gateway:
         body = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
         await respond(send, 503, msgspec.json.encode(body), [(b"retry-after", b"1")])
 
-    async def _body(self, receive: Receive) -> bytes:
+    def _lane(self, body: dict[str, Any]) -> Lane:
+        model = body.get("model")
+        try:
+            return self.lanes.find(model if isinstance(model, str) else None)
+        except UnknownModelError as error:
+            raise RequestError(404 if model else 400, str(error)) from None
+
+    async def body(self, receive: Receive) -> bytes:
+        """The body of a request.
+
+        Raises:
+            RequestError: it is too large, or does not come.
+        """
         parts, size = [], 0
         try:
             async with asyncio.timeout(self.settings.body_timeout):
@@ -251,11 +243,28 @@ class _Endpoint:
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         try:
             await self._handler(scope, receive, send)
+        except UnavailableError as error:  # before anybody was asked
+            served_of(scope).error = type(error).__name__
+            status, body, headers = error_response(error)
+            await respond(send, status, body, [*headers, (b"connection", b"close")])
         except RequestError as error:
             served_of(scope).error = type(error).__name__
             if error.status != 499:
                 body = refusal(scope["path"], error.status, error.message)
                 await respond(send, error.status, body, [(b"connection", b"close")])
+
+
+async def _admitted(lane: Lane, work: Coroutine[Any, Any, object], served: Served) -> None:
+    try:
+        served.queue_wait = await lane.admission.enter()
+    except BaseException:
+        work.close()
+        raise
+    began = monotonic()
+    try:
+        await work
+    finally:
+        lane.admission.leave(monotonic() - began)
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -15,6 +15,7 @@ from llamastream._version import __version__
 from llamastream.address import parse_address
 from llamastream.backends import Backend
 from llamastream.client.servers import Server
+from llamastream.gateway.lanes import Lane
 from llamastream.gateway.passage import Passage
 from llamastream.gateway.refusals import refusal, respond
 from llamastream.observe.metrics import STATES, Metrics
@@ -45,15 +46,15 @@ def new_metrics() -> Metrics:
 
 def samples(gateway: Gateway, connections: Callable[[], int] | None = None) -> Iterator[Sample]:
     """What the gateway and its servers are like now."""
-    admission = gateway.admission
+    lanes = gateway.lanes
     backends = gateway.source.snapshot()
     ready = [backend for backend in backends if backend.routable]
     values: dict[str, float] = {
-        "queue_length": admission.waiting,
-        "requests_active": admission.active,
+        "queue_length": lanes.waiting,
+        "requests_active": lanes.active,
         "slots": sum(max(1, backend.slots) for backend in ready),
-        "admitted_requests": admission.admitted,
-        "refused_requests": admission.refused,
+        "admitted_requests": lanes.admitted,
+        "refused_requests": lanes.refused,
         "instances_ready": len(ready),
     }
     if connections is not None:
@@ -126,16 +127,19 @@ class Operations:
             message = f"{what}: name one in the header {INSTANCE_HEADER.decode()}; there are: {names}"
             await respond(send, status, refusal(scope["path"], status, message), [(b"connection", b"close")])
             return
-        server = self._server(found[0])
+        lane = gateway.lanes.of(found[0])
+        server = _server(lane, found[0])
         if server is None:
             message = f"instance {found[0].id} is not reachable now"
             await respond(send, 503, refusal(scope["path"], 503, message), [(b"connection", b"close")])
             return
-        passage = Passage(gateway.core, gateway.pools, send)
-        await gateway.hand_on(scope, receive, send, passage, lambda *asked: passage.run_at(server, *asked))
+        raw = await gateway.body(receive) if scope["method"] == "POST" else None
+        passage = Passage(lane.core, lane.pools, send)
+        await gateway.hand_on(scope, raw, send, passage, lambda *asked: passage.run_at(server, *asked))
 
-    def _server(self, backend: Backend) -> Server | None:
-        servers = self._gateway.core.servers
-        servers.elsewhere(0.0, ())  # takes over what is new in the source
-        url = parse_address(backend.url).url
-        return next((server for server in reversed(servers.all) if server.url == url), None)
+
+def _server(lane: Lane, backend: Backend) -> Server | None:
+    servers = lane.core.servers
+    servers.elsewhere(0.0, ())  # takes over what is new in the source
+    url = parse_address(backend.url).url
+    return next((server for server in reversed(servers.all) if server.url == url), None)

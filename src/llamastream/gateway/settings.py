@@ -20,6 +20,13 @@ class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     queue_timeout: Annotated[
         Seconds, Meta(description="Seconds that a request may wait for a slot; then it is refused with 503.")
     ] = 300.0
+    strict_model: Annotated[
+        bool,
+        Meta(
+            description="Refuse requests for a model that does not exist also where there is but one, which otherwise "
+            "answers to any name."
+        ),
+    ] = False
     max_body: Annotated[
         int, Meta(ge=1024, le=1 << 32, description="Largest body of a request in bytes; more is refused with 413.")
     ] = 32 * 1024 * 1024

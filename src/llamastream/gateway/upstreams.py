@@ -69,7 +69,7 @@ async def _look(known: Backend, client: AsyncStreamingClient) -> Backend:
             return known  # what it serves does not change while it is up
         props = await client.props()
     except LlamaStreamError:
-        return replace(known, state="failed", models=())
+        return replace(known, state="failed")
     slots = props.get("total_slots")
     alias = props.get("model_alias")
     return replace(

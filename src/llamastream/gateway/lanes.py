@@ -1,0 +1,165 @@
+"""Which servers a request may go to: one lane for each model, with connections and a line of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from llamastream.backends import Backend, BackendSource
+from llamastream.client import AsyncStreamingClient
+from llamastream.client.apool import AsyncConnectionPool
+from llamastream.client.core import ClientCore
+from llamastream.errors import UnavailableError
+from llamastream.events import Listener
+from llamastream.gateway.admission import Admission
+from llamastream.gateway.settings import GatewaySettings
+from llamastream.settings import ClientSettings
+
+
+class UnknownModelError(LookupError):
+    """No server serves this model; `str` of it is for the client."""
+
+
+def lane_names(backends: Iterable[Backend]) -> dict[str, str]:
+    """For each name that a client may ask for, the model whose lane that is: the first name of the servers that have
+    it."""
+    names: dict[str, str] = {}
+    for backend in backends:
+        if backend.models:
+            first = names.get(backend.models[0], backend.models[0])
+            for name in backend.models:
+                names.setdefault(name, first)
+    return names
+
+
+def lane_of(asked: str | None, names: dict[str, str], *, strict: bool) -> str | None:
+    """The model whose lane a request takes; None: that of all servers, since nobody knows yet what they serve.
+
+    Args:
+        asked: the model that it names, None or "" if it names none. names: see `lane_names`. strict: a name has to be
+            right even where there is but one model.
+
+    Raises:
+        UnknownModelError: there is no such model, or several and the request names none.
+    """
+    if asked and asked in names:
+        return names[asked]
+    models = set(names.values())
+    if not models and not (asked and strict):
+        return None
+    if len(models) == 1 and not (asked and strict):
+        return next(iter(models))
+    there = ", ".join(sorted(names)) or "none yet"
+    if asked:
+        raise UnknownModelError(f"the model {asked[:200]!r} does not exist; there are: {there}")
+    raise UnknownModelError(f"name a model; there are: {there}")
+
+
+class Lane:
+    """The servers of one model, the connections to them, and the line before their slots. Belongs to one event loop.
+
+    Attributes:
+        model: its name; None: whatever the servers serve. core, pools: what the runners of requests are built of.
+        admission: the line.
+    """
+
+    def __init__(
+        self, source: BackendSource, model: str | None, settings: GatewaySettings, listeners: Iterable[Listener]
+    ) -> None:
+        self.model = model
+        self._source = source
+        self._client = AsyncStreamingClient(
+            source, model=model, settings=ClientSettings(first_byte_timeout=None), listeners=tuple(listeners)
+        )
+        # the runners of its streams are built of the same parts, with another end
+        self.core: ClientCore = self._client._core  # noqa: SLF001
+        self.pools: Sequence[AsyncConnectionPool] = self._client._pools  # noqa: SLF001
+        self.admission = Admission(self._slots, limit=settings.queue_limit, timeout=settings.queue_timeout)
+
+    def backends(self) -> Iterator[Backend]:
+        """Its servers, as they are now."""
+        for backend in self._source.snapshot():
+            if self.model is None or self.model in backend.models:
+                yield backend
+
+    def _slots(self) -> int:
+        return sum(max(1, backend.slots) for backend in self.backends() if backend.routable)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+
+class Lanes:
+    """The lanes of a source: each is made when the first request takes it. Belongs to one event loop."""
+
+    def __init__(self, source: BackendSource, settings: GatewaySettings, listeners: Iterable[Listener] = ()) -> None:
+        self._source = source
+        self._settings = settings
+        self._listeners = tuple(listeners)
+        self._lanes: dict[str | None, Lane] = {}
+
+    def __iter__(self) -> Iterator[Lane]:
+        return iter(tuple(self._lanes.values()))
+
+    @property
+    def waiting(self) -> int:
+        """Requests in line."""
+        return sum(lane.admission.waiting for lane in self)
+
+    @property
+    def active(self) -> int:
+        """Requests at work."""
+        return sum(lane.admission.active for lane in self)
+
+    @property
+    def admitted(self) -> int:
+        """Requests that got a slot, since the start."""
+        return sum(lane.admission.admitted for lane in self)
+
+    @property
+    def refused(self) -> int:
+        """Requests that got none."""
+        return sum(lane.admission.refused for lane in self)
+
+    def find(self, asked: str | None) -> Lane:
+        """The lane for a request that names this model, or none.
+
+        Raises:
+            UnknownModelError: there is no such lane.
+            UnavailableError: there is no server yet.
+        """
+        names = lane_names(self._source.snapshot())
+        model = lane_of(asked, names, strict=self._settings.strict_model)
+        return self._lanes.get(model) or self._make(model)
+
+    def of(self, backend: Backend) -> Lane:
+        """The lane of a server."""
+        names = lane_names(self._source.snapshot())
+        model = names.get(backend.models[0]) if backend.models else None
+        return self._lanes.get(model) or self._make(model)
+
+    def any(self) -> Lane:
+        """A lane for what every server answers: that of the first one that takes requests.
+
+        Raises:
+            UnavailableError: there is none.
+        """
+        backends = self._source.snapshot()
+        ready = next((each for each in backends if each.routable), None)
+        return self.find(None) if ready is None else self.of(ready)
+
+    def look(self) -> None:
+        """Something changed with the servers."""
+        for lane in self:
+            lane.admission.look()
+
+    async def close(self) -> None:
+        """Close all of them."""
+        for lane in self:
+            await lane.close()
+
+    def _make(self, model: str | None) -> Lane:
+        if not any(backend.url for backend in self._source.snapshot()):
+            raise UnavailableError("no server is up yet", status=503)
+        lane = self._lanes[model] = Lane(self._source, model, self._settings, self._listeners)
+        return lane
