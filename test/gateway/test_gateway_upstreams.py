@@ -24,7 +24,8 @@ def test_servers_are_found_with_their_slots_and_models() -> None:
         with serving(source) as gateway:
             wait_for(lambda: [backend.slots for backend in source.snapshot()] == [3, 2])
             assert [model["id"] for model in ask(gateway.url, "GET", "/v1/models").json["data"]] == ["demo", "other"]
-            assert chat(gateway.url, STORY, temperature=0).finish_reason == "stop"
+            for model in ("demo", "other"):
+                assert chat(gateway.url, STORY, temperature=0, model=model).finish_reason == "stop"
 
 
 def test_one_that_is_gone_is_left_alone_until_it_is_back() -> None:
