@@ -11,6 +11,7 @@ from msgspec import Struct
 from llamastream.cli.options import secret_flag
 from llamastream.engine import EngineOptions
 from llamastream.fleet.settings import FleetSettings
+from llamastream.gateway.settings import GatewaySettings
 from llamastream.settings import ClientSettings, SettingField, declared, describe_type
 
 PAGE = Path(__file__).with_name("settings.md")
@@ -50,6 +51,15 @@ The fields of `FleetSettings`, and further options of `llamastream serve`: how i
 `Fleet(..., settings=FleetSettings(...))`. [The page on fleets](fleet.md) shows them at work.
 """
 
+GATEWAY = """
+## Gateway
+
+The fields of `GatewaySettings`, and further options of `llamastream serve`: the address that clients talk to, before
+the servers. In Python: `create_app(source, GatewaySettings(...))`. Where it listens is said by `host`, `port` and
+`socket` of the [engine](#engine), since without the gateway the servers would listen there; `drain_timeout` is that of
+the fleet for `serve`, unless it is set here. [The page on the gateway](gateway.md) shows it at work.
+"""
+
 MODELS = """
 ## Models
 
@@ -62,7 +72,7 @@ that model is served alone.
 
 def page() -> str:
     settings = HEAD + CLIENT + table(ClientSettings) + ENGINE + table(EngineOptions)
-    return settings + FLEET + table(FleetSettings) + MODELS
+    return settings + FLEET + table(FleetSettings) + GATEWAY + table(GatewaySettings) + MODELS
 
 
 def table(group: type[Struct]) -> str:
@@ -83,6 +93,8 @@ def cells(field: SettingField) -> Iterator[str]:
 
 
 def spellings(field: SettingField) -> list[str]:
+    if not field.flags:
+        return []
     flags = [secret_flag(field)] if field.secret else list(field.flags)
     if isinstance(field.default, bool):
         flags.append(f"--no-{flags[0].removeprefix('--')}")

@@ -62,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engine",
         "fleet",
         "gateway",
+        "observe",
         "compose",
     },
     "__main__": {"cli"},

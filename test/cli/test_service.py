@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from llamastream.cli.servelog import ServeLog
+from llamastream.cli.serveplan import Given, plan_servers
 from llamastream.cli.service import Service
 from llamastream.fleet import Fleet
-from llamastream.fleet.configuration import configure
 from llamastream.fleet.control import ControlServer
 from llamastream.fleet.operations import carry_out
 from llamastream.fleet.systemd import Notifier
@@ -34,7 +34,9 @@ class Bench:
         self.listener.setblocking(False)
         notifier = Notifier({"NOTIFY_SOCKET": str(directory / "notify"), "WATCHDOG_USEC": "1000000"})
         self.log = ServeLog("json", events=False, verbose=False)
-        self.service = Service(lambda: configure({"port": 0}, {}, environ={}), self.log, notifier)
+        self.service = Service(
+            lambda: plan_servers(Given({"port": 0}, {}, {"enabled": False}), environ={}), self.log, notifier
+        )
         self.control = ControlServer(directory / "control.sock", lambda request: carry_out(request, self.service))
         self.control.start()
         self.stderr = stderr
@@ -54,6 +56,7 @@ class Bench:
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     with runtime_directory() as directory, (directory / "stderr").open("w+") as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
         bench = Bench(directory, stderr)
         try:
             yield bench
@@ -61,6 +64,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
             bench.control.close()
             bench.listener.close()
             bench.service._notifier.close()
+            bench.service.close()
             bench.log.close()
 
 

@@ -83,7 +83,7 @@ def test_what_was_chosen_is_not_overruled() -> None:
 def test_sockets_of_several_instances_differ() -> None:
     options = EngineOptions(socket="/run/x.sock")
     plans = plan([Pool(name="a", options=options, instances=2)], cores=2, cache_ram=1)
-    assert [each.options.socket for each in plans] == ["/run/x-0.sock", "/run/x-1.sock"]
+    assert [each.options.socket for each in plans] == ["/run/x.sock", "/run/x-1.sock"]
 
 
 @pytest.mark.parametrize(

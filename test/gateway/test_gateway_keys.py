@@ -203,12 +203,12 @@ def test_keys_are_replaced_while_the_gateway_runs(engine: Engine, tmp_path: Path
     with serving(Upstreams([engine.url]), settings) as gateway:
         assert get(gateway, "/v1/models", USER).status == 200
         file.write_text(digest(WATCHER))
-        gateway.server.guard.reload(settings)
+        gateway.server.reload(settings)
         assert get(gateway, "/v1/models", USER).status == 401
         assert get(gateway, "/v1/models", WATCHER).status == 200
         file.write_text("nonsense")
         with pytest.raises(SettingError):
-            gateway.server.guard.reload(settings)
+            gateway.server.reload(settings)
         assert get(gateway, "/v1/models", WATCHER).status == 200
 
 

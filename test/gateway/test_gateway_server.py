@@ -25,7 +25,8 @@ from llamastream import AsyncStreamingClient, StreamingClient
 from llamastream.engine import Engine
 from llamastream.errors import PortInUseError, SettingError
 from llamastream.gateway import GatewaySettings, Upstreams, create_app
-from llamastream.gateway.server import GatewayServer, gateway_thread
+from llamastream.gateway.server import GatewayServer
+from llamastream.gateway.thread import gateway_thread
 from polling import wait_for
 
 STORY = [{"role": "user", "content": "Tell me a story."}]

@@ -9,7 +9,8 @@ from llamastream.backends import BackendSource
 from llamastream.events import RequestServed
 from llamastream.gateway import GatewaySettings, create_app
 from llamastream.gateway.app import Gateway
-from llamastream.gateway.server import GatewayServer, gateway_thread
+from llamastream.gateway.server import GatewayServer
+from llamastream.gateway.thread import gateway_thread
 from llamastream.observe.metrics import Metrics
 
 

@@ -18,9 +18,15 @@ from llamastream.cli.screen import print_json
 from llamastream.engine import EngineOptions
 from llamastream.fleet.configuration import DEFAULT_PORT, ModelTable, configure, model_tables
 from llamastream.fleet.settings import FleetSettings
+from llamastream.gateway.settings import GatewaySettings
 from llamastream.settings import ClientSettings, config_path, declared, describe_type, load
 
-GROUPS: dict[str, type[Struct]] = {"client": ClientSettings, "serve": EngineOptions, "fleet": FleetSettings}
+GROUPS: dict[str, type[Struct]] = {
+    "client": ClientSettings,
+    "serve": EngineOptions,
+    "fleet": FleetSettings,
+    "gateway": GatewaySettings,
+}
 
 
 def config(

@@ -39,13 +39,15 @@ def with_settings(
     `--its-name-file` names a file that holds it.
     """
     changed = dict(defaults or {})
-    offered = [f for f in declared(group) if f.name != "extra_args" and (not only or f.name in only)]
+    offered = [f for f in declared(group) if f.flags and f.name != "extra_args" and (not only or f.name in only)]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         def run(**kwargs: Any) -> Any:
             given = {field.name: kwargs.pop(field.name) for field in offered}
             for field in offered:
+                if given[field.name] == []:  # typer's word for a repeatable option that was not given
+                    given[field.name] = None
                 if field.secret and given[field.name] is not None:
                     given[field.name] = read_secret(given[field.name], secret_flag(field))
             settings, sources = load(group, given=given)
@@ -69,13 +71,15 @@ def with_settings(
 
 
 def _parameter(field: SettingField, changed: Mapping[str, Any], panel: str | None) -> inspect.Parameter:
-    kind = next(plain_types(field.type))
+    kind: Any = next(plain_types(field.type))
+    if is_repeatable(field.type):
+        kind = list[str]
     default = changed.get(field.name, field.default)
     flags = [secret_flag(field)] if field.secret else list(field.flags)
     description = f"File that holds this: {field.description}" if field.secret else field.description
     if kind is bool:
         flags[0] += f"/--no-{flags[0][2:]}"
-    known = [] if default is None else [f"default: {str(default).lower() if kind is bool else default}"]
+    known = [] if default in (None, ()) else [f"default: {str(default).lower() if kind is bool else default}"]
     choices = literal_choices(field.type)
     option = typer.Option(
         *flags,
@@ -112,6 +116,12 @@ def literal_choices(annotation: Any) -> list[str]:
     if origin is Annotated:
         return literal_choices(get_args(annotation)[0])
     return []
+
+
+def is_repeatable(annotation: Any) -> bool:
+    """Whether a setting has several values, each with an option of its own."""
+    origin = get_origin(annotation)
+    return is_repeatable(get_args(annotation)[0]) if origin is Annotated else origin is tuple
 
 
 def unknown_variables(environ: Mapping[str, str], groups: Iterable[type[Struct]]) -> list[str]:

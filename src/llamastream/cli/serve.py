@@ -10,15 +10,19 @@ import typer
 from llamastream.cli.arenas import share_heaps
 from llamastream.cli.options import with_settings
 from llamastream.cli.servelog import LogFormat, ServeLog
+from llamastream.cli.serveplan import Given, plan_servers, plan_upstreams
 from llamastream.cli.service import Service
+from llamastream.cli.upstreaming import Upstreaming
 from llamastream.engine import EngineOptions
 from llamastream.errors import LlamaStreamError, SettingError
-from llamastream.fleet.configuration import DEFAULT_PORT, configure, given_of
+from llamastream.fleet.configuration import DEFAULT_PORT, given_of
 from llamastream.fleet.records import Record
 from llamastream.fleet.settings import FleetSettings
+from llamastream.gateway.settings import GatewaySettings
 from llamastream.settings import with_sources
 
 
+@with_settings(GatewaySettings, "gateway", panel="Options of the gateway")
 @with_settings(FleetSettings, "fleet", panel="Options of the fleet")
 @with_settings(EngineOptions, "engine", defaults={"port": DEFAULT_PORT}, panel="Options of each server")
 def serve(
@@ -36,26 +40,39 @@ def serve(
     engine_sources: dict[str, str],
     fleet: FleetSettings,
     fleet_sources: dict[str, str],
+    gateway: GatewaySettings,
+    gateway_sources: dict[str, str],
 ) -> NoReturn:
-    """Run optimised llama-servers until SIGTERM or Ctrl-C, and keep them alive.
+    """Run optimised llama-servers behind one address until SIGTERM or Ctrl-C, and keep them alive.
 
-    Without --model or -hf it serves the models of the settings file, else the built-in demo model. The first server
-    listens on --port, each further one on the next port. Flags that are not listed here go to llama-server.
+    Without --model or -hf it serves the models of the settings file, else the built-in demo model. A gateway listens
+    on --port: it queues requests, balances them, and mends streams whose server dies. With --no-gateway the servers
+    listen themselves, the first on --port, each further one on the next port. With --upstream URL none is started: the
+    gateway stands before servers that already run. Flags that are not listed here go to llama-server.
 
     SIGTERM lets running requests finish, a second one does not. SIGHUP applies a changed settings file. From elsewhere
     it is controlled by `llamastream` status, logs, restart, drain, undrain, reload and stop.
     """
     _check_arguments(context.args)
     share_heaps()
-    given = given_of(engine, engine_sources), given_of(fleet, fleet_sources)
+    given = Given(
+        given_of(engine, engine_sources),
+        given_of(fleet, fleet_sources),
+        given_of(gateway, gateway_sources),
+        tuple(context.args),
+    )
     log = ServeLog(log_format, events=json, verbose=verbose)
     try:
-        service = Service(lambda: configure(*given, tuple(context.args)), log)
+        service: Service | Upstreaming
+        if gateway.upstreams:
+            service = Upstreaming(lambda: plan_upstreams(given), log)
+        else:
+            service = Service(lambda: plan_servers(given), log)
         log.on_broken = service.request_stop
         code = service.run()
     except LlamaStreamError as error:
         if isinstance(error, SettingError):
-            error = with_sources(error, {**fleet_sources, **engine_sources})
+            error = with_sources(error, {**gateway_sources, **fleet_sources, **engine_sources})
         if log.form != "json":
             log.event({"event": "failed", "message": error.message})
             raise error from None

@@ -87,6 +87,8 @@ class ServeLog:
         if record.event == "server_log":
             # servers warn of the same at each start: that is for files, not for people
             return record.level == "error" or (record.level == "warning" and self.form == "json")
+        if record.event == "request" and self.form == "human":
+            return record.level in _IMPORTANT  # a line for each request is for files
         if self.form == "human" and not self.announced:
             return record.level in _IMPORTANT
         return record.level != "debug"

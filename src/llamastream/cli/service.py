@@ -17,12 +17,13 @@ import msgspec
 from llamastream._version import __version__
 from llamastream.backends import ROUTABLE
 from llamastream.cli.announce import announce, ready_fields
+from llamastream.cli.front import FrontGateway
 from llamastream.cli.servelog import LoggingBridge, ServeLog
+from llamastream.cli.serveplan import ServePlan
 from llamastream.cli.signals import STOPPING, Signals
 from llamastream.errors import EngineCrashedError, LlamaStreamError, SettingError
 from llamastream.events import FleetEvent, InstanceChanged
 from llamastream.fleet import rendezvous
-from llamastream.fleet.configuration import Configuration
 from llamastream.fleet.control import ControlServer
 from llamastream.fleet.feed import Feed
 from llamastream.fleet.fleet import GONE, Fleet
@@ -42,15 +43,17 @@ class Service:
 
     def __init__(
         self,
-        configure: Callable[[], Configuration],
+        configure: Callable[[], ServePlan],
         log: ServeLog,
         notifier: Notifier | None = None,
     ) -> None:
-        """Args:
+        """Nothing runs yet, but its directory is taken: `close` gives that back.
+
+        Args:
             configure: reads the configuration, also anew. log: takes all that is said.
 
         Raises:
-            SettingError: the configuration is not allowed.
+            SettingError: the configuration is not allowed, or a fleet with its name runs already.
         """
         self._configure = configure
         self._log = log
@@ -68,11 +71,30 @@ class Service:
         self._reloading = threading.Lock()
         self._reaper = Reaper()
         self.feed = Feed()
-        self.configuration = configure()
-        log.hide(self.configuration.secrets)
-        self.fleet = Fleet(
-            self.configuration.pools, settings=self.configuration.settings, listeners=[self._heard], on_log=self._logged
-        )
+        self._plan = plan = configure()
+        log.hide(plan.secrets)
+        self.configuration = plan.configuration
+        self._place = rendezvous.settle(self.configuration.name)
+        try:
+            self.fleet = Fleet(
+                plan.pools(self._place.path),
+                settings=self.configuration.settings,
+                listeners=[self._heard],
+                on_log=self._logged,
+            )
+            self._front: FrontGateway | None = None
+            if plan.front is not None:
+                self._front = FrontGateway(
+                    self.fleet, plan.gateway, plan.front, self._take,
+                    status=self.status, on_end=lambda: self._inbox.put(("gateway ended", None)),
+                )  # fmt: skip
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give back the directory. Idempotent."""
+        self._place.close()
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -86,14 +108,13 @@ class Service:
         logging.getLogger("llamastream").addHandler(bridge)
         previous, threading.excepthook = threading.excepthook, self._fault
         try:
-            with (
-                Signals(lambda number: self._inbox.put(("signal", number))),
-                contextlib.closing(rendezvous.settle(self.configuration.name)) as place,
-            ):
-                self._control = str(place.path / rendezvous.SOCKET)
-                control = ControlServer(place.path / rendezvous.SOCKET, lambda request: carry_out(request, self))
+            with Signals(lambda number: self._inbox.put(("signal", number))):
+                self._control = str(self._place.path / rendezvous.SOCKET)
+                control = ControlServer(self._place.path / rendezvous.SOCKET, lambda request: carry_out(request, self))
                 with contextlib.closing(control):
                     control.start()
+                    if self._front is not None:
+                        self._front.start()
                     self._starter = self._in_background(self._start)
                     self._loop(control)
                     self.feed.close()
@@ -101,6 +122,7 @@ class Service:
             threading.excepthook = previous
             logging.getLogger("llamastream").removeHandler(bridge)
             self._notifier.close()
+            self.close()
         if self._end is not None:
             raise self._end
         return self._exit_code
@@ -122,7 +144,11 @@ class Service:
                 self._look_at_all()
             elif what == "failed":
                 self._end = value
+                self._end_front()
                 return
+            elif what == "gateway ended" and self._phase != "stopping":
+                self._end = LlamaStreamError("the gateway has ended by itself; the log says why")
+                self._told_to_stop(now=True)
             elif what == "stopped":
                 self._say("stopped", "stopped")
                 return
@@ -143,7 +169,7 @@ class Service:
         if self._phase != "running":
             self._notifier.extend(4 * TICK)
         # only while all of us is well: systemd starts us anew when it hears nothing
-        if control.alive and self.fleet.supervised:
+        if control.alive and self.fleet.supervised and (self._front is None or self._front.alive):
             self._notifier.alive()
 
     def _signalled(self, number: int) -> None:
@@ -172,6 +198,9 @@ class Service:
 
     def _cut(self) -> None:
         """Wait for no request and no server any more."""
+        if self._front is not None:
+            self._front.request_stop()
+            self._front.request_stop()
         self.fleet.hasten()
         for report in self.fleet.status():
             with contextlib.suppress(LlamaStreamError):  # gone meanwhile
@@ -183,8 +212,9 @@ class Service:
         reports = self.fleet.status()
         engines = {report.id: engine for report in reports if (engine := self.fleet.engine(report.id)) is not None}
         message = f"{len(reports)} instances are ready" if len(reports) > 1 else "the server is ready"
-        self._say("ready", message, **ready_fields(self.configuration.name, self._control, engines))
-        announce(engines, self._log)
+        url = None if self._front is None else self._front.url
+        self._say("ready", message, **ready_fields(self.configuration.name, self._control, engines, url))
+        announce(engines, self._log, url)
         self._notifier.ready(self._summary())
         self._look_at_all()
 
@@ -227,7 +257,13 @@ class Service:
         else:
             self._inbox.put(("started", None))
 
+    def _end_front(self) -> None:
+        if self._front is not None:
+            self._front.request_stop()
+            self._front.join()
+
     def _stop(self, *, drain: bool) -> None:
+        self._end_front()  # first: what runs there may still need another server
         self.fleet.stop(drain=drain)
         while self._starter is not None and self._starter.is_alive():  # it may have begun instances after that
             self._starter.join(0.1)
@@ -249,6 +285,8 @@ class Service:
             started=self._started,
             phase=self._phase,
             instances=self.fleet.status(),
+            url="" if self._front is None else self._front.url,
+            waiting=0 if self._front is None else self._front.waiting,
         )
 
     def reload(self) -> Reloaded:
@@ -275,17 +313,33 @@ class Service:
         self._say("reload", "; ".join((message, *reloaded.notes)))
         return reloaded
 
-    def _apply(self, configuration: Configuration) -> Reloaded:
+    def _apply(self, plan: ServePlan) -> Reloaded:
+        configuration = plan.configuration
         before = {report.id for report in self.fleet.status()}
-        self._log.hide(configuration.secrets)
-        orders = self.fleet.reload(configuration.pools)
+        self._log.hide(plan.secrets)
+        if (plan.front is None) != (self._front is None):
+            raise SettingError("the gateway cannot be switched on or off by a reload: start `serve` again")
+        fixed: tuple[str, ...] = ()
+        if self._front is not None:
+            fixed = self._front.reload(plan.gateway)
+        try:
+            orders = self.fleet.reload(plan.pools(self._place.path))
+        except LlamaStreamError:
+            if self._front is not None:
+                self._front.reload(self._plan.gateway)
+            raise
+        self._plan = plan
         fresh = tuple(report.id for report in self.fleet.status() if report.id not in before)
         changed = [
             field
             for field in msgspec.structs.asdict(configuration.settings)
             if field != "instances" and getattr(configuration.settings, field) != getattr(self.fleet.settings, field)
         ]
-        notes = (f"for other values of {', '.join(changed)} ([fleet]) start `serve` again",) if changed else ()
+        notes = tuple(
+            f"for other values of {', '.join(names)} ([{section}]) start `serve` again"
+            for section, names in (("fleet", changed), ("gateway", fixed))
+            if names
+        )
         self.configuration = msgspec.structs.replace(configuration, settings=self.configuration.settings)
         return Reloaded(tuple(orders), fresh, notes)
 
@@ -296,6 +350,8 @@ class Service:
     # -- what is said ----------------------------------------------------------------------------------------------
 
     def _heard(self, event: FleetEvent) -> None:
+        if self._front is not None:
+            self._front.hear(event)
         self._take(of_event(event, time.time()))
         if isinstance(event, InstanceChanged):
             self._inbox.put(("changed", None))

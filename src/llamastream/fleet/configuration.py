@@ -156,5 +156,5 @@ def given_of(group: Struct, sources: Mapping[str, str]) -> dict[str, Any]:
     return {
         field.name: getattr(group, field.name)
         for field in declared(type(group))
-        if sources[field.name] == field.flags[0]
+        if field.flags and sources[field.name] == field.flags[0]
     }

@@ -74,6 +74,7 @@ class FleetStatus(Struct, frozen=True, kw_only=True, tag_field="kind", tag="stat
     Attributes:
         name: by which commands find it. pid: of the supervisor. version: of llamastream. started: in seconds since the
             epoch. phase: `starting`, `running` or `stopping`. instances: each of them.
+        url: of the gateway before them, "" if there is none. waiting: requests that wait there for a slot.
     """
 
     name: str
@@ -82,6 +83,8 @@ class FleetStatus(Struct, frozen=True, kw_only=True, tag_field="kind", tag="stat
     started: float
     phase: str
     instances: tuple[InstanceReport, ...]
+    url: str = ""
+    waiting: int = 0
 
 
 class Said(Struct, frozen=True, tag_field="kind", tag="record"):

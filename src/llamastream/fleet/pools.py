@@ -53,7 +53,7 @@ def plan(pools: Sequence[Pool], *, cores: int, cache_ram: int) -> tuple[Plan, ..
                     changes["cache_ram"] = cache_ram // count
                 if options.port:
                     changes["port"] = _port(pools, index)
-                if options.socket is not None and pool.instances > 1:
+                if options.socket is not None and number:
                     changes["socket"] = f"{options.socket.removesuffix('.sock')}-{number}.sock"
             plans.append(Plan(f"{pool.name}-{number}", pool.name, msgspec.structs.replace(options, **changes)))
     _check_apart(plans)

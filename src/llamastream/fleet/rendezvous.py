@@ -13,6 +13,8 @@ from llamastream.errors import SettingError
 from llamastream.fleet.workplace import InUseError, Workplace, state_home
 
 SOCKET = "control.sock"
+LONGEST_SOCKET = "01234567-255.sock"
+"""As long as the name of a server's socket beside it can be (see `fleet.behind`)."""
 SHARED = Path("/tmp")  # noqa: S108  # a directory in it is used only if it is ours, and closed to others
 
 
@@ -75,7 +77,7 @@ def sockets(environ: Mapping[str, str] | None = None) -> dict[str, Path]:
 
 def _unfit(parent: Path, name: str) -> str | None:
     """Why a directory cannot be used; None if it can."""
-    path = parent / name / SOCKET
+    path = parent / name / LONGEST_SOCKET
     if len(os.fsencode(path)) > MAX_SOCKET_PATH:
         return f"{str(path)!r} is longer than the {MAX_SOCKET_PATH} bytes that a socket's path may have"
     try:

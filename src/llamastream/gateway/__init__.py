@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llamastream.gateway.app import Gateway, create_app
-    from llamastream.gateway.server import GatewayServer, gateway_thread, run_gateway
+    from llamastream.gateway.server import GatewayServer, run_gateway
     from llamastream.gateway.settings import GatewaySettings
+    from llamastream.gateway.thread import gateway_thread
     from llamastream.gateway.upstreams import Upstreams
 
 __all__ = [
@@ -30,7 +31,7 @@ _HOMES = {
     "GatewaySettings": "settings",
     "Upstreams": "upstreams",
     "create_app": "app",
-    "gateway_thread": "server",
+    "gateway_thread": "thread",
     "run_gateway": "server",
 }
 

@@ -19,14 +19,14 @@ class Admission:
     """The line before the slots of one pool of servers. Belongs to one event loop.
 
     Attributes:
-        active: requests at work. admitted, refused: counts since the start.
+        limit, timeout: see `__init__`. active: requests at work. admitted, refused: counts since the start.
     """
 
     def __init__(self, slots: Callable[[], int], *, limit: int, timeout: float) -> None:
         """`slots`: how many there are now. `limit`: requests in line at most. `timeout`: seconds there at most."""
         self._slots = slots
-        self._limit = limit
-        self._timeout = timeout
+        self.limit = limit
+        self.timeout = timeout
         self._line: deque[asyncio.Future[None]] = deque()
         self._service_time = 0.0
         self.active = 0
@@ -48,7 +48,7 @@ class Admission:
         if not self._line and self.active < self._slots():
             self._admit()
             return 0.0
-        if len(self._line) >= self._limit:
+        if len(self._line) >= self.limit:
             self.refused += 1
             error = RateLimitedError(
                 f"all slots are taken and {len(self._line)} requests wait for one, which is the limit (queue_limit)",
@@ -60,7 +60,7 @@ class Admission:
         self._line.append(turn)
         began = monotonic()
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.timeout):
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():
@@ -70,7 +70,7 @@ class Admission:
             self.look()
             if isinstance(error, TimeoutError):
                 self.refused += 1
-                late = UnavailableError(f"no slot was free within {self._timeout:g} s (queue_timeout)", status=503)
+                late = UnavailableError(f"no slot was free within {self.timeout:g} s (queue_timeout)", status=503)
                 late.retry_after = self.retry_after()
                 raise late from None
             raise

@@ -55,6 +55,11 @@ class Gateway:
         self._leave: Callable[[], None] = lambda: None
         self._watch: asyncio.Task[None] | None = None
 
+    def reload(self, settings: GatewaySettings) -> None:
+        """Take over other settings, for requests that come from now on (see `GatewayServer.reload`)."""
+        self.settings = settings
+        self.lanes.reload(settings)
+
     async def start(self) -> None:
         """Follow the servers."""
         loop = asyncio.get_running_loop()

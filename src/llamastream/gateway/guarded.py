@@ -39,20 +39,17 @@ class Guard:
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
-        self.keys = self._load(settings)
+        self.keys = self.read(settings)
         self.closing = False
         self.connections: Callable[[], int] | None = None
 
-    def reload(self, settings: GatewaySettings) -> None:
-        """Read the keys anew. Requests that run are not asked again.
+    @staticmethod
+    def read(settings: GatewaySettings) -> KeyRing:
+        """The keys as they are now.
 
         Raises:
-            SettingError: they cannot be read, or are not allowed; those before stay in force.
+            SettingError: they cannot be read, or are not allowed.
         """
-        self.keys = self._load(settings)
-
-    @staticmethod
-    def _load(settings: GatewaySettings) -> KeyRing:
         keys, notes = load_keys(settings.keys_file, settings.api_keys)
         for note in notes:
             logger.warning(note)

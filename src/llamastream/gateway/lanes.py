@@ -148,6 +148,13 @@ class Lanes:
         ready = next((each for each in backends if each.routable), None)
         return self.find(None) if ready is None else self.of(ready)
 
+    def reload(self, settings: GatewaySettings) -> None:
+        """Take over other settings; those who wait already, wait as long as they were told."""
+        self._settings = settings
+        for lane in self:
+            lane.admission.limit = settings.queue_limit
+            lane.admission.timeout = settings.queue_timeout
+
     def look(self) -> None:
         """Something changed with the servers."""
         for lane in self:

@@ -1,4 +1,4 @@
-"""The gateway on an address: in the foreground, inside another asyncio program, or in a thread."""
+"""The gateway on an address: in the foreground, or inside another asyncio program (`gateway.thread`: in a thread)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import logging
 import math
 import signal
 import ssl
-import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import uvicorn
+from msgspec.structs import replace
 from starlette.applications import Starlette
 
 from llamastream.errors import LlamaStreamError, SettingError
@@ -30,6 +29,22 @@ logger = logging.getLogger("llamastream.gateway")
 BACKLOG = 2048
 LAST_WORDS = 2.0
 """Seconds that streams which were ended at shutdown have to tell their clients."""
+
+LIVE = frozenset(
+    {
+        "api_keys",
+        "body_timeout",
+        "drain_timeout",
+        "keys_file",
+        "max_body",
+        "queue_limit",
+        "queue_timeout",
+        "strict_model",
+        "tls_cert_file",
+        "tls_key_file",
+    }
+)
+"""Settings that `GatewayServer.reload` takes over."""
 
 T = TypeVar("T")
 
@@ -114,10 +129,7 @@ class GatewayServer:
         try:
             config.load()
         except (OSError, ssl.SSLError) as error:
-            raise SettingError(
-                f"tls_cert_file = {settings.tls_cert_file!r} and tls_key_file = {settings.tls_key_file!r} cannot be "
-                f"used: {error}"
-            ) from None
+            raise _unusable(settings, error) from None
         if config.ssl is not None:
             config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
         return config
@@ -168,6 +180,38 @@ class GatewayServer:
         for task in tuple(self._server.server_state.tasks):
             task.cancel("the gateway is shutting down")
 
+    def reload(self, settings: GatewaySettings) -> tuple[str, ...]:
+        """Take over what may change while it serves: the keys and the TLS certificate (both are read anew), the bounds
+        of requests and of the line. No connection is dropped, and requests that run are not asked again. From any
+        thread.
+
+        Returns:
+            The names of settings that have changed, but stay as they are until it is started again.
+
+        Raises:
+            SettingError: the keys or the certificate cannot be used; nothing has changed then.
+        """
+        before = self.settings
+        other = [name for name in before.__struct_fields__ if getattr(settings, name) != getattr(before, name)]
+        fixed = tuple(name for name in other if name not in LIVE)
+        kept = replace(settings, **{name: getattr(before, name) for name in fixed})
+        keys = self.guard.read(kept)
+        if self._config.ssl is not None:
+            self._load_certificate(self._config.ssl, kept)
+        self.guard.keys = keys
+        self.settings = kept
+        self._config.timeout_graceful_shutdown = math.ceil(kept.drain_timeout + LAST_WORDS)
+        self.app.state.gateway.reload(kept)
+        return fixed
+
+    @staticmethod
+    def _load_certificate(context: ssl.SSLContext, settings: GatewaySettings) -> None:
+        assert settings.tls_cert_file is not None  # else there were no context
+        try:
+            context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
+        except (OSError, ssl.SSLError) as error:
+            raise _unusable(settings, error) from None
+
     async def wait(self) -> None:
         """Until it has ended."""
         server, serving = self._server, self._serving
@@ -190,6 +234,11 @@ class GatewayServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+
+
+def _unusable(settings: GatewaySettings, error: Exception) -> SettingError:
+    files = f"tls_cert_file = {settings.tls_cert_file!r} and tls_key_file = {settings.tls_key_file!r}"
+    return SettingError(f"{files} cannot be used: {error}")
 
 
 def run_gateway(
@@ -220,54 +269,10 @@ def run_gateway(
             ready(server.url)
             await server.wait()
 
-    _run(work())
+    run_loop(work())
 
 
-@contextmanager
-def gateway_thread(
-    app: Starlette,
-    settings: GatewaySettings | None = None,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 0,
-    socket: str | None = None,
-) -> Iterator[GatewayServer]:
-    """With a gateway that serves in a thread of its own, and is stopped at the end of the block.
-
-    Raises:
-        SettingError, PortInUseError: see `GatewayServer`.
-    """
-    server = GatewayServer(app, settings, host=host, port=port, socket=socket)
-    started = threading.Event()
-    failures: list[BaseException] = []
-    loops: list[asyncio.AbstractEventLoop] = []
-
-    async def work() -> None:
-        try:
-            await server.start()
-            loops.append(asyncio.get_running_loop())
-        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
-            failures.append(error)
-            return
-        finally:
-            started.set()
-        await server.wait()
-
-    thread = threading.Thread(target=_run, args=(work(),), name="llamastream-gateway")
-    thread.start()
-    started.wait()
-    if failures:
-        thread.join()
-        raise failures[0]
-    try:
-        yield server
-    finally:
-        with contextlib.suppress(RuntimeError):  # it has ended by itself
-            loops[0].call_soon_threadsafe(server.request_stop)
-        thread.join()
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
+def run_loop(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end, on uvloop where it is installed."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(work)

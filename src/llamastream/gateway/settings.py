@@ -6,7 +6,18 @@ from typing import Annotated, ClassVar
 
 from msgspec import Meta, Struct
 
+from llamastream.address import parse_address
+from llamastream.errors import SettingError
+
 Seconds = Annotated[float, Meta(gt=0, le=1e7)]
+
+
+def _check_upstreams(urls: tuple[str, ...], source: str) -> None:
+    for url in urls:
+        try:
+            parse_address(url)
+        except SettingError as error:
+            raise SettingError(f"upstreams = {url!r} from {source}: {error.message}") from None
 
 
 class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -14,6 +25,25 @@ class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     SECTION: ClassVar[str] = "gateway"
 
+    enabled: Annotated[
+        bool,
+        Meta(
+            description="Listen with the gateway, before servers that nobody else can reach; off: the servers listen "
+            "themselves, each on a port of its own.",
+            extra={"flags": ["--gateway"]},
+        ),
+    ] = True
+    upstreams: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Address of a server that already runs: the gateway stands before those that are named, and "
+            "none is started. May be given several times.",
+            extra={"flags": ["--upstream"], "check": _check_upstreams},
+        ),
+    ] = ()
+    upstream_api_key: Annotated[
+        str | None, Meta(description="Key that these servers ask for.", extra={"secret": True})
+    ] = None
     queue_limit: Annotated[
         int, Meta(ge=0, le=1 << 20, description="Requests that may wait for a slot; more are refused with 429.")
     ] = 256
@@ -49,7 +79,13 @@ class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Seconds, Meta(description="Seconds for which a client may not take any of its answer; then it is hung up on.")
     ] = 60.0
     drain_timeout: Annotated[
-        float, Meta(ge=0, le=1e7, description="Seconds that running streams have at shutdown.")
+        float,
+        Meta(
+            ge=0,
+            le=1e7,
+            description="Seconds that running streams have at shutdown.",
+            extra={"flags": []},  # that of the fleet stands for both
+        ),
     ] = 30.0
     max_connections: Annotated[
         int, Meta(ge=1, le=1 << 20, description="Connections of clients at the same time; more are refused with 503.")
@@ -70,7 +106,10 @@ class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = None
     api_keys: Annotated[
         str | None,
-        Meta(description="API keys, in the forms of the keys file, separated by blanks.", extra={"secret": True}),
+        Meta(
+            description="API keys, in the forms of the keys file, separated by blanks.",
+            extra={"secret": True, "flags": []},
+        ),
     ] = None
     allow_open: Annotated[
         bool, Meta(description="Listen on addresses that others can reach although there are no API keys.")
@@ -79,7 +118,8 @@ class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         tuple[str, ...],
         Meta(
             description="Origins of web pages that may ask from a browser, such as https://chat.example; none: CORS "
-            "is off."
+            "is off.",
+            extra={"flags": ["--cors-origin"]},
         ),
     ] = ()
     tls_cert_file: Annotated[

@@ -3,13 +3,13 @@
 A settings group is a frozen `msgspec.Struct` whose fields are `Annotated[type, Meta(...)]`: the description is the
 help text, the bounds are the checks. A field's flag is `--its-name`, its TOML key `its_name` in the group's table
 (`SECTION`), its variable `LLAMASTREAM_ITS_NAME`, or `LLAMASTREAM_SERVE_ITS_NAME` in the group `serve`.
-`Meta(extra={...})` may say `flags` (all spellings, the long one first), `secret` (never shown), and `check`: a function
-of a value and its source that raises a `SettingError` which names both, for what bounds cannot say.
+`Meta(extra={...})` may say `flags` (all spellings, the long one first; [] for none), `secret` (never shown), and
+`check`: a function of a value and its source that raises a `SettingError` which names both, for what bounds cannot say.
 
 Order of precedence: command line (or arguments), environment, file, defaults. The file is TOML with one table for each
-group (`[client]`, `[serve]`, `[fleet]`), and one for each model that `serve` runs (`[models.NAME]`): the one that
-LLAMASTREAM_CONFIG names, else `llamastream/config.toml` in the user's configuration directory. None is read from the
-working directory, which may be a stranger's.
+group (`[client]`, `[serve]`, `[fleet]`, `[gateway]`), and one for each model that `serve` runs (`[models.NAME]`): the
+one that LLAMASTREAM_CONFIG names, else `llamastream/config.toml` in the user's configuration directory. None is read
+from the working directory, which may be a stranger's.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from llamastream.types import Fallback, RecoveryMode, RetryPolicy, Timeouts
 ENV_PREFIX = "LLAMASTREAM_"
 DEFAULT_BASE_URL = "http://localhost:8080"
 
-SECTIONS = frozenset({"client", "serve", "fleet", "models"})
+SECTIONS = frozenset({"client", "serve", "fleet", "gateway", "models"})
 """Tables that a settings file may have."""
 
 S = TypeVar("S", bound=Struct)
@@ -157,8 +157,8 @@ class SettingField(Struct, frozen=True):
     """One declared setting, as the command line and the reference page need it.
 
     Attributes:
-        name: field name. flags: spellings on the command line. env: variable name. type: with its annotations.
-        default: the default value. description: one sentence. secret: never show the value.
+        name: field name. flags: spellings on the command line, () if it has none. env: variable name.
+        type: with its annotations. default: the default value. description: one sentence. secret: never show the value.
         check: raises `SettingError` for a value, and its source, that the type cannot exclude; None: there is none.
     """
 
@@ -238,7 +238,7 @@ def load(
     sources: dict[str, str] = {}
     for field in fields:
         if given.get(field.name) is not None:
-            raw, source = given[field.name], given_source or field.flags[0]
+            raw, source = given[field.name], given_source or next(iter(field.flags), "the call")
         elif environ.get(field.env, "") != "":
             raw, source = environ[field.env], f"the environment ({field.env})"
         elif field.name in above:

@@ -1,0 +1,113 @@
+"""What `serve` is to run: servers, and the gateway before them; or the gateway alone, before servers that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from llamastream.engine import EngineOptions
+from llamastream.errors import SettingError
+from llamastream.fleet.behind import LOCAL, Front, behind, front_of
+from llamastream.fleet.configuration import DEFAULT_PORT, Configuration, configure
+from llamastream.fleet.settings import FleetSettings, Pool
+from llamastream.gateway.settings import GatewaySettings
+from llamastream.settings import load
+
+SERVE_KEY = "serve"
+"""Name of the gateway's key that was given as the servers' own."""
+
+
+class Given(Struct, frozen=True):
+    """What the command line said of each group of settings, and the flags for llama-server."""
+
+    engine: Mapping[str, Any] = {}
+    fleet: Mapping[str, Any] = {}
+    gateway: Mapping[str, Any] = {}
+    extra_args: tuple[str, ...] = ()
+
+
+class ServePlan(Struct, frozen=True, kw_only=True):
+    """Attributes:
+    configuration: the servers, on their own addresses. gateway: its settings. front: where the gateway listens; None:
+        there is none.
+    """
+
+    configuration: Configuration
+    gateway: GatewaySettings
+    front: Front | None
+
+    def pools(self, directory: Path) -> tuple[Pool, ...]:
+        """The servers as they are started; those behind the gateway on sockets in this directory."""
+        pools = self.configuration.pools
+        return pools if self.front is None else behind(pools, directory)
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """What must not be shown."""
+        keys = {word.rpartition(":")[2] for word in (self.gateway.api_keys or "").split()}
+        return self.configuration.secrets | keys
+
+
+def plan_servers(given: Given, environ: Mapping[str, str] | None = None) -> ServePlan:
+    """Read everything anew.
+
+    Raises:
+        SettingError: the file cannot be read, or a value is not allowed.
+    """
+    configuration = configure(given.engine, given.fleet, given.extra_args, environ)
+    gateway = gateway_settings(given, environ)
+    front = None
+    if gateway.enabled:
+        front = front_of(configuration.pools)
+        gateway = with_serve_keys(gateway, front)
+    return ServePlan(configuration=configuration, gateway=gateway, front=front)
+
+
+def gateway_settings(given: Given, environ: Mapping[str, str] | None = None) -> GatewaySettings:
+    """The gateway's settings; where they do not say how long running requests have at the end, the fleet's do.
+
+    Raises:
+        SettingError: a value is not allowed.
+    """
+    gateway, sources = load(GatewaySettings, given=given.gateway, environ=environ)
+    if sources["drain_timeout"] == "default":
+        fleet, _ = load(FleetSettings, given=given.fleet, environ=environ)
+        gateway = replace(gateway, drain_timeout=fleet.drain_timeout)
+    return gateway
+
+
+def with_serve_keys(settings: GatewaySettings, front: Front) -> GatewaySettings:
+    """The settings with the servers' keys as keys of the gateway, which may do all that they could."""
+    if not front.api_keys:
+        return settings
+    names = [SERVE_KEY, *(f"{SERVE_KEY}-{number}" for number in range(2, len(front.api_keys) + 1))]
+    lines = [f"{name}:admin:{key}" for name, key in zip(names, front.api_keys, strict=True)]
+    if any(" " in key for key in front.api_keys):
+        raise SettingError("api_key = (hidden) is not allowed: a key of the gateway has no blanks; or use --no-gateway")
+    return replace(settings, api_keys=" ".join((*lines, *filter(None, (settings.api_keys,)))))
+
+
+def plan_upstreams(given: Given, environ: Mapping[str, str] | None = None) -> tuple[GatewaySettings, Front]:
+    """The gateway before servers that already run.
+
+    Raises:
+        SettingError: a value is not allowed, or is about servers that would be started.
+    """
+    engine, sources = load(EngineOptions, given=given.engine, environ=environ)
+    settings = gateway_settings(given, environ)
+    of_servers = set(given.engine) - {"host", "port", "socket", "api_key"} | set(given.fleet) - {"drain_timeout"}
+    if of_servers or given.extra_args:
+        name = min(of_servers) if of_servers else given.extra_args[0]
+        raise SettingError(
+            f"{name} is about servers that serve starts, but with --upstream it starts none: leave out one of the two"
+        )
+    if not settings.enabled:
+        raise SettingError("--upstream is for the gateway, and --no-gateway says that there is none")
+    port = DEFAULT_PORT if engine.socket is None and sources["port"] == "default" else engine.port
+    keys = () if engine.api_key is None else (engine.api_key,)
+    front = Front(host=engine.host or LOCAL, port=port, socket=engine.socket, api_keys=keys)
+    return with_serve_keys(settings, front), front
