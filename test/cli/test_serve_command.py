@@ -85,7 +85,7 @@ def test_serve_ends_with_the_reason_when_its_only_server_has_failed_for_good(env
 
 def test_serve_on_a_unix_socket_with_a_key_from_a_file(environ: dict[str, str], tmp_path: Path) -> None:
     key_file, path = tmp_path / "key", tmp_path / "s.sock"
-    key_file.write_text("sesame-12345\n")
+    key_file.write_text("sesame-1234567890\n")
     arguments = ["serve", "--json", "--kind", "embedded", "--socket", str(path), "--api-key-file", str(key_file)]
     process = subprocess.Popen([*COMMAND, *arguments], env=environ, stdout=subprocess.PIPE, cwd=ROOT)
     try:

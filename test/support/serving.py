@@ -60,8 +60,9 @@ class Serving:
         self.events: list[dict[str, Any]] = []
         self._changed = threading.Condition()
         self._ended = False
+        engine = () if "--upstream" in arguments else ("--kind", "embedded", "--threads", "1")
         self.process = subprocess.Popen(
-            [*COMMAND, "serve", "--json", "--kind", "embedded", "--threads", "1", *arguments],
+            [*COMMAND, "serve", "--json", *engine, *arguments],
             env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, **options,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read)

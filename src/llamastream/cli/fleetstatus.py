@@ -86,16 +86,19 @@ def render(found: FleetStatus, now: float, width: int) -> Group:
         (found.name, "bold"),
         f" {found.phase}, pid {found.pid}, for {duration(now - found.started)}: "
         f"{ready} of {len(found.instances)} ready, {total:,.0f} tokens/s",
+        f", {found.waiting} waiting" if found.waiting else "",
+        (f", on {found.url}" if found.url else "", "bold"),
     )
+    alone = ("url",) if not found.url else ()  # behind a gateway nobody else goes there
     wide = width >= WIDE
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for title in ("instance", "state", "url", "pid"):
+    for title in ("instance", "state", *alone, "pid"):
         table.add_column(title, no_wrap=True)
     for title in ("slots", "tokens/s", *(("memory", "restarts", "since") if width >= MEDIUM else ())):
         table.add_column(title, no_wrap=True, justify="right")
     if wide:
         table.add_column("reason", overflow="fold")
-    rows = [list(_cells(report, now)) for report in found.instances]
+    rows = [list(_cells(report, now, url=bool(alone))) for report in found.instances]
     for row in rows:
         table.add_row(*row[: len(table.columns)])
     if wide:
@@ -104,10 +107,11 @@ def render(found: FleetStatus, now: float, width: int) -> Group:
     return Group(head, table, *(Text(f"{report.id}: {one_line(report.reason)}", style="dim") for report in unwell))
 
 
-def _cells(report: InstanceReport, now: float) -> Iterator[Text]:
+def _cells(report: InstanceReport, now: float, *, url: bool) -> Iterator[Text]:
     yield Text(report.id, style="bold")
     yield Text(report.state, style=_STYLES.get(report.state, ""))
-    yield Text(report.url)
+    if url:
+        yield Text(report.url)
     yield Text(str(report.pid or ""))
     yield Text(f"{report.in_flight}/{report.slots}")
     yield Text(f"{report.tokens_per_second:,.0f}")

@@ -61,6 +61,12 @@ def _unix_socket(path: str) -> socket.socket:
     return listener
 
 
+def remove_socket(path: str | None) -> None:
+    """Take away what `listening_socket` made at a path, if it did."""
+    if path is not None:
+        Path(path).unlink(missing_ok=True)
+
+
 def _answers(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)

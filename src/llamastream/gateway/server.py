@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from llamastream.errors import LlamaStreamError, SettingError
 from llamastream.gateway.exposure import check_exposure
 from llamastream.gateway.guarded import Guard
-from llamastream.gateway.listening import listening_socket, room_for_connections, url_of
+from llamastream.gateway.listening import listening_socket, remove_socket, room_for_connections, url_of
 from llamastream.gateway.settings import GatewaySettings
 from llamastream.gateway.stalls import StallWatch
 from llamastream.gateway.wire import bound, limits_of
@@ -179,6 +179,13 @@ class GatewayServer:
         self.guard.closing = True
         for task in tuple(self._server.server_state.tasks):
             task.cancel("the gateway is shutting down")
+        asyncio.get_running_loop().call_later(LAST_WORDS, self._hang_up)
+
+    def _hang_up(self) -> None:
+        """On those who do not even listen to that."""
+        assert self._server is not None
+        for protocol in tuple(self._server.server_state.connections):
+            protocol.transport.abort()
 
     def reload(self, settings: GatewaySettings) -> tuple[str, ...]:
         """Take over what may change while it serves: the keys and the TLS certificate (both are read anew), the bounds
@@ -224,8 +231,8 @@ class GatewayServer:
                 for task in (self._last_call, self._watch):
                     if task is not None:
                         task.cancel()
-                for protocol in tuple(server.server_state.connections):
-                    protocol.transport.abort()
+                self._hang_up()
+                remove_socket(self._where[2])
 
     async def __aenter__(self) -> Self:
         return await self.start()

@@ -1,0 +1,246 @@
+"""`llamastream serve` with the gateway: before its own servers, and before those of somebody else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from wires import ask
+
+from commandline import LONG, run
+from llamastream.client import StreamingClient
+from llamastream.engine import Engine, EngineOptions, launch
+from llamastream.errors import AuthenticationError
+from polling import wait_for
+from ports import free_port
+from serving import Serving, busy, fleet_of_two, serving
+
+QUESTION = [{"role": "user", "content": LONG.question}]
+KEY = "sk-0123456789abcdef"
+
+
+def settings_file(environ: dict[str, str], text: str) -> dict[str, str]:
+    path = Path(environ["HOME"]) / "settings.toml"
+    path.write_text(text)
+    return {**environ, "LLAMASTREAM_CONFIG": str(path)}
+
+
+# -- before its own servers -----------------------------------------------------------------------------------------
+
+
+def test_the_gateway_listens_and_nobody_passes_it_by(pair: Serving) -> None:
+    ready = pair.ready()
+    assert ready["url"].startswith("http://127.0.0.1:")
+    paths = [Path(urlsplit(each["url"]).path) for each in ready["instances"]]
+    assert len(set(paths)) == 2
+    for path in paths:
+        assert path.is_socket()
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    with StreamingClient(ready["url"]) as client:
+        assert client.chat(QUESTION, temperature=0).text == LONG.answer
+        assert "".join(client.stream_chat(QUESTION, temperature=0)) == LONG.answer
+
+
+def test_what_it_says_of_itself(pair: Serving) -> None:
+    url = pair.ready()["url"]
+    shown = pair.status()
+    assert (shown["url"], shown["waiting"]) == (url, 0)
+    assert url in pair.command("status").stdout
+    fleet = ask(url, "GET", "/fleet").json
+    assert [each["id"] for each in fleet["instances"]] == ["demo-0", "demo-1"]
+    assert (fleet["name"], fleet["pid"]) == (shown["name"], shown["pid"])
+    assert ask(url, "GET", "/health").json == {"status": "ok", "ready": 2, "instances": 2}
+    metrics = ask(url, "GET", "/metrics").body.decode()
+    assert 'llamastream_instance_state{instance="demo-1",state="ready"} 1.0' in metrics
+
+
+def test_each_request_is_a_record(pair: Serving) -> None:
+    answer = ask(pair.ready()["url"], body={"messages": QUESTION, "max_tokens": 3}, X_Request_Id="mine-1")
+    assert answer.status == 200
+    record = pair.expect("request", request_id="mine-1")
+    assert (record["status"], record["route"], record["model"]) == (200, "/v1/chat/completions", "demo")
+    assert record["completion_tokens"] == 3
+    assert "mine-1" in pair.command("logs", "--json").stdout
+
+
+def test_a_stream_outlives_a_restart_and_a_killed_server(environ: dict[str, str]) -> None:
+    with fleet_of_two(environ) as fleet:
+        url = fleet.ready()["url"]
+        plain = StreamingClient(url, recovery="off")
+        stream = plain.stream_chat(QUESTION, temperature=0)
+        pieces = iter(stream)
+        text = next(pieces)
+        for victim in fleet.status()["instances"]:
+            if victim["in_flight"]:
+                os.kill(victim["pid"], signal.SIGKILL)
+        assert text + "".join(pieces) == LONG.answer
+        assert fleet.command("restart", "--rolling").returncode == 0
+        assert plain.chat(QUESTION, temperature=0).text == LONG.answer
+
+
+def test_sigterm_lets_a_stream_through_the_gateway_finish(environ: dict[str, str]) -> None:
+    with fleet_of_two(environ) as fleet:
+        url = fleet.ready()["url"]
+        stream = StreamingClient(url, recovery="off").stream_chat(QUESTION, temperature=0)
+        pieces = iter(stream)
+        text = next(pieces)
+        fleet.process.terminate()
+        fleet.expect("stopping")
+        wait_for(lambda: refused(url))
+        assert text + "".join(pieces) == LONG.answer
+        assert fleet.end() == 0
+
+
+def refused(url: str) -> bool:
+    try:
+        ask(url, "GET", "/health")
+    except OSError:
+        return True
+    return False
+
+
+def test_stop_now_cuts_what_runs_through_the_gateway(environ: dict[str, str]) -> None:
+    with fleet_of_two(environ) as fleet, busy(fleet.ready()["url"]):
+        assert fleet.command("stop", "--now").returncode == 0
+        assert fleet.end() == 0
+
+
+def test_a_taken_port_is_told_before_any_server_is_started(environ: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run(environ, "serve", "--port", str(port), "--json")
+    assert done.returncode == 1
+    assert f"the gateway cannot listen on 127.0.0.1:{port}" in done.stderr + done.stdout
+    assert '"event":"state"' not in done.stdout
+
+
+def test_models_of_the_settings_file_share_the_gateway(environ: dict[str, str]) -> None:
+    environ = settings_file(environ, "[models.a]\n[models.b]\nparallel = 2\n")
+    with serving(environ, "--port", "0") as fleet:
+        url = fleet.ready()["url"]
+        for name in ("a", "b"):
+            assert ask(url, body={"messages": QUESTION, "model": name, "max_tokens": 2}).json["model"] == name
+        assert "there are: a, b" in ask(url, body={"messages": QUESTION, "model": "c"}).json["error"]["message"]
+
+
+def test_models_at_different_addresses_need_no_gateway(environ: dict[str, str]) -> None:
+    environ = settings_file(environ, "[models.a]\n[models.b]\nport = 9000\n")
+    done = run(environ, "serve")
+    assert done.returncode == 1
+    assert "port = 9000 of the model 'b' differs from 8080 of 'a'" in done.stderr
+    assert "--no-gateway" in done.stderr
+
+
+def test_keys_settings_and_bounds_are_read_anew(environ: dict[str, str]) -> None:
+    keys = Path(environ["HOME"]) / "keys"
+    keys.write_text(f"one:inference:{KEY}\n")
+    environ = settings_file(environ, f'[gateway]\nkeys_file = "{keys}"\n')
+    with serving(environ, "--port", "0") as fleet:
+        url = fleet.ready()["url"]
+        client = StreamingClient(url, api_key=KEY)
+        stream = client.stream_chat(QUESTION, temperature=0)
+        pieces = iter(stream)
+        text = next(pieces)
+        keys.write_text(f"two:inference:{KEY[::-1]}\n")
+        Path(environ["LLAMASTREAM_CONFIG"]).write_text(
+            f'[gateway]\nkeys_file = "{keys}"\nstrict_model = true\nmax_head = 2048\n'
+        )
+        done = fleet.command("reload")
+        assert done.returncode == 0, done.stderr
+        assert "for other values of max_head ([gateway]) start `serve` again" in done.stdout
+        assert text + "".join(pieces) == LONG.answer  # what runs is not asked again
+        with pytest.raises(AuthenticationError):
+            client.chat(QUESTION)
+        body = {"messages": QUESTION, "model": "other"}
+        assert ask(url, body=body, Authorization=f"Bearer {KEY[::-1]}").status == 404
+        keys.write_text("nonsense\n")
+        assert fleet.command("reload").returncode == 1
+        assert ask(url, body=body, Authorization=f"Bearer {KEY[::-1]}").status == 404
+        log = "\n".join(str(event) for event in fleet.events)
+        assert KEY not in log
+        assert KEY[::-1] not in log
+
+
+def test_the_servers_key_is_the_gateways(environ: dict[str, str]) -> None:
+    key = Path(environ["HOME"]) / "key"
+    key.write_text(KEY + "\n")
+    with serving(environ, "--port", "0", "--api-key-file", str(key)) as fleet:
+        url = fleet.ready()["url"]
+        assert ask(url, body={"messages": QUESTION}).status == 401
+        assert ask(url, "GET", "/slots", Authorization=f"Bearer {KEY}").status == 200
+        key.write_text("short\n")
+        done = run(environ, "serve", "--port", "0", "--api-key-file", str(key))
+        assert done.returncode == 1
+        assert "16 to 512" in done.stderr
+
+
+# -- before servers of somebody else --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def somebodys() -> Iterator[Engine]:
+    with launch(EngineOptions(parallel=2, threads=1)) as engine:
+        yield engine
+
+
+def test_before_servers_that_run_already(environ: dict[str, str], somebodys: Engine) -> None:
+    with serving(environ, "--port", "0", "--upstream", somebodys.url) as gateway:
+        url = gateway.ready()["url"]
+        wait_for(lambda: ask(url, "GET", "/health").status == 200)
+        stream = StreamingClient(url, recovery="off").stream_chat(QUESTION, temperature=0)
+        pieces = iter(stream)
+        text = next(pieces)
+        gateway.process.terminate()
+        gateway.expect("stopping")
+        assert text + "".join(pieces) == LONG.answer
+        assert gateway.end() == 0
+    assert StreamingClient(somebodys.url).health().ok
+
+
+def test_a_second_signal_ends_it_at_once(environ: dict[str, str], somebodys: Engine) -> None:
+    with serving(environ, "--port", "0", "--upstream", somebodys.url) as gateway:
+        url = gateway.ready()["url"]
+        wait_for(lambda: ask(url, "GET", "/health").status == 200)
+        with busy(url):
+            gateway.process.send_signal(signal.SIGINT)
+            gateway.expect("stopping")
+            gateway.process.send_signal(signal.SIGINT)
+            assert gateway.process.wait(15) == 0
+
+
+def test_keys_of_a_lone_gateway_are_read_anew_on_sighup(environ: dict[str, str], somebodys: Engine) -> None:
+    keys = Path(environ["HOME"]) / "keys"
+    keys.write_text(f"{KEY}\n")
+    with serving(environ, "--port", "0", "--upstream", somebodys.url, "--keys-file", str(keys)) as gateway:
+        url = gateway.ready()["url"]
+        assert ask(url, "GET", "/v1/models", Authorization=f"Bearer {KEY}").status == 200
+        keys.write_text(f"{KEY[::-1]}\n")
+        gateway.process.send_signal(signal.SIGHUP)
+        gateway.expect("reload")
+        assert ask(url, "GET", "/v1/models", Authorization=f"Bearer {KEY}").status == 401
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--upstream", "ftp://x"), "ftp"),
+        (("--upstream", "http://127.0.0.1:1", "--model", "x.gguf"), "model is about servers that serve starts"),
+        (("--upstream", "http://127.0.0.1:1", "--instances", "2"), "instances is about servers"),
+        (("--upstream", "http://127.0.0.1:1", "--no-gateway"), "--no-gateway says that there is none"),
+        (("--upstream", "http://127.0.0.1:1", "--host", "0.0.0.0"), "everybody who reaches this machine"),
+        (("--host", "0.0.0.0"), "everybody who reaches this machine"),
+        (("--tls-cert-file", "cert.pem"), "tls_cert_file and tls_key_file are needed both"),
+        (("--keys-file", "/no/such"), "/no/such"),
+        (("--queue-limit", "-1"), "queue_limit"),
+    ],
+)
+def test_what_cannot_be_served_is_told(environ: dict[str, str], arguments: tuple[str, ...], words: str) -> None:
+    done = run(environ, "serve", "--port", str(free_port()), *arguments)
+    assert done.returncode in (1, 2)
+    assert words in done.stderr
