@@ -1,7 +1,11 @@
-"""What the gateway costs, beside nginx, HAProxy and FastAPI with httpx: `make bench-gateway`.
+"""What the gateway costs, beside nginx, HAProxy, FastAPI with httpx and LiteLLM's proxy: `make bench-gateway`.
 
 One origin, one reader, one proxy at a time in between, in rounds. What counts is the CPU of the proxy's processes per
-streamed event, and how much later an event comes than without it. A proxy that is not installed is left out.
+streamed event, and how much later an event comes than without it. A proxy that is not installed is left out; for
+LiteLLM's, `LITELLM` names the executable. The gateway is `llamastream serve --upstream`, with everything that it does.
+Proxies of which one core cannot carry the load get a hundredth of it, and are not judged by how late they are.
+
+`--soak MINUTES` measures instead whether memory grows under 1,000 streams.
 
 Writes `docs/benchmarks/gateway.json` and the table between its marks in `docs/benchmarks.md`.
 """
@@ -10,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import importlib.util
 import json
 import os
@@ -29,22 +34,9 @@ import psutil
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
 ENDS = str(HERE / "gateway_ends.py")
+SLOW = ("FastAPI + httpx", "LiteLLM")
+"""Proxies that get a smaller load."""
 BEGIN, END = "<!-- gateway: begin -->", "<!-- gateway: end -->"
-
-GATEWAY = """
-import sys
-from llamastream.backends import Backend
-from llamastream.gateway import create_app
-from llamastream.gateway.wire import SpliceProtocol
-import uvicorn
-class Source:
-    def snapshot(self):
-        return (Backend(id="origin", url=f"http://127.0.0.1:{sys.argv[1]}", slots=100000),)
-    def subscribe(self, listener):
-        return lambda: None
-uvicorn.run(create_app(Source()), host="127.0.0.1", port=int(sys.argv[2]), http=SpliceProtocol, log_level="error",
-            access_log=False, proxy_headers=False, server_header=False, loop="uvloop", backlog=4096)
-"""
 
 FASTAPI = """
 import sys
@@ -76,6 +68,12 @@ http {{
     location / {{ proxy_pass http://127.0.0.1:{origin}; proxy_buffering off; proxy_http_version 1.1;
       proxy_set_header Connection ""; }} }}
 }}
+"""
+
+LITELLM = """
+model_list:
+  - model_name: m
+    litellm_params: {{model: openai/m, api_base: "http://127.0.0.1:{origin}/v1", api_key: none}}
 """
 
 HAPROXY = """
@@ -123,15 +121,23 @@ def proxy(name: str, origin: int) -> Iterator[tuple[int, psutil.Process | None]]
             file = Path(directory) / "haproxy.cfg"
             file.write_text(HAPROXY.format(port=port, origin=origin))
             command = [program("haproxy") or "haproxy", "-f", str(file), "-db"]
+        elif name == "LiteLLM":
+            file = Path(directory) / "litellm.yaml"
+            file.write_text(LITELLM.format(origin=origin))
+            command = [litellm() or "litellm", "--config", str(file), "--host", "127.0.0.1", "--port", str(port)]
+        elif name == "llamastream":
+            command = [sys.executable, "-m", "llamastream", "serve", "--upstream", f"http://127.0.0.1:{origin}"]
+            command += ["--port", str(port), "--log-format", "json"]
         else:
-            code = GATEWAY if name == "llamastream" else FASTAPI
-            command = [sys.executable, "-c", code, str(origin), str(port)]
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            command = [sys.executable, "-c", FASTAPI, str(origin), str(port)]
+        quiet = subprocess.DEVNULL
+        with subprocess.Popen(command, stdout=quiet, stderr=quiet, env=environment(directory)) as process:
             try:
-                deadline = time.monotonic() + 20
+                deadline = time.monotonic() + 90
                 while True:
-                    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                        break
+                    with contextlib.suppress(OSError):
+                        if serves(port):
+                            break
                     if time.monotonic() > deadline or process.poll() is not None:
                         raise RuntimeError(f"{name} does not listen")
                     time.sleep(0.05)
@@ -141,11 +147,32 @@ def proxy(name: str, origin: int) -> Iterator[tuple[int, psutil.Process | None]]
                 process.wait()
 
 
+def serves(port: int) -> bool:
+    """Whether requests reach the origin."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    with contextlib.closing(connection):
+        connection.request("GET", "/v1/models")
+        answer = connection.getresponse()
+        return b'"m"' in answer.read() or answer.status in (404, 405)
+
+
+def environment(directory: str) -> dict[str, str]:
+    """Without settings of the user's, and without a word to anybody outside."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LLAMASTREAM_")}
+    return {**kept, "XDG_CONFIG_HOME": directory, "XDG_STATE_HOME": directory, "LITELLM_TELEMETRY": "False",
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # fmt: skip
+
+
+def litellm() -> str | None:
+    return os.environ.get("LITELLM") or shutil.which("litellm")
+
+
 def available() -> list[str]:
     names = ["direct", "llamastream"]
     names += ["nginx"] if program("nginx") else []
     names += ["HAProxy"] if program("haproxy") else []
     names += ["FastAPI + httpx"] if importlib.util.find_spec("fastapi") and importlib.util.find_spec("httpx") else []
+    names += ["LiteLLM"] if litellm() else []
     return names
 
 
@@ -173,26 +200,33 @@ def load(port: int, process: psutil.Process | None, streams: int, rate: int, sec
 def measure(rounds: int, seconds: float, names: list[str]) -> dict[str, list[dict[str, Any]]]:
     """All proxies in turn, round after round; 200 streams × 50 events/s."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    with origin_process() as port:
+        for number in range(rounds):
+            for name in names:
+                with proxy(name, port) as (entry, process):
+                    streams, rate = (10, 10) if name in SLOW else (200, 50)
+                    load(entry, process, 10, rate, 0.5)
+                    found[name].append(load(entry, process, streams, rate, seconds))
+                row = found[name][-1]
+                print(f"round {number + 1}, {name}: {row['cpu_us']:.1f} µs, p99 {row['p99_ms']:.1f} ms", flush=True)
+        for name in ("direct", "llamastream"):
+            with proxy(name, port) as (entry, process):
+                found[f"{name}, 1,000 streams"] = [load(entry, process, 1000, 20, seconds)]
+    return found
+
+
+@contextlib.contextmanager
+def origin_process() -> Iterator[int]:
+    """The origin, as a process of its own; its port."""
     with subprocess.Popen(
         [sys.executable, ENDS, "origin"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as origin:
         assert origin.stdout is not None
         assert origin.stdin is not None
-        port = int(origin.stdout.readline())
         try:
-            for number in range(rounds):
-                for name in names:
-                    with proxy(name, port) as (entry, process):
-                        load(entry, process, 20, 50, 0.5)
-                        found[name].append(load(entry, process, 200, 50, seconds))
-                    row = found[name][-1]
-                    print(f"round {number + 1}, {name}: {row['cpu_us']:.1f} µs, p99 {row['p99_ms']:.1f} ms", flush=True)
-            for name in ("direct", "llamastream"):
-                with proxy(name, port) as (entry, process):
-                    found[f"{name}, 1,000 streams"] = [load(entry, process, 1000, 20, seconds)]
+            yield int(origin.stdout.readline())
         finally:
             origin.stdin.close()
-    return found
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
@@ -211,18 +245,50 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
         if name == "direct" or "streams" in name:
             continue
         share = f"{median(name, 'cpu_us') / median('nginx', 'cpu_us'):.2f}" if "nginx" in found else "–"
-        later = [median(name, field) - median("direct", field) for field in ("p50_ms", "p99_ms", "first_p50_ms")]
-        lines.append(
-            f"| {name} | {median(name, 'cpu_us'):.1f} | {share} | {later[0]:.2f} / {later[1]:.2f} | {later[2]:.2f} "
-            f"| {median(name, 'peak_bytes') / 2**20:.0f} |"
-        )
+        cells = [name, f"{median(name, 'cpu_us'):.1f}", share]
+        if name in SLOW:
+            cells += ["–", "–"]
+        else:
+            later = [median(name, field) - median("direct", field) for field in ("p50_ms", "p99_ms", "first_p50_ms")]
+            cells += [f"{later[0]:.2f} / {later[1]:.2f}", f"{later[2]:.2f}"]
+        lines.append(f"| {' | '.join(cells)} | {median(name, 'peak_bytes') / 2**20:.0f} |")
     direct, ours = found["direct, 1,000 streams"][0], found["llamastream, 1,000 streams"][0]
     many = (
         f"1,000 streams × 20 events a second through llamastream: {ours['cpu_us']:.1f} µs of CPU an event, "
         f"p99 later by {ours['p99_ms'] - direct['p99_ms']:.1f} ms, {ours['peak_bytes'] / 2**20:.0f} MiB, "
         f"{ours['whole']} of 1000 streams whole."
     )
-    return "\n".join([*lines, "", many])
+    small = f"{' and '.join(name for name in SLOW if name in found)}: 10 streams × 10 events a second."
+    return "\n".join([*lines, "", *([small, ""] if any(name in found for name in SLOW) else []), many])
+
+
+def soak(minutes: float) -> str:
+    """1,000 streams × 20 events a second for so long: what memory does."""
+    with origin_process() as port, proxy("llamastream", port) as (entry, process):
+        assert process is not None
+        load(entry, process, 1000, 20, 5.0)
+        order = {"port": entry, "streams": 1000, "rate": 20, "events": int(20 * minutes * 60)}
+        times, sizes = [], []
+        with subprocess.Popen(
+            [sys.executable, ENDS, "read", json.dumps(order)], stdout=subprocess.PIPE, text=True
+        ) as reader:
+            assert reader.stdout is not None
+            reader.stdout.readline()
+            began = time.monotonic()
+            while reader.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    reader.wait(5.0)
+                if reader.poll() is None:
+                    times.append(time.monotonic() - began)
+                    sizes.append(process.memory_info().rss)
+            found = json.loads(reader.stdout.readline())
+    warm = [(when, size) for when, size in zip(times, sizes, strict=True) if when > 30]
+    slope = statistics.linear_regression([when for when, _ in warm], [size for _, size in warm]).slope
+    return (
+        f"1,000 streams × 20 events a second for {minutes:g} minutes: {found['events']:,} events, {found['whole']} of "
+        f"1000 streams whole, p99 {found['p99_ms']:.1f} ms; memory {warm[0][1] / 2**20:.1f} MiB after 30 s, "
+        f"{warm[-1][1] / 2**20:.1f} at the end, slope {slope * 60 / 1024:+.1f} KiB a minute."
+    )
 
 
 def publish(found: dict[str, list[dict[str, Any]]], docs: Path) -> None:
@@ -240,7 +306,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--quick", action="store_true", help="a short run that changes nothing in docs")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="only: memory under 1,000 streams for so long")
     options = parser.parse_args()
+    if options.soak:
+        print(soak(options.soak))
+        return
     found = measure(1 if options.quick else options.rounds, 3.0 if options.quick else options.seconds, available())
     print(table(found))
     if not options.quick:

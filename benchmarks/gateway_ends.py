@@ -42,8 +42,24 @@ FIRST = HEADER + delta('{"role":"assistant","content":null}')
 LAST = frame('{"choices":[{"finish_reason":"stop","index":0,"delta":{}}],' + COMMON) + frame("[DONE]") + b"0\r\n\r\n"
 
 
+UNKNOWN = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+
+
+def fact(value: object) -> bytes:
+    body = json.dumps(value).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+FACTS = {
+    b"/health": fact({"status": "ok"}),
+    b"/props": fact({"total_slots": 100_000, "model_alias": "m"}),
+    b"/v1/models": fact({"object": "list", "data": [{"id": "m", "object": "model"}]}),
+}
+
+
 class Origin(asyncio.Protocol):
-    """A server that answers every POST with `events` events at `rate` a second (in its JSON body), and GET with 404."""
+    """A server that answers every POST with `events` events at `rate` a second (in its JSON body), says that it is well
+    and has slots enough, and does not know anything else."""
 
     running: ClassVar[list[Origin]] = []
 
@@ -62,7 +78,7 @@ class Origin(asyncio.Protocol):
         if not found:
             return
         if head.startswith((b"GET", b"DELETE")):
-            self.transport.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            self.transport.write(FACTS.get(head.split(b" ", 2)[1], UNKNOWN))
             self.data = b""
             return
         length = next(int(x.split(b":")[1]) for x in head.lower().split(b"\r\n") if x.startswith(b"content-length:"))
