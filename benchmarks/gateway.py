@@ -160,7 +160,8 @@ def environment(directory: str) -> dict[str, str]:
     """Without settings of the user's, and without a word to anybody outside."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LLAMASTREAM_")}
     return {**kept, "XDG_CONFIG_HOME": directory, "XDG_STATE_HOME": directory, "LITELLM_TELEMETRY": "False",
-            "LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # fmt: skip
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}  # fmt: skip
 
 
 def litellm() -> str | None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shortway import short_way
 
+from llamastream.gateway.frames import unchunked
 from llamastream.protocol.exchange import GenerationExchange
 from llamastream.protocol.steady import MOST, SteadyText
 from llamastream.protocol.template import TextTemplate
@@ -81,6 +82,38 @@ def test_any_texts_in_any_reads(texts: list[str], cuts: list[int]) -> None:
         assert tuple(got) == long_way(data)
     *got, _ = either_way(pieces)
     assert tuple(got) == long_way(data)
+
+
+@given(st.lists(st.text(max_size=8), max_size=12), st.lists(st.integers(0, 4000), max_size=10))
+def test_reads_in_which_several_events_have_gathered(texts: list[str], cuts: list[int]) -> None:
+    data = b"".join(frames(texts))
+    exchange = GenerationExchange("u")
+    text, fed = "", b""
+    for a, b in pairwise([0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]):
+        gathered = data[a:b]
+        taken = 0 if exchange.steady is None else exchange.steady.take_several(gathered, 0.0)
+        text += pieces_of(gathered[:taken])
+        if rest := gathered[taken:]:
+            fed += rest
+            text += "".join(event.text for event in exchange.feed(rest) if isinstance(event, TextDelta))
+    _, whole, size = long_way(data)
+    assert (text, exchange.assembler.result(Stats()).text, exchange.body_bytes) == (whole, whole, size)
+
+
+def pieces_of(taken: bytes) -> str:
+    """The text in whole chunks, read by somebody else."""
+    lines = unchunked(taken).decode().split("\n")
+    return "".join(json.loads(line[6:])["choices"][0]["delta"]["content"] for line in lines if line)
+
+
+def test_gathered_events_are_taken_up_to_the_first_that_is_another() -> None:
+    taker, texts, _ = steady()
+    stranger = framed("x").replace(b"demo", b"omed")
+    assert taker.take_several(framed("a") + framed("b") + stranger + framed("c"), 0.0) == len(framed("a") * 2)
+    assert taker.take_several(framed("d") + framed("e")[:-1], 0.0) == len(framed("d"))
+    for nothing in (b"", b"\r\n", b"zz\r\n" + framed("x"), b"-5\r\n" + framed("x"), framed("x")[1:], stranger):
+        assert taker.take_several(nothing, 0.0) == 0
+    assert "".join(texts) == "abd"
 
 
 JSON = '{"choices":[{"index":0,"delta":{"content":"%s"}}],"id":"x","model":"demo"}'

@@ -26,6 +26,17 @@ def event(data: Any) -> bytes:
     return b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
+def unchunked(data: bytes) -> bytes:
+    """The body in whole chunks of HTTP/1.1."""
+    body, at = b"", 0
+    while at < len(data):
+        start = data.index(b"\r\n", at) + 2
+        end = start + int(data[at:start], 16)
+        body += data[start:end]
+        at = end + 2
+    return body
+
+
 def chunk(body: bytes) -> bytes:
     """One HTTP chunk."""
     return b"%x\r\n%b\r\n" % (len(body), body)

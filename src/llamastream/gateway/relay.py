@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from llamastream.client.apool import AsyncConnectionPool
 from llamastream.client.arunner import AsyncRunner
 from llamastream.client.core import ClientCore
-from llamastream.gateway.frames import WAITING, Continuation, chunk
+from llamastream.gateway.frames import WAITING, Continuation, chunk, unchunked
 from llamastream.protocol.http1 import ResponseReader
 from llamastream.protocol.requests import CHAT_PATH, GenerationRequest
 from llamastream.types import TextDelta, Timeouts
@@ -154,16 +154,34 @@ class Relay(AsyncRunner):
     def data_received(self, data: bytes) -> None:
         steady = self.steady
         direct = self._direct
-        if direct is not None and steady is not None and steady.take(data, monotonic()) is not None:
-            if self._flow.write_paused:
-                self._wait_for_client(data)
+        if direct is not None and steady is not None:
+            now = monotonic()
+            if steady.take(data, now) is not None:
+                # what follows is written out here, although `_hand_through` says the same: it is done for each token
+                if self._flow.write_paused:
+                    self._wait_for_client(data)
+                    return
+                try:
+                    direct(data)
+                except RuntimeError:
+                    self._direct = None
                 return
-            try:
-                direct(data)
-            except RuntimeError:  # uvloop's word for a connection that was closed a moment ago: nobody reads any more
-                self._direct = None
-            return
+            if taken := steady.take_several(data, now):
+                self._hand_through(direct, data[:taken])
+                data = data[taken:]
+                if not data:
+                    return
         self._take_the_long_way(data)
+
+    def _hand_through(self, direct: Callable[[bytes], object], data: bytes) -> None:
+        """Write whole chunks as they are."""
+        if self._flow.write_paused:
+            self._wait_for_client(data)
+            return
+        try:
+            direct(data)
+        except RuntimeError:  # uvloop's word for a connection that was closed a moment ago: nobody reads any more
+            self._direct = None
 
     def _take_the_long_way(self, data: bytes) -> None:
         session = self.session
@@ -233,7 +251,7 @@ class Relay(AsyncRunner):
     def _wait_for_client(self, data: bytes) -> None:
         """The client reads too slowly: what comes is kept for it, up to a bound, and written when it reads again."""
         self._direct = None
-        self._out += data[data.index(b"\r\n") + 2 : -2]
+        self._out += unchunked(data)
         self._wake()
 
     def _taken(self) -> None:

@@ -72,6 +72,22 @@ class SteadyText:
         self.room = room - 1
         return text
 
+    def take_several(self, data: bytes, now: float) -> int:
+        """Bytes at the beginning of a read that were taken: whole chunks, each one more piece of text. For reads in
+        which several have gathered, since this process or the network had other things to do."""
+        taken = 0
+        while True:
+            line = data.find(b"\r\n", taken, taken + 10)
+            if line < 0:
+                return taken
+            try:
+                end = line + 4 + int(data[taken:line], 16)
+            except ValueError:
+                return taken
+            if end > len(data) or self.take(data[taken:end], now) is None:
+                return taken
+            taken = end
+
     def _head(self, size: int) -> bytes:
         """How a read of so many bytes must begin."""
         for digits in range(1, 9):
