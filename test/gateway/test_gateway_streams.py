@@ -163,6 +163,7 @@ def test_the_rest_after_a_break_looks_like_the_same_stream(fleet: Watched, gatew
     whole = body_of(gateway.url, request)
     for _ in range(3):
         chunks: list[Any] = []
+        generation = fleet.fleet.snapshot()[0].generation
         with plain(gateway.url) as client:
             stream = client.stream_chat(STORY)
             for event in stream.events():
@@ -180,7 +181,7 @@ def test_the_rest_after_a_break_looks_like_the_same_stream(fleet: Watched, gatew
             for each in whole
             if isinstance(each, dict) and each["choices"]
         )
-        fleet.wait_for(lambda: all(backend.state == "ready" for backend in fleet.fleet.snapshot()), "all ready")
+        fleet.wait_state(0, "ready", generation + 1)
 
 
 def test_errors_of_the_server_are_passed_on(gateway: Running) -> None:
