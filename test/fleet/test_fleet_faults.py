@@ -111,6 +111,30 @@ def test_a_frozen_one_is_seen_and_replaced() -> None:
         assert answers(watched, 0)
 
 
+def test_one_that_gets_on_again_at_once_is_kept_and_replaced_when_that_happens_again() -> None:
+    with running(instances=1, wedge_after=1.0, canary_timeout=1.0) as watched:
+        first = watched.fleet.snapshot()[0]
+
+        def thaw() -> None:
+            if watched.fleet.snapshot()[0].state == "wedged":
+                os.kill(first.pid, signal.SIGCONT)
+
+        watched.fleet.subscribe(thaw)
+        with StreamingClient(first.url, temperature=0, recovery="off") as client:
+            whole = client.chat(QUESTION).text
+            texts = iter(client.stream_chat(QUESTION))
+            begun = next(texts)
+            os.kill(first.pid, signal.SIGSTOP)
+            watched.wait_for(lambda: watched.states("demo-0")[-2:] == ["wedged", "ready"], "life")
+            assert begun + "".join(texts) == whole
+        assert watched.fleet.snapshot()[0].pid == first.pid
+        assert any(isinstance(e, InstanceWarning) and e.topic == "wedge" for e in watched.events)
+        os.kill(first.pid, signal.SIGSTOP)
+        watched.wait_state(0, "ready", generation=2)
+        assert watched.states("demo-0")[-7:-4] == ["wedged", "ready", "draining"]
+        assert not psutil.pid_exists(first.pid)
+
+
 def test_a_long_prefill_is_no_wedge(tmp_path: Path) -> None:
     model = tmp_path / "large.gguf"
     write_large_model(model, width=512, layers=12)

@@ -22,12 +22,14 @@ from llamastream.fleet import warm
 from llamastream.fleet.orders import Inbox, Order
 from llamastream.fleet.report import InstanceReport, describe_backend, describe_instance
 from llamastream.fleet.run import Drained, Findings, Run
+from llamastream.fleet.sessions import is_our_question
 from llamastream.fleet.settings import FleetSettings
 from llamastream.fleet.supervisor import Supervisor
 from llamastream.fleet.tally import Tally
 from llamastream.policy.instances import InstanceStatus, Trigger, transition
 from llamastream.policy.memory import MemoryVerdict
 from llamastream.policy.restarts import CrashHistory, GiveUp, crashed, forget_crashes
+from llamastream.policy.wedge import Remedy
 from llamastream.types import LogRecord
 
 LOG_LINES = 3
@@ -224,7 +226,8 @@ class Instance:
 
         def heard(record: LogRecord) -> None:
             tally.count(record)
-            self._supervisor.log(self.id, record)
+            if not is_our_question(record):
+                self._supervisor.log(self.id, record)
 
         def spawned(pid: int) -> None:
             self.pid = pid
@@ -304,6 +307,8 @@ class Instance:
                 if self.status.state != "draining":
                     self._to("drain", order.reason)
                 outcome = run.drain(self._settings.drain_timeout, self._inbox.wait, self._saw)
+            if outcome == "late":
+                run.cancel_held()
             code = run.end(hangs=outcome == "wedged" or self.status.state == "wedged")
             self._run = None
         self._to("stop", order.reason, code)
@@ -338,12 +343,27 @@ class Instance:
             self._want(Order("restart", verdict.reason))
 
     def _replace_wedged(self, run: Run) -> None:
-        """Whoever streams from it is cut off, and goes on elsewhere: that is better than to wait for nothing."""
+        """Whoever streams from it is cut off, and goes on elsewhere: that is better than to wait for nothing.
+
+        Not at once, though: what it holds is cancelled, and it may get on again.
+        """
         why = run.explain_wedge()
         self._to("wedge", why)
+        remedy = run.rescue(self._inbox.wait)
+        if remedy != "end":
+            self._revived(remedy, why)
+            return
         code = run.end(hangs=True)
         self._run = None
         self._crashed(why, code, good_for=run.good_for)
+
+    def _revived(self, remedy: Remedy, why: str) -> None:
+        self._warn("wedge", f"it gets on again; before that: {why}")
+        self._to("revive", "it gets on again")
+        if self._drained_by_hand:
+            self._to("drain", "drained by hand")
+        if remedy == "replace" and self._wanted is None:
+            self._want(Order("restart", "it has hung more than once"))
 
     def _go_if_my_turn(self) -> None:
         order, run = self._wanted, self._run
@@ -359,8 +379,11 @@ class Instance:
             self._to("drain", order.reason)
         outcome = run.drain(self._settings.drain_timeout, self._inbox.wait, self._saw)
         if outcome == "late":
+            held = run.cancel_held()
             self._warn(
-                "drain", f"requests still ran after {self._settings.drain_timeout:g} s (drain_timeout), and were cut"
+                "drain",
+                f"requests still ran after {self._settings.drain_timeout:g} s (drain_timeout), and were cut"
+                + (f"; {held} of them were held under an id, and cancelled" if held else ""),
             )
         elif outcome == "wedged":
             self._warn("drain", f"it hangs: {run.explain_wedge()}")
