@@ -99,7 +99,7 @@ def test_a_model_of_a_table_replaces_that_of_serve(tmp_path: Path) -> None:
         ("[serve]\nparallel = 0\n[models.x]\n", "parallel = 0 from PATH [serve] is not allowed"),
         ("[models]\nx = 1\n", "'x' in PATH [models] is no table; allowed: one table for each model, [models.NAME]"),
         ("models = 1\n", "models in PATH must be a table: [models]"),
-        ("[fleet]\nmemory_limit = 'much'\n", "a size of 'much' from PATH [fleet] is not allowed"),
+        ("[fleet]\nmemory_limit = 'much'\n", "memory_limit = 'much' from PATH [fleet] is not allowed"),
         ("[fleet]\nname = 'a b'\n", "name = 'a b' from PATH [fleet] is not allowed"),
         ("[models.x]\nmodel = 'a'\nhf = 'u/r'\n", "both model ('a') and hf ('u/r') are set"),
     ],

@@ -18,7 +18,7 @@ from llamastream.errors import EngineError, EngineStartTimeoutError, SettingErro
 from llamastream.events import FleetEvent, FleetListener, InstanceWarning
 from llamastream.fleet.instance import Instance
 from llamastream.fleet.orders import Order
-from llamastream.fleet.pools import Plan, check_memory, plan
+from llamastream.fleet.pools import Plan, allowances_of, check_memory, plan
 from llamastream.fleet.report import InstanceReport
 from llamastream.fleet.settings import FleetSettings, Pool, parse_size
 from llamastream.fleet.workplace import Workplace, cache_home
@@ -69,6 +69,7 @@ class Fleet:
         self._on_log = on_log
         self._machine = memory()
         self._plans = self._plan(self.pools)
+        self._allowances: dict[str, int] = {}
         self._changed = threading.Condition()
         self._subscribers: list[Callable[[], None]] = []
         self._instances: tuple[Instance, ...] = ()
@@ -98,6 +99,7 @@ class Fleet:
             check_memory(self._plans, memory().available)
         if self.settings.warm:
             self._workplace = Workplace(cache_home() / "llamastream" / "slots", f"fleet-{secrets.token_hex(6)}")
+        self._allowances = allowances_of(self._plans, self._machine.usable)
         self._instances = tuple(self._instance(each) for each in self._plans)
         try:
             for instance in self._instances:
@@ -121,6 +123,7 @@ class Fleet:
             self.settings,
             self,
             usable_memory=self._machine.usable,
+            allowance=self._allowances[each.id],
             warm_directory=directory,
             warm_space=space // len(self._plans),
         )
@@ -305,6 +308,9 @@ class Fleet:
         if self.settings.memory_check and added:
             check_memory(added, memory().available)
         self.pools, self._plans = pools, plans
+        self._allowances = allowances_of(plans, self._machine.usable)
+        for instance in self._instances:
+            instance.allowance = self._allowances.get(instance.id, instance.allowance)
         orders = [
             known[each.id].order(Order("replace", "the configuration changed", options=each.options))
             for each in plans

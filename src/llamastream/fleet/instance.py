@@ -42,6 +42,8 @@ class Instance:
     Attributes:
         id, model: its name, and that of its pool. options: how it is started. status: how it is. pid: of the process
             that runs, one that still loads its model included, or 0. ordered: the options that it has, or is to have.
+        allowance: bytes that its next process may have beyond what it has when it is ready, unless the settings say
+            something else.
         error: what the last start that failed raised; None after one that did not.
     """
 
@@ -54,6 +56,7 @@ class Instance:
         supervisor: Supervisor,
         *,
         usable_memory: int,
+        allowance: int,
         warm_directory: Path | None,
         warm_space: int,
     ) -> None:
@@ -69,6 +72,7 @@ class Instance:
         self.status = InstanceStatus()
         self.pid = 0
         self.ordered = options
+        self.allowance = allowance
         self.error: LlamaStreamError | None = None
         self._settings = settings
         self._supervisor = supervisor
@@ -249,7 +253,7 @@ class Instance:
         if saved:
             self._restore(engine, saved)
         self._findings = None
-        self._run = Run(engine, self._settings, self._usable_memory, tally)
+        self._run = Run(engine, self._settings, self._usable_memory, self.allowance, tally)
         self._to("loaded", f"ready after {engine.start_seconds:.2f} s")
         if self._drained_by_hand:
             self._to("drain", "drained by hand")

@@ -9,10 +9,10 @@ import msgspec
 from msgspec import Struct
 
 from llamastream.engine import EngineOptions
-from llamastream.engine.needs import need_of
-from llamastream.errors import EngineMemoryError, SettingError
+from llamastream.engine.needs import BASE, need_of
+from llamastream.errors import EngineMemoryError, LlamaStreamError, SettingError
 from llamastream.fleet.settings import Pool
-from llamastream.policy.budget import divided, refusal
+from llamastream.policy.budget import Need, allowances, divided, refusal
 
 MAX_INSTANCES = 256
 
@@ -135,3 +135,20 @@ def check_memory(plans: Sequence[Plan], available: int) -> None:
     reason = refusal([need_of(each.id, each.options) for each in plans], available)
     if reason is not None:
         raise EngineMemoryError(reason)
+
+
+def allowances_of(plans: Sequence[Plan], usable: int) -> dict[str, int]:
+    """Bytes that each instance may come to have beyond what it has when it is ready, by its name.
+
+    Args:
+        usable: bytes of the machine.
+    """
+    found = allowances([_need_if_known(each) for each in plans], usable)
+    return {each.id: bytes_ for each, bytes_ in zip(plans, found, strict=True)}
+
+
+def _need_if_known(each: Plan) -> Need:
+    try:
+        return need_of(each.id, each.options)
+    except LlamaStreamError:  # its start will say so
+        return Need(name=each.id, model="", weights=0, kv_cache=0, prompt_cache=0, overhead=BASE)

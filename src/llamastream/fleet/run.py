@@ -50,7 +50,9 @@ class Run:
         engine: the process. ready_at: when it was ready, in monotonic seconds. tally: what its log counted.
     """
 
-    def __init__(self, engine: Engine, settings: FleetSettings, usable_memory: int, tally: Tally) -> None:
+    def __init__(
+        self, engine: Engine, settings: FleetSettings, usable_memory: int, allowance: int, tally: Tally
+    ) -> None:
         self.engine = engine
         self.tally = tally
         self.ready_at = time.monotonic()
@@ -58,7 +60,7 @@ class Run:
         self._settings = settings
         self._footprint = Footprint(engine.pid)
         self._wedge = WedgeWatch(settings.wedge_policy, self.ready_at)
-        self._memory = MemoryWatch(settings.memory_policy(usable_memory))
+        self._memory = MemoryWatch(settings.memory_policy(usable_memory, allowance))
         self._in_flight = 0
         self._answers = True
         self._hung_before = 0
