@@ -161,11 +161,12 @@ class Run:
         return "end"
 
     def _lives(self) -> bool:
-        """Whether the decode loop shows life now; that the process computes is not enough any more."""
+        """Whether it shows life now."""
         tells = self.engine.capabilities.slots_endpoint
         found = questions.slots(self.engine, RESCUE_LOOK) if tells else None
         healthy = None if tells else questions.healthy(self.engine, RESCUE_LOOK)
-        return self._wedge.observe(Look(now=time.monotonic(), slots=found, healthy=healthy)) == "well"
+        look = Look(now=time.monotonic(), slots=found, healthy=healthy, cpu_seconds=self._footprint.cpu_seconds())
+        return self._wedge.observe(look) == "well"
 
     def cancel_held(self) -> int:
         """Before its end: cancel the generations that it holds under an id, for which it would not end; how many.
