@@ -12,7 +12,7 @@ import pytest
 
 from commandline import ROOT, run
 from llamastream.cli.plainvalues import plain_value
-from serving import Serving
+from serving import Serving, free_ports
 
 NEEDLESS = {"asyncio", "ssl", "_ssl", "http", "pydantic", "rich", "llamastream.client", "llamastream.compose"}
 
@@ -37,10 +37,14 @@ def test_a_command_loads_no_other(environ: dict[str, str]) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells what a process has mapped")
-def test_a_supervisor_at_work_has_not_loaded_them_either(pair: Serving) -> None:
-    pair.ready()
-    pair.status()
-    mapped = {Path(each.path).name.partition(".")[0] for each in psutil.Process(pair.process.pid).memory_maps()}
+def test_a_supervisor_at_work_has_not_loaded_them_either(environ: dict[str, str]) -> None:
+    serving = Serving(environ, "--no-gateway", "--port", str(free_ports(1)))
+    try:
+        serving.ready()
+        serving.status()
+        mapped = {Path(each.path).name.partition(".")[0] for each in psutil.Process(serving.process.pid).memory_maps()}
+    finally:
+        serving.close()
     assert "_psutil_linux" in mapped
     assert not {"_ssl", "_asyncio", "_pydantic_core"} & mapped
 
@@ -55,6 +59,12 @@ def test_a_command_that_does_not_exist_is_compared_with_all_that_do(environ: dic
 )
 def test_plain_values_are_taken_as_they_are(annotation: object, value: object, becomes: object) -> None:
     assert plain_value(annotation, value) == becomes
+
+
+def test_plain_lists_are_taken_as_they_are() -> None:
+    assert plain_value(list[str], None, many=True) == ()
+    assert plain_value(list[int], ("1", "2"), many=True) == [1, 2]
+    assert plain_value(list[int], ("1", "x"), many=True) != [1, "x"]
 
 
 @pytest.mark.parametrize(("annotation", "value"), [(int, "7.5"), (float, "x"), (Literal["a"], "c"), (list[str], "a")])

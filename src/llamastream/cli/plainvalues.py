@@ -27,27 +27,30 @@ class _Plain:
         self._parameter = parameter
         self._annotation = annotation
         self._otherwise = otherwise
-        self._simple = not (
-            parameter.multiple
-            or parameter.nargs != 1
-            or getattr(parameter.type_descriptor.parameter_info, "parser", None) is not None
-        )
+        self._many = parameter.multiple or parameter.nargs == -1
+        info = parameter.type_descriptor.parameter_info
+        self._odd = parameter.nargs not in (1, -1) or getattr(info, "parser", None) is not None
 
     def __call__(self, context: Any, value: Any) -> Any:
         """For typer: the value as the command gets it."""
-        found = plain_value(self._annotation, value) if self._simple else _ODD
-        if found is _ODD or (found is None and self._parameter.required):
+        found = _ODD if self._odd else plain_value(self._annotation, value, many=self._many)
+        if found is _ODD or (self._parameter.required and not found):
             return self._otherwise(context, value)
         callback = self._parameter.callback
         return found if callback is None else callback(context, self._parameter, found)
 
 
-def plain_value(annotation: Any, value: Any) -> Any:
+def plain_value(annotation: Any, value: Any, *, many: bool = False) -> Any:
     """The value where there is nothing to it: absent, a text, a number in its usual form, one of the choices.
+
+    Args:
+        many: it may be given several times, and is a list of such values.
 
     Returns:
         A mark of its own for whatever is not so plain.
     """
+    if many:
+        return () if value is None else _plain_list(get_args(annotation), value)
     if value is None:
         return None
     if annotation is str and isinstance(value, str):
@@ -60,3 +63,10 @@ def plain_value(annotation: Any, value: Any) -> Any:
     if get_origin(annotation) is Literal and value in get_args(annotation):
         return value
     return _ODD
+
+
+def _plain_list(inner: tuple[Any, ...], value: Any) -> Any:
+    if len(inner) != 1 or not isinstance(value, list | tuple):
+        return _ODD
+    found = [plain_value(inner[0], each) for each in value]
+    return _ODD if any(each is _ODD for each in found) else found
