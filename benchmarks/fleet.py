@@ -39,7 +39,8 @@ def memory(process: psutil.Process) -> int:
 
 def idle(instances: int, seconds: float) -> dict[str, Any]:
     """CPU and memory of a supervisor whose instances do nothing."""
-    command = [sys.executable, "-m", "llamastream", "serve", "--json", "--instances", str(instances), "--port", "0"]
+    options = ["--no-gateway", "--json", "--instances", str(instances), "--port", "0"]
+    command = [sys.executable, "-m", "llamastream", "serve", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as fleet:
         assert fleet.stdout is not None
         while '"event":"ready"' not in fleet.stdout.readline().replace(" ", ""):

@@ -30,8 +30,10 @@ LONGEST_STOP = FleetSettings().drain_timeout + EngineOptions().stop_timeout
 def check_command(words: list[str]) -> None:
     """The words are a command of ours with options that it has."""
     assert words[0].rpartition("/")[2] == "llamastream"
-    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # of a group
-    context = commands[words[1]].make_context(words[1], words[2:])
+    group: Any = typer.main.get_command(app)
+    command = group.get_command(None, words[1])
+    assert command is not None, words[1]
+    context = command.make_context(words[1], words[2:])
     assert context.args == []
 
 

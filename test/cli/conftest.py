@@ -26,6 +26,9 @@ def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """`llamastream serve` with two instances, for the tests of a module that leave it as it was."""
-    with runtime_directory() as runtime, fleet_of_two(environment(tmp_path_factory.mktemp("home"), runtime)) as started:
+    """`llamastream serve --no-gateway` with two instances, for the tests of a module that leave it as it was."""
+    with (
+        runtime_directory() as runtime,
+        fleet_of_two(environment(tmp_path_factory.mktemp("home"), runtime), "--no-gateway") as started,
+    ):
         yield started

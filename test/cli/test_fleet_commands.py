@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,44 @@ def test_status_is_watched_in_a_terminal_until_q(pair: Serving, tmp_path: Path) 
         terminal.type("q")
         assert terminal.end() == 0
         assert terminal.raw.endswith(b"\x1b[?25h\x1b[?1049l")  # the cursor is back, and the screen of before
+
+
+@pytest.mark.parametrize("command", ["status --watch", "status", "logs -f"])
+def test_without_a_standard_output_a_view_ends_at_once(pair: Serving, command: str) -> None:
+    words = [*COMMAND, *command.split()]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *words], env=pair.environ, stderr=subprocess.PIPE, timeout=30, cwd=ROOT
+    )
+    assert (done.returncode, done.stderr) == (
+        1,
+        b"llamastream: standard output is closed: there is nothing to write to\n",
+    )
+
+
+@pytest.mark.parametrize("width", [40, 60])
+def test_a_narrow_terminal_shows_all_that_matters(pair: Serving, tmp_path: Path, width: int) -> None:
+    environ = terminal_environ(tmp_path) | {"XDG_RUNTIME_DIR": pair.environ["XDG_RUNTIME_DIR"]}
+    with Chat(environ=environ, command=[*COMMAND, "status"], size=(40, width)) as terminal:
+        assert terminal.end() == 0
+        lines = terminal._shown().splitlines()
+    assert max(map(len, lines)) <= width
+    title = next(number for number, line in enumerate(lines) if line.split()[:2] == ["instance", "state"])
+    assert lines[title].split() == ["instance", "state", "slots", "tokens/s"]
+    for line, instance in zip(lines[title + 1 :], pair.ready()["instances"], strict=False):
+        assert line.split()[:3] == [instance["id"], "ready", "0/4"]
+        assert f"{instance['id']}: {instance['url']}" in "\n".join(lines)
+
+
+def test_the_status_of_a_stopped_supervisor_is_not_waited_for(pair: Serving) -> None:
+    os.kill(pair.process.pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        done = pair.command("status", "--timeout", "0.5")
+        assert time.monotonic() - began < 10
+    finally:
+        os.kill(pair.process.pid, signal.SIGCONT)
+    assert done.returncode == 1
+    assert "has said nothing for 0.5 s: its supervisor hangs, or is stopped" in done.stderr
 
 
 def test_status_is_watched_in_a_pipe_as_lines(pair: Serving) -> None:

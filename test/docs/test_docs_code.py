@@ -154,14 +154,13 @@ def test_commands_exist_and_their_options_parse(words: list[str]) -> None:
 
 
 def check_llamastream(arguments: list[str]) -> None:
-    group = typer.main.get_command(app)
-    commands: dict[str, Any] = group.commands  # type: ignore[attr-defined]
+    group: Any = typer.main.get_command(app)
     if arguments and arguments[0].startswith("-"):
         assert arguments in (["--version"], ["--help"])
         return
     assert arguments, "a bare llamastream only prints its help"
-    assert arguments[0] in commands, f"no such command: {arguments[0]}"
-    command, arguments = commands[arguments[0]], arguments[1:]
+    command, name, arguments = group.get_command(None, arguments[0]), arguments[0], arguments[1:]
+    assert command is not None, f"no such command: {name}"
     if hasattr(command, "commands"):  # of a group
         command, arguments = command.commands[arguments[0]], arguments[1:]
     context = command.make_context(command.name, arguments)

@@ -44,9 +44,13 @@ class Answers:
     def __init__(self) -> None:
         self.asked: list[Request] = []
         self.left = threading.Event()
+        self.hang = threading.Event()
 
     def carry_out(self, request: Request) -> Iterator[Reply | None]:
         self.asked.append(request)
+        while self.hang.is_set():
+            yield None
+            threading.Event().wait(0.01)  # as the real one waits for the next record
         if isinstance(request, AskStatus):
             yield STATUS
             yield Done()
@@ -173,13 +177,33 @@ def test_who_says_nothing_is_dropped_and_others_are_served_meanwhile(
 
 def test_only_so_many_may_be_connected(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(place.server, "_free", threading.BoundedSemaphore(2))
-    with place.dial(), place.dial():
-        wait_for(lambda: len(place.server._connections) == 2)
+    with place.dial() as one, place.dial() as other:
+        for connection in (one, other):
+            connection.sendall(b'{"do":"logs","follow":true}\n')
+            assert connection.recv(1)
         with pytest.raises(ControlError, match="commands are connected already"):
             place.client.status()
     wait_for(lambda: not place.server._connections)
     assert place.client.status() == STATUS
     wait_for(lambda: not place.server._connections)  # each gives back what it took, before the patch is undone
+
+
+def test_who_says_nothing_makes_room_for_who_does(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place.server, "_free", threading.BoundedSemaphore(2))
+    with place.dial() as oldest, place.dial() as other:
+        wait_for(lambda: len(place.server._connections) == 2)
+        assert place.client.status() == STATUS
+        assert oldest.recv(1) == b"", "the oldest was hung up on"
+        other.sendall(b'{"do":"status"}\n')
+        assert other.recv(1)
+    wait_for(lambda: not place.server._connections)  # each gives back what it took, before the patch is undone
+
+
+def test_the_status_of_a_fleet_that_hangs_is_not_waited_for_for_long(place: Place) -> None:
+    place.answers.hang.set()
+    with pytest.raises(ControlError, match="said nothing for 0.2 s: its supervisor hangs, or is stopped"):
+        place.client.status(timeout=0.2)
+    place.answers.hang.clear()
 
 
 def test_followers_of_the_log_leave_room_for_others(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from llamastream.engine import EngineOptions
 from llamastream.engine.demo import demo_model_path
 from llamastream.events import InstanceChanged, InstanceWarning
 from llamastream.fleet import Fleet
+from llamastream.fleet import fleet as fleet_module
 from ports import free_port
 from tools.faults.large_model import write_large_model
 
@@ -111,6 +112,30 @@ def test_a_frozen_one_is_seen_and_replaced() -> None:
         assert answers(watched, 0)
 
 
+def test_one_that_gets_on_again_at_once_is_kept_and_replaced_when_that_happens_again() -> None:
+    with running(instances=1, wedge_after=1.0, canary_timeout=1.0) as watched:
+        first = watched.fleet.snapshot()[0]
+
+        def thaw() -> None:
+            if watched.fleet.snapshot()[0].state == "wedged":
+                os.kill(first.pid, signal.SIGCONT)
+
+        watched.fleet.subscribe(thaw)
+        with StreamingClient(first.url, temperature=0, recovery="off") as client:
+            whole = client.chat(QUESTION).text
+            texts = iter(client.stream_chat(QUESTION))
+            begun = next(texts)
+            os.kill(first.pid, signal.SIGSTOP)
+            watched.wait_for(lambda: watched.states("demo-0")[-2:] == ["wedged", "ready"], "life")
+            assert begun + "".join(texts) == whole
+        assert watched.fleet.snapshot()[0].pid == first.pid
+        assert any(isinstance(e, InstanceWarning) and e.topic == "wedge" for e in watched.events)
+        os.kill(first.pid, signal.SIGSTOP)
+        watched.wait_state(0, "ready", generation=2)
+        assert watched.states("demo-0")[-7:-4] == ["wedged", "ready", "draining"]
+        assert not psutil.pid_exists(first.pid)
+
+
 def test_a_long_prefill_is_no_wedge(tmp_path: Path) -> None:
     model = tmp_path / "large.gguf"
     write_large_model(model, width=512, layers=12)
@@ -180,6 +205,18 @@ def test_memory_above_the_limit_is_followed_by_a_warning_and_a_restart() -> None
         assert any(isinstance(e, InstanceWarning) and e.topic == "memory" for e in watched.events)
         drained = next(e for e in watched.events if isinstance(e, InstanceChanged) and e.after == "draining")
         assert "of memory" in drained.reason
+
+
+def test_without_a_limit_of_ones_own_there_is_one_beyond_what_it_had_when_it_was_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fleet_module, "allowances_of", lambda plans, _: {each.id: 3 << 20 for each in plans})
+    with running(instances=1, drain_timeout=5.0) as watched:
+        with StreamingClient(watched.fleet.snapshot()[0].url) as client:
+            while watched.fleet.snapshot()[0].generation == 1:
+                client.complete("word " * 1500, max_tokens=4)
+        watched.wait_state(0, "ready", generation=2)
+        assert any(isinstance(e, InstanceWarning) and e.topic == "memory" for e in watched.events)
 
 
 def test_restarts_after_a_number_of_requests() -> None:

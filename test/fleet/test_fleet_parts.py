@@ -11,9 +11,8 @@ import pytest
 from llamastream.engine import EngineOptions
 from llamastream.engine.needs import need_of
 from llamastream.errors import SettingError
-from llamastream.fleet.fleet import as_pools, pool_name
 from llamastream.fleet.footprint import Footprint, parse_status, private_memory
-from llamastream.fleet.pools import plan
+from llamastream.fleet.pools import as_pools, plan, pool_name
 from llamastream.fleet.questions import decoded, in_flight, parse_load
 from llamastream.fleet.settings import FleetSettings, Pool, parse_size, parse_time
 from llamastream.fleet.tally import Tally

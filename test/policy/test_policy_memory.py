@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from llamastream.policy.budget import Need, divided, refusal, total
+from llamastream.policy.budget import LEAST_SPARE, Need, allowances, divided, refusal, total
 from llamastream.policy.memory import SAMPLES, MemoryPolicy, MemoryWatch
 
 MIB = 1 << 20
@@ -18,11 +18,34 @@ def test_without_a_limit_nothing_is_too_much() -> None:
 
 def test_near_the_limit_is_a_warning_and_above_it_a_restart() -> None:
     watch = MemoryWatch(POLICY)
-    assert watch.observe(0.0, 899 * MIB).level == "ok"
-    assert watch.observe(1.0, 900 * MIB).level == "warning"
+    assert watch.observe(0.0, 799 * MIB).level == "ok"
+    assert watch.observe(1.0, 800 * MIB).level == "warning"
     verdict = watch.observe(2.0, 1000 * MIB)
     assert verdict.level == "restart"
     assert verdict.reason == "1,000.0 MiB of memory, the limit is 1,000.0 MiB"
+
+
+def test_an_allowance_counts_from_the_first_look() -> None:
+    watch = MemoryWatch(MemoryPolicy(allowance=100 * MIB))
+    assert watch.observe(0.0, 0).level == "ok"  # nothing could be read
+    sizes = (5000, 5079, 5080, 5099, 5100)
+    assert [watch.observe(1.0 + n, size * MIB).level for n, size in enumerate(sizes)] == [
+        "ok", "ok", "warning", "warning", "restart",
+    ]  # fmt: skip
+
+
+def test_allowances_leave_the_machine_what_it_needs() -> None:
+    gib = 1 << 30
+    need = Need(name="a", model="m", weights=20 * gib, kv_cache=2 * gib, prompt_cache=2 * gib, overhead=gib)
+    others = [need, Need(name="b", model="m", weights=20 * gib, kv_cache=2 * gib, prompt_cache=2 * gib, overhead=gib)]
+    found = allowances(others, 64 * gib)
+    assert found == (found[0], found[0])
+    # shared weights once, the context that each has when it is ready, and what both may come to have
+    assert 20 * gib + 2 * 2 * gib + sum(found) <= 0.9 * 64 * gib
+    assert found[0] > need.prompt_cache + need.overhead
+    tight = allowances(others, 30 * gib)
+    assert tight == (3 * gib + LEAST_SPARE,) * 2
+    assert allowances([], gib) == ()
 
 
 def test_a_leak_is_caught_before_the_limit() -> None:

@@ -113,3 +113,20 @@ def test_schedules(schedule: Schedule, started: datetime.datetime, requests: int
 )
 def test_turns(turns: list[Turn], min_ready: int, first: str | None) -> None:
     assert next_turn(turns, min_ready) == first
+
+
+def test_nobody_goes_where_another_still_is() -> None:
+    a = Turn(id="a", pool="a", wants=True, holds="1", moves_to="2")
+    b = Turn(id="b", pool="b", wants=True, holds="2", moves_to="3")
+    assert next_turn([a, b], 1) == "b"
+    leaving = Turn(id="b", pool="b", gone=True, holds="2")
+    assert next_turn([a, leaving], 1) is None
+    assert next_turn([a, Turn(id="b", pool="b", gone=True)], 1) == "a"
+
+
+def test_a_ring_is_opened_by_the_first_but_not_below_what_has_to_be_ready() -> None:
+    a = Turn(id="a", pool="a", wants=True, holds="1", moves_to="2")
+    b = Turn(id="b", pool="b", wants=True, holds="2", moves_to="1")
+    assert next_turn([a, b], 1) == "a"
+    unready = Turn(id="a2", pool="a", ready=False, holds="3", moves_to="3")
+    assert next_turn([a, b, unready], 1) == "b"

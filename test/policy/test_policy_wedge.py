@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llamastream.policy.wedge import Look, Verdict, WedgePolicy, WedgeWatch
+from llamastream.policy.wedge import Look, Verdict, WedgePolicy, WedgeWatch, remedy
 
 POLICY = WedgePolicy(quiet_limit=5.0, compute_limit=60.0)
 IDLE = [{"id": 0, "is_processing": False}]
@@ -74,3 +74,10 @@ def test_little_cpu_time_is_no_life() -> None:
 def test_a_server_without_slots_is_judged_by_its_health() -> None:
     assert verdicts(*(Look(now=float(t), slots=None, healthy=True) for t in range(10))) == ["well"] * 10
     assert verdicts(*(Look(now=float(t), slots=None, healthy=False) for t in range(7)))[-1] == "canary"
+
+
+def test_one_that_hangs_has_a_moment_to_get_on_again_and_one_that_does_so_twice_is_replaced() -> None:
+    assert remedy(lives=False, hung_before=0, waited=0.5, grace=2.0) == "wait"
+    assert remedy(lives=False, hung_before=0, waited=2.0, grace=2.0) == "end"
+    assert remedy(lives=True, hung_before=0, waited=0.5, grace=2.0) == "serve"
+    assert remedy(lives=True, hung_before=1, waited=0.5, grace=2.0) == "replace"

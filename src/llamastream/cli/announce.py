@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from llamastream.cli.servelog import ServeLog
 from llamastream.engine import Engine
 from llamastream.fleet.configuration import DEFAULT_PORT
@@ -19,15 +16,21 @@ def announce(engines: Mapping[str, Engine], log: ServeLog, url: str | None) -> N
     Args:
         engines: by their instances' names. url: of the gateway before them; None: there is none.
     """
-    console = log.console
+    if log.form == "human":
+        _warn(engines, log)
+        if len(engines) == 1:
+            _announce_one(next(iter(engines.values())), log, url)
+        else:
+            _announce_several(engines, log, url)
+    log.announced = True
+
+
+def _warn(engines: Mapping[str, Engine], log: ServeLog) -> None:
+    from rich.text import Text  # megabytes, for people alone
+
     for instance, engine in engines.items():
         for warning in engine.warnings:
-            console.print(Text(f"note: {instance}: {warning}", style="yellow"))
-    if len(engines) == 1:
-        _announce_one(next(iter(engines.values())), log, url)
-    else:
-        _announce_several(engines, log, url)
-    log.announced = True
+            log.console.print(Text(f"note: {instance}: {warning}", style="yellow"))
 
 
 def ready_fields(name: str, control: str, engines: Mapping[str, Engine], url: str | None) -> dict[str, Any]:
@@ -59,6 +62,8 @@ def _figures(engine: Engine) -> dict[str, Any]:
 
 
 def _announce_one(engine: Engine, log: ServeLog, url: str | None) -> None:
+    from rich.text import Text  # as above
+
     facts = engine.capabilities
     where = engine.url if url is None else url
     log.console.print(Text.assemble(("serving ", ""), (facts.model_alias or "model", "bold"), " on ", (where, "bold")))
@@ -72,6 +77,9 @@ def _announce_one(engine: Engine, log: ServeLog, url: str | None) -> None:
 
 
 def _announce_several(engines: Mapping[str, Engine], log: ServeLog, url: str | None) -> None:
+    from rich.table import Table  # as above
+    from rich.text import Text
+
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     alone = ("url",) if url is None else ()
     for title in ("instance", "model", *alone, "pid", "slots", "threads"):

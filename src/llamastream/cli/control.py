@@ -9,9 +9,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from llamastream.cli.fleets import AsJson, Name, NoWait, complete_instances, fleet_of
+from llamastream.cli.fleets import AsJson, Name, NoWait, complete_instances, fleet_of, show_record
 from llamastream.cli.screen import print_json
-from llamastream.cli.servelog import human_line
 from llamastream.errors import SettingError
 from llamastream.fleet.control_client import ControlClient, ControlError
 from llamastream.fleet.messages import (
@@ -24,7 +23,6 @@ from llamastream.fleet.messages import (
     Request,
     Said,
 )
-from llamastream.fleet.records import as_dict
 from llamastream.printable import printable
 
 GONE_SECONDS = 5.0
@@ -117,11 +115,7 @@ def carry_out(client: ControlClient, request: Request, *, json: bool) -> None:
     try:
         for reply in client.ask(request):
             if isinstance(reply, Said):
-                if json:
-                    print_json(as_dict(reply.record))
-                else:
-                    when = time.strftime("%H:%M:%S", time.localtime(reply.record.time))
-                    console.print(human_line(reply.record, when), soft_wrap=True)
+                show_record(reply.record, console, json=json)
             elif isinstance(reply, Done):
                 if json:
                     print_json({"event": "done", "message": reply.message})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import Annotated
 
 import typer
@@ -11,12 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from llamastream.cli.control import SomeInstances
-from llamastream.cli.fleets import AsJson, Name, fleet_of
-from llamastream.cli.screen import print_json
-from llamastream.cli.servelog import human_line
+from llamastream.cli.fleets import AsJson, Name, fleet_of, show_record
+from llamastream.cli.screen import need_stdout, print_json
 from llamastream.fleet.messages import AskLogs, Dropped, Said
 from llamastream.fleet.operations import MOST_LINES
-from llamastream.fleet.records import Level, as_dict
+from llamastream.fleet.records import Level
 
 
 def logs(
@@ -35,17 +33,14 @@ def logs(
     Each has its time, the instance, and what its llama-server wrote or what happened to it. About 1000 of each kind are
     kept of each instance, also over its restarts.
     """
+    need_stdout()
     client = fleet_of(name)
     console = Console(highlight=False)
     request = AskLogs(tuple(ids or ()), lines, level, follow)
     with contextlib.suppress(KeyboardInterrupt) if follow else contextlib.nullcontext():
         for reply in client.ask(request):
             if isinstance(reply, Said):
-                if json:
-                    print_json(as_dict(reply.record))
-                else:
-                    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(reply.record.time))
-                    console.print(human_line(reply.record, when), soft_wrap=True)
+                show_record(reply.record, console, json=json, clock="%Y-%m-%d %H:%M:%S")
             elif isinstance(reply, Dropped):
                 if json:
                     print_json({"event": "dropped", "count": reply.count})

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from typing import Annotated, TypeAlias
 
 import typer
+from rich.console import Console
 
+from llamastream.cli.screen import print_json
+from llamastream.cli.servelog import human_line
 from llamastream.errors import LlamaStreamError, SettingError
 from llamastream.fleet.control_client import ControlClient, find
+from llamastream.fleet.records import Record, as_dict
 from llamastream.fleet.settings import FleetSettings
 from llamastream.settings import declared, load
 
@@ -40,6 +45,15 @@ def fleet_of(name: str | None) -> ControlClient:
         with suppress(SettingError):
             name = load(FleetSettings)[0].name
     return find(name)
+
+
+def show_record(record: Record, console: Console, *, json: bool, clock: str = "%H:%M:%S") -> None:
+    """A record of a fleet as it comes: a JSON object on stdout, or a line for people."""
+    if json:
+        print_json(as_dict(record))
+    else:
+        when = time.strftime(clock, time.localtime(record.time))
+        console.print(human_line(record, when), soft_wrap=True)
 
 
 def complete_instances(incomplete: str) -> list[str]:

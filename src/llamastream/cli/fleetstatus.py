@@ -9,7 +9,7 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Annotated, Any
 
 import msgspec
@@ -21,8 +21,8 @@ from rich.text import Text
 
 from llamastream.backends import ROUTABLE, InstanceState
 from llamastream.cli.fleets import AsJson, Name, fleet_of
-from llamastream.cli.screen import print_json
-from llamastream.fleet.control_client import ControlClient, ControlError
+from llamastream.cli.screen import need_stdout, print_json
+from llamastream.fleet.control_client import STATUS_SECONDS, ControlClient, ControlError
 from llamastream.fleet.messages import FleetStatus
 from llamastream.fleet.report import InstanceReport
 from llamastream.printable import one_line
@@ -31,7 +31,7 @@ NOT_READY = 3
 """Exit code: the fleet runs, but not every instance takes requests."""
 INTERVAL = 1.0
 """Seconds between two looks."""
-MEDIUM, WIDE = 90, 130
+NARROW, MEDIUM, WIDE = 72, 90, 130
 """Columns of a terminal from which there is room for more."""
 
 _STYLES: dict[InstanceState, str] = {
@@ -48,17 +48,22 @@ def status(
         bool, typer.Option("--any", help="Exit with 0 if at least one instance takes requests.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing: the exit code says it.")] = False,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds that the fleet may take to answer.")
+    ] = STATUS_SECONDS,
     name: Name = None,
 ) -> None:
     """Show the instances of a running fleet.
 
     Exits with 0 if all of them take requests, with 3 if some do not, with 1 if there is no fleet to ask.
     """
+    if watch or not quiet:
+        need_stdout()
     client = fleet_of(name)
     if watch:
-        _watch(client, json)
+        _watch(client, json, timeout)
         return
-    found = client.status()
+    found = client.status(timeout)
     if json:
         print_json(as_json(found))
     elif not quiet:
@@ -89,30 +94,39 @@ def render(found: FleetStatus, now: float, width: int) -> Group:
         f", {found.waiting} waiting" if found.waiting else "",
         (f", on {found.url}" if found.url else "", "bold"),
     )
-    alone = ("url",) if not found.url else ()  # behind a gateway nobody else goes there
-    wide = width >= WIDE
+    behind = bool(found.url)  # a gateway: nobody else goes to the servers themselves
+    wide, narrow = width >= WIDE, width < NARROW
+    places = [title for title, fits in (("url", not behind), ("pid", True)) if fits and not narrow]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for title in ("instance", "state", *alone, "pid"):
+    for title in ("instance", "state", *places):
         table.add_column(title, no_wrap=True)
     for title in ("slots", "tokens/s", *(("memory", "restarts", "since") if width >= MEDIUM else ())):
         table.add_column(title, no_wrap=True, justify="right")
     if wide:
         table.add_column("reason", overflow="fold")
-    rows = [list(_cells(report, now, url=bool(alone))) for report in found.instances]
-    for row in rows:
-        table.add_row(*row[: len(table.columns)])
+    for report in found.instances:
+        table.add_row(*list(_cells(report, now, places))[: len(table.columns)])
     if wide:
         return Group(head, table)
     unwell = (report for report in found.instances if report.state not in ROUTABLE)
-    return Group(head, table, *(Text(f"{report.id}: {one_line(report.reason)}", style="dim") for report in unwell))
+    below = (Text(_where(report, url=not behind)) for report in found.instances if narrow)
+    return Group(
+        head, table, *below, *(Text(f"{report.id}: {one_line(report.reason)}", style="dim") for report in unwell)
+    )
 
 
-def _cells(report: InstanceReport, now: float, *, url: bool) -> Iterator[Text]:
+def _where(report: InstanceReport, *, url: bool) -> str:
+    pid = f"pid {report.pid}" if report.pid else "no process"
+    return f"{report.id}: {report.url} {pid}" if url else f"{report.id}: {pid}"
+
+
+def _cells(report: InstanceReport, now: float, places: Collection[str]) -> Iterator[Text]:
     yield Text(report.id, style="bold")
     yield Text(report.state, style=_STYLES.get(report.state, ""))
-    if url:
+    if "url" in places:
         yield Text(report.url)
-    yield Text(str(report.pid or ""))
+    if "pid" in places:
+        yield Text(str(report.pid or ""))
     yield Text(f"{report.in_flight}/{report.slots}")
     yield Text(f"{report.tokens_per_second:,.0f}")
     yield Text(size(report.rss_bytes))
@@ -145,19 +159,19 @@ def duration(seconds: float) -> str:
 # -- live ---------------------------------------------------------------------------------------------------------
 
 
-def _watch(client: ControlClient, json: bool) -> None:
+def _watch(client: ControlClient, json: bool, timeout: float) -> None:
     """Until q, Ctrl-C, or the end of the fleet."""
     console = _console()
     with contextlib.suppress(KeyboardInterrupt):
         if json or not console.is_terminal or console.is_dumb_terminal:
-            _print_on(client, json, console)
+            _print_on(client, json, console, timeout)
         else:
-            _draw(client, console)
+            _draw(client, console, timeout)
 
 
-def _print_on(client: ControlClient, json: bool, console: Console) -> None:
+def _print_on(client: ControlClient, json: bool, console: Console, timeout: float) -> None:
     while True:
-        found = client.status()
+        found = client.status(timeout)
         if json:
             print_json(as_json(found))
         else:
@@ -165,12 +179,12 @@ def _print_on(client: ControlClient, json: bool, console: Console) -> None:
         time.sleep(INTERVAL)
 
 
-def _draw(client: ControlClient, console: Console) -> None:
+def _draw(client: ControlClient, console: Console, timeout: float) -> None:
     hint = Text("q ends this view; the fleet runs on", style="dim")
     with _keys() as pressed, Live(console=console, auto_refresh=False, screen=True) as live:
         while True:
             try:
-                shown: Group | Text = render(client.status(), time.time(), console.width)
+                shown: Group | Text = render(client.status(timeout), time.time(), console.width)
             except ControlError as error:
                 shown = Text(error.message, style="yellow")  # it may be starting again
             live.update(Group(shown, hint), refresh=True)

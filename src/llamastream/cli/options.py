@@ -14,6 +14,7 @@ import typer
 from msgspec import Struct
 from typer.core import TyperCommand
 
+from llamastream.cli.plainvalues import lighten
 from llamastream.errors import SettingError
 from llamastream.settings import CONFIG_VARIABLE, ENV_PREFIX, SettingField, declared, load, with_sources
 
@@ -94,7 +95,12 @@ def _parameter(field: SettingField, changed: Mapping[str, Any], panel: str | Non
 
 
 class GroupedCommand(TyperCommand):
-    """A command whose help shows the options of each panel under their own heading."""
+    """A command whose help shows the options of each panel under their own heading, and which stays small."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """For typer: take the arguments."""
+        lighten(self.get_params(ctx))
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """For typer: write the options."""

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llamastream.cli.status import StatusLine
+from llamastream.errors import SettingError
 from llamastream.printable import one_line, printable
 from llamastream.types import Stats
 
@@ -161,6 +162,16 @@ def _reader_may_leave() -> Iterator[None]:
     except OSError:  # BrokenPipeError, or no space left behind a redirection
         silence_stdout()
         raise
+
+
+def need_stdout() -> None:
+    """For what goes on until its reader leaves.
+
+    Raises:
+        SettingError: there is none, and never was.
+    """
+    if sys.stdout is None:
+        raise SettingError("standard output is closed: there is nothing to write to")
 
 
 def silence_stdout() -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import IO, Any, Literal, TypeAlias, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
 from msgspec.structs import replace
-from rich.console import Console
-from rich.text import Text
 
 from llamastream.cli.linewriter import LineSink, LineWriter
 from llamastream.fleet.records import Level, Record, as_dict, at_least, encodable
 from llamastream.printable import one_line
+
+if TYPE_CHECKING:  # for people alone: in a service, which writes JSON, it would be megabytes that nobody needs
+    from rich.console import Console
+    from rich.text import Text
 
 LogFormat: TypeAlias = Literal["auto", "json", "human"]
 _STYLES: dict[Level, str] = {"debug": "dim", "info": "", "warning": "yellow", "error": "red"}
@@ -28,9 +31,8 @@ class ServeLog:
     """Where records go. Thread-safe, and waits for nobody.
 
     Attributes:
-        form: `human`, `json`, or `off`: on stderr. console: prints to stderr, in the form `human` alone.
-        on_broken: called when nobody reads stdout any more. announced: people have been told that all is ready; what
-            went well before that, is not told one by one.
+        form: `human`, `json`, or `off`: on stderr. on_broken: called when nobody reads stdout any more.
+        announced: people have been told that all is ready; what went well before that, is not told one by one.
     """
 
     def __init__(self, log_format: LogFormat, *, events: bool, verbose: bool) -> None:
@@ -49,10 +51,17 @@ class ServeLog:
         self._stdout = None
         if events:
             self._stdout = LineWriter(sys.stdout, on_dropped=_dropped_event, on_broken=self._broken)
-        self.console = Console(
-            file=cast("IO[str]", LineSink(self._stderr, terminal)),
+        self._terminal = terminal
+
+    @functools.cached_property
+    def console(self) -> Console:
+        """Prints to stderr, in the form `human` alone."""
+        from rich.console import Console
+
+        return Console(
+            file=cast("IO[str]", LineSink(self._stderr, self._terminal)),
             highlight=False,
-            width=_width() if terminal else None,
+            width=_width() if self._terminal else None,
             quiet=self.form != "human",
         )
 
@@ -145,6 +154,8 @@ def _human(record: Record) -> Text:
 
 def human_line(record: Record, when: str) -> Text:
     """A record for people: the time, whom it is about, and what was said."""
+    from rich.text import Text
+
     source = f"{record.source}: " if record.source else ""
     text = Text.assemble((f"{when} ", "dim"), (f"{record.instance} " if record.instance else "", "bold"))
     level = f"{record.level}: " if record.level in _IMPORTANT else ""

@@ -17,6 +17,7 @@ import msgspec
 from llamastream._version import __version__
 from llamastream.backends import ROUTABLE
 from llamastream.cli.announce import announce, ready_fields
+from llamastream.cli.arenas import give_back
 from llamastream.cli.front import FrontGateway
 from llamastream.cli.servelog import LoggingBridge, ServeLog
 from llamastream.cli.serveplan import ServePlan
@@ -217,6 +218,7 @@ class Service:
         announce(engines, self._log, url)
         self._notifier.ready(self._summary())
         self._look_at_all()
+        give_back()
 
     def _look_at_all(self) -> None:
         """After a change of an instance."""

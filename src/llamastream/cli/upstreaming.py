@@ -8,8 +8,6 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from rich.text import Text
-
 from llamastream.cli.front import FrontGateway
 from llamastream.cli.servelog import LoggingBridge, ServeLog
 from llamastream.cli.signals import STOPPING, Signals
@@ -58,8 +56,8 @@ class Upstreaming:
                 self._front.start()
                 self._say("ready", f"the gateway listens on {self._front.url}", url=self._front.url)
                 there = ", ".join(self._urls)
-                self._log.console.print(Text.assemble("serving ", (there, "bold"), " on ", (self._front.url, "bold")))
-                self._log.console.print(Text("Ctrl-C stops.", style="dim"))
+                if self._log.form == "human":
+                    self._announce(there)
                 self._log.announced = True
                 self._notifier.ready(f"before {there}")
                 self._loop()
@@ -67,6 +65,12 @@ class Upstreaming:
             logging.getLogger("llamastream").removeHandler(bridge)
             self._notifier.close()
         return 0
+
+    def _announce(self, there: str) -> None:
+        from rich.text import Text  # megabytes, for people alone
+
+        self._log.console.print(Text.assemble("serving ", (there, "bold"), " on ", (self._front.url, "bold")))
+        self._log.console.print(Text("Ctrl-C stops.", style="dim"))
 
     def request_stop(self) -> None:
         """Stop as on SIGTERM; from any thread."""

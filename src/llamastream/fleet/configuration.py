@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from llamastream.engine import EngineOptions
 from llamastream.errors import SettingError
-from llamastream.fleet.fleet import pool_name
+from llamastream.fleet.pools import pool_name
 from llamastream.fleet.settings import FleetSettings, Pool
 from llamastream.settings import declared, load, user_section
 

@@ -39,6 +39,8 @@ REQUEST_SECONDS = 5.0
 """From the connection to the whole request."""
 SEND_SECONDS = 10.0
 """That a peer may let a line wait."""
+ROOM_SECONDS = 1.0
+"""For the thread of one that was hung up on, to leave."""
 _PAUSE = 0.1
 
 logger = logging.getLogger("llamastream.fleet")
@@ -58,6 +60,7 @@ class ControlServer:
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._following = threading.BoundedSemaphore(MAX_FOLLOWERS)
         self._connections: dict[socket.socket, threading.Thread] = {}
+        self._silent: dict[socket.socket, None] = {}  # that have not asked for anything yet, the oldest first
         self._lock = threading.Lock()
         self._closing = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -122,7 +125,7 @@ class ControlServer:
 
     def _take(self, connection: socket.socket) -> None:
         connection.settimeout(SEND_SECONDS)
-        if not self._free.acquire(blocking=False):
+        if not (self._free.acquire(blocking=False) or self._make_room()):
             with connection:
                 connection.settimeout(_PAUSE)
                 _say(connection, Refused(f"{MAX_CONNECTIONS} commands are connected already: end one of them"))
@@ -130,15 +133,28 @@ class ControlServer:
         thread = threading.Thread(target=self._talk, args=(connection,), name="llamastream-control-peer", daemon=True)
         with self._lock:
             self._connections[connection] = thread
+            self._silent[connection] = None
         try:
             thread.start()
         except RuntimeError:  # the system gives no more threads
             self._forget(connection)
 
+    def _make_room(self) -> bool:
+        """Hang up on the one that has been connected for longest without asking for anything; whether there is room."""
+        with self._lock:
+            oldest = next(iter(self._silent), None)
+            if oldest is None:
+                return False
+            del self._silent[oldest]
+            with contextlib.suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)  # its thread wakes up, and leaves
+        return self._free.acquire(timeout=ROOM_SECONDS)
+
     def _forget(self, connection: socket.socket) -> None:
-        connection.close()
         with self._lock:
             del self._connections[connection]
+            self._silent.pop(connection, None)
+        connection.close()
         self._free.release()
 
     def _talk(self, connection: socket.socket) -> None:
@@ -154,6 +170,8 @@ class ControlServer:
 
     def _answer(self, connection: socket.socket) -> None:
         line = _read_line(connection, time.monotonic() + REQUEST_SECONDS)
+        with self._lock:
+            self._silent.pop(connection, None)
         if not line:
             return
         try:

@@ -27,7 +27,9 @@ from llamastream.fleet.messages import (
 )
 from llamastream.fleet.peers import may_control, peer_uid
 
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 3.0
+STATUS_SECONDS = 3.0
+"""For the status, which needs nothing that could take time."""
 SILENCE_SECONDS = 6 * BEAT_SECONDS
 """A fleet says at least every `BEAT_SECONDS` that it lives."""
 
@@ -47,8 +49,11 @@ class ControlClient:
         self.name = name
         self.path = path
 
-    def ask(self, request: Request) -> Iterator[Reply]:
+    def ask(self, request: Request, silence: float | None = None) -> Iterator[Reply]:
         """The replies as they come, without the last one. Leaving early leaves what was asked for running.
+
+        Args:
+            silence: seconds for which the fleet may say nothing; None: `SILENCE_SECONDS`.
 
         Raises:
             ControlError: the fleet cannot be reached, falls silent, or says that it did not work.
@@ -57,7 +62,7 @@ class ControlClient:
             with suppress(OSError):  # it may have said why, and left
                 connection.sendall(encode(request) + b"\n")
             pending = b""
-            connection.settimeout(SILENCE_SECONDS)
+            connection.settimeout(SILENCE_SECONDS if silence is None else silence)
             while True:
                 *lines, pending = (pending + self._receive(connection)).split(b"\n")
                 if len(pending) > MAX_REPLY:
@@ -71,13 +76,16 @@ class ControlClient:
                     if isinstance(reply, Done):
                         return
 
-    def status(self) -> FleetStatus:
+    def status(self, timeout: float = STATUS_SECONDS) -> FleetStatus:
         """How the fleet is.
+
+        Args:
+            timeout: seconds for which it may say nothing.
 
         Raises:
             ControlError: it cannot be reached, or does not say.
         """
-        for reply in self.ask(AskStatus()):
+        for reply in self.ask(AskStatus(), timeout):
             if isinstance(reply, FleetStatus):
                 return reply
         raise ControlError(f"{self.name} does not say how it is")
@@ -87,7 +95,7 @@ class ControlClient:
             data = connection.recv(65_536)
         except TimeoutError:
             raise ControlError(
-                f"{self.name} has said nothing for {SILENCE_SECONDS:g} s: its supervisor hangs, or is stopped"
+                f"{self.name} has said nothing for {connection.gettimeout():g} s: its supervisor hangs, or is stopped"
             ) from None
         except OSError as error:
             raise ControlError(f"the connection to {self.name} broke: {error.strerror}") from None

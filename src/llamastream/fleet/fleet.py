@@ -15,19 +15,18 @@ from llamastream.backends import ROUTABLE, Backend
 from llamastream.engine import Engine, EngineOptions
 from llamastream.engine.machine import cores, default_cache_ram, memory
 from llamastream.errors import EngineError, EngineStartTimeoutError, SettingError
-from llamastream.events import FleetEvent, FleetListener, InstanceWarning
+from llamastream.events import FleetEvent, FleetListener
 from llamastream.fleet.instance import Instance
 from llamastream.fleet.orders import Order
-from llamastream.fleet.pools import Plan, check_memory, plan
+from llamastream.fleet.pools import Plan, allowances_of, as_pools, check_memory, plan
 from llamastream.fleet.report import InstanceReport
 from llamastream.fleet.settings import FleetSettings, Pool, parse_size
+from llamastream.fleet.turns import GONE as GONE
+from llamastream.fleet.turns import Turns
 from llamastream.fleet.workplace import Workplace, cache_home
-from llamastream.policy.restarts import Turn, next_turn
 from llamastream.types import LogRecord
 
 logger = logging.getLogger("llamastream.fleet")
-
-GONE = frozenset({"failed", "stopped"})
 
 
 class Fleet:
@@ -69,11 +68,12 @@ class Fleet:
         self._on_log = on_log
         self._machine = memory()
         self._plans = self._plan(self.pools)
+        self._allowances: dict[str, int] = {}
         self._changed = threading.Condition()
         self._subscribers: list[Callable[[], None]] = []
         self._instances: tuple[Instance, ...] = ()
         self._leaving: tuple[Instance, ...] = ()  # no longer in the configuration, and not at their end yet
-        self._away: str | None = None
+        self._turns = Turns(self._turn_takers, self.settings.min_ready, self.notify)
         self._workplace: Workplace | None = None
         self._owner = os.getpid()
         self._begun = self._stopped = False
@@ -98,6 +98,7 @@ class Fleet:
             check_memory(self._plans, memory().available)
         if self.settings.warm:
             self._workplace = Workplace(cache_home() / "llamastream" / "slots", f"fleet-{secrets.token_hex(6)}")
+        self._allowances = allowances_of(self._plans, self._machine.usable)
         self._instances = tuple(self._instance(each) for each in self._plans)
         try:
             for instance in self._instances:
@@ -121,6 +122,7 @@ class Fleet:
             self.settings,
             self,
             usable_memory=self._machine.usable,
+            allowance=self._allowances[each.id],
             warm_directory=directory,
             warm_space=space // len(self._plans),
         )
@@ -297,18 +299,24 @@ class Fleet:
 
         Raises:
             SettingError: the models contradict each other; nothing has changed then.
+            EngineMemoryError: what changes, and what is new, needs more memory than there is; the same.
         """
         pools = as_pools(models, self._count)
         plans = self._plan(pools)
         known = {instance.id: instance for instance in self._instances}
         added = [each for each in plans if each.id not in known]
-        if self.settings.memory_check and added:
-            check_memory(added, memory().available)
+        changed = [each for each in plans if each.id in known and known[each.id].ordered != each.options]
+        if self.settings.memory_check and (added or changed):
+            # each of these ends before its successor begins; those that leave may still be there then
+            freed = sum(known[each.id].report().rss_bytes for each in changed)
+            check_memory([*added, *changed], memory().available + freed)
         self.pools, self._plans = pools, plans
+        self._allowances = allowances_of(plans, self._machine.usable)
+        for instance in self._instances:
+            instance.allowance = self._allowances.get(instance.id, instance.allowance)
         orders = [
             known[each.id].order(Order("replace", "the configuration changed", options=each.options))
-            for each in plans
-            if each.id in known and known[each.id].ordered != each.options
+            for each in changed
         ]
         wanted = {each.id for each in plans}
         leaving = [instance for instance in self._instances if instance.id not in wanted]
@@ -319,6 +327,9 @@ class Fleet:
         for instance in fresh.values():
             instance.begin()
         return orders
+
+    def _turn_takers(self) -> tuple[tuple[Instance, ...], tuple[Instance, ...]]:
+        return self._instances, self._still_leaving()
 
     def _still_leaving(self) -> tuple[Instance, ...]:
         return tuple(instance for instance in self._leaving if instance.status.state != "stopped")
@@ -349,74 +360,15 @@ class Fleet:
 
     def may_go(self, instance: str) -> bool:
         """For instances: whether it is this one's turn for a planned restart."""
-        with self._changed:
-            turns = [
-                Turn(
-                    id=each.id,
-                    wants=each.wants_restart,
-                    pool=each.model,
-                    away=each.id == self._away,
-                    ready=each.status.state in ROUTABLE,
-                    gone=each.status.state in GONE,
-                )
-                for each in self._instances
-            ]
-            if next_turn(turns, self.settings.min_ready) != instance:
-                return False
-            self._away = instance
-            return True
+        return self._turns.may_go(instance)
+
+    def waits_for(self, instance: str, place: str) -> str | None:
+        """For instances: who has to leave before this one can listen at this place."""
+        return self._turns.waits_for(instance, place)
 
     def came_back(self, instance: str, *, well: bool) -> None:
         """For instances: this one's planned restart is over."""
-        with self._changed:
-            if self._away == instance:
-                self._away = None
-        others = [each for each in self._instances if each.id != instance]
-        if well:
-            for each in others:
-                each.nudge()
-            return
-        waiting = [each for each in others if each.wants_restart]
-        for each in waiting:
-            # whatever it is that this one did not survive, the others need not meet it
-            each.order(Order("forget", f"{instance} did not come back"))
-        if waiting:
-            self.notify(
-                InstanceWarning(
-                    instance,
-                    "rolling",
-                    f"it did not come back: the restart of {len(waiting)} more is called off",
-                    time.time(),
-                )
-            )
-
-
-def as_pools(
-    models: EngineOptions | Mapping[str, EngineOptions] | Sequence[Pool] | None, instances: int
-) -> tuple[Pool, ...]:
-    """Pools from whatever a fleet may be given.
-
-    Raises:
-        SettingError: it is none of these.
-    """
-    if models is None or isinstance(models, EngineOptions):
-        options = models or EngineOptions()
-        return (Pool(name=pool_name(options), options=options, instances=instances),)
-    if isinstance(models, Mapping):
-        return tuple(Pool(name=name, options=options, instances=instances) for name, options in models.items())
-    pools = tuple(models)
-    if not all(isinstance(pool, Pool) for pool in pools):
-        raise SettingError("models must be EngineOptions, a mapping of names to EngineOptions, or a list of Pool")
-    return pools
-
-
-def pool_name(options: EngineOptions) -> str:
-    """What to call a model that was given no name: its alias, its file's name, or `demo`."""
-    name = options.alias or (options.hf or "").partition(":")[0].rpartition("/")[2]
-    if not name and options.model is not None:
-        name = options.model.replace("\\", "/").rpartition("/")[2].removesuffix(".gguf")
-    kept = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
-    return kept or "demo"
+        self._turns.came_back(instance, well=well)
 
 
 def _call(function: Callable[..., object], *arguments: object) -> None:

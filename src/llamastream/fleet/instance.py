@@ -6,42 +6,32 @@ import threading
 import time
 from pathlib import Path
 
-import msgspec
-
-from llamastream.backends import ROUTABLE, Backend
-from llamastream.engine import Engine, EngineOptions, Launch, launch
-from llamastream.errors import (
-    EngineError,
-    EngineMissingError,
-    LlamaStreamError,
-    SettingError,
-    UnsupportedFlagError,
-)
+from llamastream.backends import ROUTABLE
+from llamastream.engine import Engine, EngineOptions
+from llamastream.errors import EngineError, LlamaStreamError
 from llamastream.events import InstanceChanged, InstanceWarning, SlotsRestored
 from llamastream.fleet import warm
+from llamastream.fleet.endings import is_final, why_ended
 from llamastream.fleet.orders import Inbox, Order
-from llamastream.fleet.report import InstanceReport, describe_backend, describe_instance
 from llamastream.fleet.run import Drained, Findings, Run
+from llamastream.fleet.sessions import is_our_question
 from llamastream.fleet.settings import FleetSettings
+from llamastream.fleet.starter import place_of
 from llamastream.fleet.supervisor import Supervisor
 from llamastream.fleet.tally import Tally
-from llamastream.policy.instances import InstanceStatus, Trigger, transition
+from llamastream.fleet.view import View
+from llamastream.policy.instances import Trigger, transition
 from llamastream.policy.memory import MemoryVerdict
 from llamastream.policy.restarts import CrashHistory, GiveUp, crashed, forget_crashes
+from llamastream.policy.wedge import Remedy
 from llamastream.types import LogRecord
 
-LOG_LINES = 3
-"""So many of the server's last lines explain why it ended."""
+FREE_POLL = 0.1
+"""Seconds between two looks whether the address is free that another instance still has."""
 
 
-class Instance:
-    """A llama-server that is kept alive.
-
-    Attributes:
-        id, model: its name, and that of its pool. options: how it is started. status: how it is. pid: of the process
-            that runs, one that still loads its model included, or 0. ordered: the options that it has, or is to have.
-        error: what the last start that failed raised; None after one that did not.
-    """
+class Instance(View):
+    """A llama-server that is kept alive."""
 
     def __init__(
         self,
@@ -52,6 +42,7 @@ class Instance:
         supervisor: Supervisor,
         *,
         usable_memory: int,
+        allowance: int,
         warm_directory: Path | None,
         warm_space: int,
     ) -> None:
@@ -61,26 +52,18 @@ class Instance:
             usable_memory: bytes of the machine, for limits that are shares. warm_directory: where this instance's slots
                 are saved before a planned restart; None: they are not. warm_space: bytes that they may take.
         """
-        self.id = id
-        self.model = model
-        self.options = options
-        self.status = InstanceStatus()
-        self.pid = 0
-        self.ordered = options
-        self.error: LlamaStreamError | None = None
+        super().__init__(id, model, options)
+        self.allowance = allowance
         self._settings = settings
         self._supervisor = supervisor
         self._usable_memory = usable_memory
         self._warm_directory = warm_directory
         self._warm_space = warm_space
         self._inbox = Inbox()
-        self._run: Run | None = None
-        self._launch: Launch | None = None
-        self._last: Engine | None = None
-        self._findings: Findings | None = None
         self._history = CrashHistory()
         self._start_at = 0.0
         self._wanted: Order | None = None  # a planned restart that waits for its turn
+        self._parked: Order | None = None  # one whose process has ended, and waits for an address to start again
         self._away = False  # for a planned restart, since it was our turn
         self._drained_by_hand = False
         self._warned = False
@@ -97,11 +80,10 @@ class Instance:
         """Have something done; `order.done` says when it is."""
         order.instance = self.id
         self._inbox.post(order)
-        launching = self._launch
         if order.options is not None:
             self.ordered = order.options
-        if order.kind == "stop" and launching is not None:
-            launching.cancel()
+        if order.kind == "stop":
+            self._starter.cancel()
         return order
 
     def hasten(self) -> None:
@@ -122,38 +104,14 @@ class Instance:
         return self._wanted is not None or self._inbox.holds("restart", "replace")
 
     @property
-    def url(self) -> str:
-        """Where it listens, or did; "" before the first start."""
-        return "" if self._last is None else self._last.url
-
-    @property
     def supervised(self) -> bool:
         """Whether its thread lives, or has ended as it should."""
         return self._over or self._thread.is_alive() or self._thread.ident is None
-
-    @property
-    def engine(self) -> Engine | None:
-        """The running server, None if there is none."""
-        run = self._run
-        return None if run is None else run.engine
-
-    def logs(self) -> list[LogRecord]:
-        """The last log records of the process that runs, or ran last."""
-        return [] if self._last is None else self._last.logs
-
-    def backend(self) -> Backend:
-        """As those see it who send requests."""
-        return describe_backend(self, self._last, None if self._run is None else self._findings)
-
-    def report(self) -> InstanceReport:
-        """As people see it."""
-        return describe_instance(self, self._run, self._last, self._findings)
 
     # -- its own thread -------------------------------------------------------------------------------------
 
     def _main(self) -> None:
         try:
-            self._start("first start")
             while not self._over:
                 order = self._inbox.next(self._rest())
                 if order is not None:
@@ -162,6 +120,7 @@ class Instance:
                     self._tend()
         finally:
             self._want(None)
+            self._settle(carried_out=False)
             self._inbox.close()
 
     def _rest(self) -> float:
@@ -170,7 +129,7 @@ class Instance:
             if self._findings is None:
                 return 0.0
             return self._settings.look_interval * (1.0 if self._findings.verdict == "well" else 0.25)
-        if self.status.state == "restarting":
+        if self._waits_to_start:
             return max(0.0, self._start_at - time.monotonic())
         return 3600.0
 
@@ -178,12 +137,29 @@ class Instance:
         """Nobody told us anything: see how it is."""
         run = self._run
         if run is None:
-            if self.status.state == "restarting" and time.monotonic() >= self._start_at:
-                self._start(self.status.reason)
+            if self._waits_to_start and time.monotonic() >= self._start_at:
+                self._start_if_free(self.status.reason if self.status.generation else "first start")
         elif not run.engine.alive:
             self._ended(run, run.engine.wait(0), run.engine)
         else:
             self._look(run)
+
+    @property
+    def _waits_to_start(self) -> bool:
+        return self.status.state == "restarting" or not self.status.generation
+
+    def _start_if_free(self, reason: str, saved: list[warm.SavedSlot] | None = None) -> None:
+        """Start where it is to listen, unless another instance is there that is about to leave."""
+        if self._supervisor.waits_for(self.id, place_of(self.options)) is None:
+            self._start(reason, saved)
+            self._settle(carried_out=self._run is not None)
+        else:
+            self._start_at = time.monotonic() + FREE_POLL
+
+    def _settle(self, *, carried_out: bool) -> None:
+        parked, self._parked = self._parked, None
+        if parked is not None:
+            parked.finish(carried_out=carried_out)
 
     def _obey(self, order: Order) -> None:
         if order.kind == "stop":
@@ -199,7 +175,7 @@ class Instance:
             self.options = order.options or self.options
             self._history = forget_crashes(self._history)
             self._start(order.reason)
-        elif order.kind != "start":
+        else:
             self._want(order)
             self._go_if_my_turn()
             return  # over when it has been carried out
@@ -224,29 +200,30 @@ class Instance:
 
         def heard(record: LogRecord) -> None:
             tally.count(record)
-            self._supervisor.log(self.id, record)
+            if not is_our_question(record):
+                self._supervisor.log(self.id, record)
 
         def spawned(pid: int) -> None:
             self.pid = pid
             self._to("spawned", f"process {pid} loads its model")
 
-        self._launch = launch(self._launch_options(), on_log=heard, on_spawn=spawned)
-        if self._inbox.stop_wanted():
-            self._launch.cancel()
         try:
-            engine = self._launch.start()
+            engine = self._starter.start(
+                self.options,
+                slots=self._warm_here,
+                on_log=heard,
+                on_spawn=spawned,
+                unwanted=self._inbox.stop_wanted,
+            )
         except LlamaStreamError as error:
             self.error = error
             self._not_started(error)
             return
-        finally:
-            self._launch = None
         self.error = None
-        self._last = engine
         if saved:
             self._restore(engine, saved)
         self._findings = None
-        self._run = Run(engine, self._settings, self._usable_memory, tally)
+        self._run = Run(engine, self._settings, self._usable_memory, self.allowance, tally)
         self._to("loaded", f"ready after {engine.start_seconds:.2f} s")
         if self._drained_by_hand:
             self._to("drain", "drained by hand")
@@ -260,28 +237,17 @@ class Instance:
     def _saw(self, found: Findings) -> None:
         self._findings = found
 
-    def _launch_options(self) -> EngineOptions:
-        changes: dict[str, object] = {}
-        # the address stays, so that whoever knows it finds the new process there
-        if self._last is not None and self.options.socket is None and not self.options.port:
-            changes["port"] = self._last.options.port
-        if self._warm_here is not None:
-            changes["slot_save_path"] = str(self._warm_here)
-        return msgspec.structs.replace(self.options, **changes)
-
     def _not_started(self, error: LlamaStreamError) -> None:
         if self._inbox.stop_wanted():
             return  # it was told to stop, which comes next
-        final = isinstance(error, EngineMissingError | UnsupportedFlagError | SettingError)
         exit_code = error.exit_code if isinstance(error, EngineError) else None
-        self._crashed(error.message, exit_code, good_for=0.0, final=final)
+        self._crashed(error.message, exit_code, good_for=0.0, final=is_final(error))
 
     def _ended(self, run: Run, exit_code: int | None, engine: Engine) -> None:
         """The process is gone, and nobody told it to go."""
         self._run = None
         run.end()  # its guard and its pipes
-        lines = [record.message for record in engine.logs if record.level == "error"][-LOG_LINES:]
-        why = f"the process ended by itself ({_exit(exit_code)})" + (f": {' | '.join(lines)}" if lines else "")
+        why = why_ended(exit_code, engine.logs)
         self._crashed(why, exit_code, good_for=run.good_for)
 
     def _crashed(self, why: str, exit_code: int | None, *, good_for: float, final: bool = False) -> None:
@@ -304,6 +270,8 @@ class Instance:
                 if self.status.state != "draining":
                     self._to("drain", order.reason)
                 outcome = run.drain(self._settings.drain_timeout, self._inbox.wait, self._saw)
+            if outcome == "late":
+                run.cancel_held()
             code = run.end(hangs=outcome == "wedged" or self.status.state == "wedged")
             self._run = None
         self._to("stop", order.reason, code)
@@ -338,12 +306,27 @@ class Instance:
             self._want(Order("restart", verdict.reason))
 
     def _replace_wedged(self, run: Run) -> None:
-        """Whoever streams from it is cut off, and goes on elsewhere: that is better than to wait for nothing."""
+        """Whoever streams from it is cut off, and goes on elsewhere: that is better than to wait for nothing.
+
+        Not at once, though: what it holds is cancelled, and it may get on again.
+        """
         why = run.explain_wedge()
         self._to("wedge", why)
+        remedy = run.rescue(self._inbox.wait)
+        if remedy != "end":
+            self._revived(remedy, why)
+            return
         code = run.end(hangs=True)
         self._run = None
         self._crashed(why, code, good_for=run.good_for)
+
+    def _revived(self, remedy: Remedy, why: str) -> None:
+        self._warn("wedge", f"it gets on again; before that: {why}")
+        self._to("revive", "it gets on again")
+        if self._drained_by_hand:
+            self._to("drain", "drained by hand")
+        if remedy == "replace" and self._wanted is None:
+            self._want(Order("restart", "it has hung more than once"))
 
     def _go_if_my_turn(self) -> None:
         order, run = self._wanted, self._run
@@ -351,7 +334,6 @@ class Instance:
             return
         self._wanted, self._away = None, True
         self._replace(run, order)
-        order.finish(carried_out=self._run is not None)
 
     def _replace(self, run: Run, order: Order) -> None:
         """A planned restart: no new requests, those that run end, the process ends, and another begins."""
@@ -359,8 +341,11 @@ class Instance:
             self._to("drain", order.reason)
         outcome = run.drain(self._settings.drain_timeout, self._inbox.wait, self._saw)
         if outcome == "late":
+            held = run.cancel_held()
             self._warn(
-                "drain", f"requests still ran after {self._settings.drain_timeout:g} s (drain_timeout), and were cut"
+                "drain",
+                f"requests still ran after {self._settings.drain_timeout:g} s (drain_timeout), and were cut"
+                + (f"; {held} of them were held under an id, and cancelled" if held else ""),
             )
         elif outcome == "wedged":
             self._warn("drain", f"it hangs: {run.explain_wedge()}")
@@ -370,10 +355,14 @@ class Instance:
         code = run.end(hangs=outcome == "wedged")
         self._run = None
         self._to("end", order.reason, code)
+        self._parked = order
         if self._inbox.stop_wanted():
             return
         self.options = order.options or self.options
-        self._start(order.reason, saved)
+        self._start_if_free(order.reason, saved)
+        if self._parked is not None and self._away:  # the others go first, one of which is where it is to listen
+            self._away = False
+            self._supervisor.came_back(self.id, well=True)
 
     def _restore(self, engine: Engine, saved: list[warm.SavedSlot]) -> None:
         assert self._warm_directory is not None
@@ -400,9 +389,3 @@ class Instance:
 
     def _warn(self, topic: str, message: str) -> None:
         self._supervisor.notify(InstanceWarning(self.id, topic, message, time.time()))
-
-
-def _exit(code: int | None) -> str:
-    if code is None:
-        return "exit code unknown"
-    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -10,15 +10,15 @@ from typing import Literal
 
 from llamastream.engine import EngineOptions
 
-OrderKind = Literal["start", "restart", "replace", "drain", "undrain", "forget", "stop"]
+OrderKind = Literal["restart", "replace", "drain", "undrain", "forget", "stop"]
 
 
 class Order:
     """Something to do.
 
     Attributes:
-        kind: `start` (one that failed or was stopped), `restart` (as planned, when its turn comes), `replace` (the
-            same with other options), `drain`, `undrain`, `forget` (a planned restart that waits), `stop`.
+        kind: `restart` (as planned, when its turn comes; at once if it has failed), `replace` (the same with other
+            options), `drain`, `undrain`, `forget` (a planned restart that waits), `stop`.
         reason: for people. options: for `replace`. drain: for `stop`: let running requests finish.
         instance: whose thread is to do it. done: True when it has been carried out, False when it was called off.
     """

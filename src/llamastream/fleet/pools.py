@@ -1,18 +1,18 @@
-"""From pools of models to single instances: names, ports, shares of threads and memory."""
+"""From models to pools, and from pools to single instances: names, ports, shares of threads and memory."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
 
 from llamastream.engine import EngineOptions
-from llamastream.engine.needs import need_of
-from llamastream.errors import EngineMemoryError, SettingError
+from llamastream.engine.needs import BASE, need_of
+from llamastream.errors import EngineMemoryError, LlamaStreamError, SettingError
 from llamastream.fleet.settings import Pool
-from llamastream.policy.budget import divided, refusal
+from llamastream.policy.budget import Need, allowances, divided, refusal
 
 MAX_INSTANCES = 256
 
@@ -23,6 +23,34 @@ class Plan(Struct, frozen=True):
     id: str
     pool: str
     options: EngineOptions
+
+
+def as_pools(
+    models: EngineOptions | Mapping[str, EngineOptions] | Sequence[Pool] | None, instances: int
+) -> tuple[Pool, ...]:
+    """Pools from whatever a fleet may be given.
+
+    Raises:
+        SettingError: it is none of these.
+    """
+    if models is None or isinstance(models, EngineOptions):
+        options = models or EngineOptions()
+        return (Pool(name=pool_name(options), options=options, instances=instances),)
+    if isinstance(models, Mapping):
+        return tuple(Pool(name=name, options=options, instances=instances) for name, options in models.items())
+    pools = tuple(models)
+    if not all(isinstance(pool, Pool) for pool in pools):
+        raise SettingError("models must be EngineOptions, a mapping of names to EngineOptions, or a list of Pool")
+    return pools
+
+
+def pool_name(options: EngineOptions) -> str:
+    """What to call a model that was given no name: its alias, its file's name, or `demo`."""
+    name = options.alias or (options.hf or "").partition(":")[0].rpartition("/")[2]
+    if not name and options.model is not None:
+        name = options.model.replace("\\", "/").rpartition("/")[2].removesuffix(".gguf")
+    kept = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+    return kept or "demo"
 
 
 def plan(pools: Sequence[Pool], *, cores: int, cache_ram: int) -> tuple[Plan, ...]:
@@ -135,3 +163,20 @@ def check_memory(plans: Sequence[Plan], available: int) -> None:
     reason = refusal([need_of(each.id, each.options) for each in plans], available)
     if reason is not None:
         raise EngineMemoryError(reason)
+
+
+def allowances_of(plans: Sequence[Plan], usable: int) -> dict[str, int]:
+    """Bytes that each instance may come to have beyond what it has when it is ready, by its name.
+
+    Args:
+        usable: bytes of the machine.
+    """
+    found = allowances([_need_if_known(each) for each in plans], usable)
+    return {each.id: bytes_ for each, bytes_ in zip(plans, found, strict=True)}
+
+
+def _need_if_known(each: Plan) -> Need:
+    try:
+        return need_of(each.id, each.options)
+    except LlamaStreamError:  # its start will say so
+        return Need(name=each.id, model="", weights=0, kv_cache=0, prompt_cache=0, overhead=BASE)

@@ -17,6 +17,9 @@ from llamastream.policy.wedge import WedgePolicy
 Positive = Annotated[float, Meta(gt=0, le=1e7)]
 Count = Annotated[int, Meta(ge=1)]
 
+AUTO, OFF = "auto", "off"
+"""Of `memory_limit`."""
+
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[KMGT]?i?B?)", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -38,6 +41,14 @@ def _check_size(text: str, source: str) -> None:
         raise SettingError(
             f"a size of {text!r} from {source} is not allowed; allowed: a size such as 6GiB or 500MiB, "
             "or a share of the machine's memory such as 80%"
+        )
+
+
+def _check_limit(text: str, source: str) -> None:
+    if text not in (AUTO, OFF) and parse_size(text, 1 << 40) is None:
+        raise SettingError(
+            f"memory_limit = {text!r} from {source} is not allowed; allowed: a size such as 6GiB or 500MiB, "
+            f"a share of the machine's memory such as 80%, {AUTO}, or {OFF}"
         )
 
 
@@ -110,13 +121,14 @@ class FleetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Count | None, Meta(description="Requests after which a server is replaced by a fresh one.")
     ] = None
     memory_limit: Annotated[
-        str | None,
+        str,
         Meta(
-            description="Private memory and swap of a server above which it is replaced: a size (6GiB), or a share of "
-            "the machine's (80%).",
-            extra={"check": _check_size},
+            description="Private memory and swap of a server above which it is replaced: a size (6GiB), a share of "
+            "the machine's (80%), `auto`: what it had when it was ready, what it may fill, and an even share of what "
+            "the machine has left; or `off`.",
+            extra={"check": _check_limit},
         ),
-    ] = None
+    ] = AUTO
     memory_growth: Annotated[
         str | None,
         Meta(
@@ -165,11 +177,13 @@ class FleetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def wedge_policy(self) -> WedgePolicy:
         return WedgePolicy(quiet_limit=self.wedge_after, compute_limit=self.compute_limit)
 
-    def memory_policy(self, usable: int) -> MemoryPolicy:
-        """For a machine with so many usable bytes of memory."""
+    def memory_policy(self, usable: int, allowance: int | None = None) -> MemoryPolicy:
+        """For a machine with so many usable bytes of memory, and a server that may have `allowance` bytes beyond what
+        it has when it is ready, where the settings say nothing else."""
         growth = None if self.memory_growth is None else parse_size(self.memory_growth, usable)
         return MemoryPolicy(
-            limit=None if self.memory_limit is None else parse_size(self.memory_limit, usable),
+            limit=None if self.memory_limit in (AUTO, OFF) else parse_size(self.memory_limit, usable),
+            allowance=allowance if self.memory_limit == AUTO else None,
             slope_limit=None if growth is None else growth / 3600,
             window=self.memory_window,
             min_seconds=min(60.0, self.memory_window / 2),

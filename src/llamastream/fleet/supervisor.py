@@ -20,5 +20,8 @@ class Supervisor(Protocol):
     def may_go(self, instance: str) -> bool:
         """Whether it is this instance's turn to leave for a planned restart; if so, it is away until `came_back`."""
 
+    def waits_for(self, instance: str, place: str) -> str | None:
+        """Who has to leave, and will, before this instance can listen at this place; None: nobody."""
+
     def came_back(self, instance: str, *, well: bool) -> None:
         """It is ready again, or (not `well`) will not be."""

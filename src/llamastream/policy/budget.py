@@ -46,6 +46,29 @@ def refusal(needs: Sequence[Need], available: int) -> str | None:
     )
 
 
+USED = 0.9
+"""Share of the machine's memory that servers may come to have: beyond it, it would begin to swap."""
+LEAST_SPARE = 512 << 20
+"""Bytes: predictions are no better than that."""
+
+
+def allowances(needs: Sequence[Need], usable: int) -> tuple[int, ...]:
+    """Bytes of private memory that each instance may have beyond what it had when it was ready, if nobody says more.
+
+    What it fills only then, its prompt cache and its work space, and an even share of what all predictions together
+    leave of the machine. So instances that leak, even all of them, are replaced before the machine swaps, and none is
+    replaced that does as predicted. What it has when it is ready is measured and not predicted: whether a
+    model's weights are shared pages or private ones, only the server knows.
+
+    Args:
+        usable: bytes of the machine.
+    """
+    if not needs:
+        return ()
+    spare = max((int(usable * USED) - total(needs)) // len(needs), LEAST_SPARE)
+    return tuple(need.prompt_cache + need.overhead + spare for need in needs)
+
+
 def divided(cores: int, instances: int) -> tuple[int, ...]:
     """Compute threads for each of several instances: all cores, shared out evenly, one for each at least."""
     share, rest = divmod(cores, instances)

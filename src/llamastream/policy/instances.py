@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from llamastream.backends import InstanceState
 
 Trigger: TypeAlias = Literal[
-    "spawn", "spawned", "loaded", "filled", "freed", "drain", "undrain", "wedge", "end", "give_up", "stop"
+    "spawn", "spawned", "loaded", "filled", "freed", "drain", "undrain", "wedge", "revive", "end", "give_up", "stop"
 ]
 
 STATES: dict[InstanceState, str] = {
@@ -20,7 +20,7 @@ STATES: dict[InstanceState, str] = {
     "busy": "it takes requests, but every slot is taken: they wait in line",
     "draining": "it takes no new requests, and finishes those that it has",
     "restarting": "the process has ended; the next start waits for its time",
-    "wedged": "the process runs, but does not get on; it is about to be ended",
+    "wedged": "the process runs, but does not get on; if that stays so, it is ended",
     "failed": "it is not started again by itself, for the reason that is given",
     "stopped": "it was told to stop",
 }
@@ -37,7 +37,7 @@ TRANSITIONS: dict[InstanceState, dict[Trigger, InstanceState]] = {
     "ready": {**_UP, "filled": "busy"},
     "busy": {**_UP, "freed": "ready"},
     "draining": {"undrain": "ready", "wedge": "wedged", "end": "restarting", "stop": "stopped"},
-    "wedged": {"end": "restarting", "stop": "stopped"},
+    "wedged": {"revive": "ready", "end": "restarting", "stop": "stopped"},
     "restarting": {"spawn": "starting", "give_up": "failed", "stop": "stopped"},
     "failed": {"spawn": "starting", "stop": "stopped"},
 }
@@ -45,7 +45,8 @@ TRANSITIONS: dict[InstanceState, dict[Trigger, InstanceState]] = {
 
 `spawn`: a start begins · `spawned`: the process exists · `loaded`: it says that it is ready · `filled`, `freed`: the
 last slot was taken, one is free again · `drain`, `undrain`: no new requests, and again some · `wedge`: it does not get
-on · `end`: the process has ended · `give_up`: it ended too often · `stop`: stopped on purpose.
+on · `revive`: it does again · `end`: the process has ended · `give_up`: it ended too often · `stop`: stopped on
+purpose.
 """
 
 

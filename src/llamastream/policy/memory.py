@@ -22,19 +22,22 @@ class MemoryPolicy(Struct, frozen=True, kw_only=True):
     """What is too much.
 
     Attributes:
-        limit: bytes of private memory and swap; None: no limit. slope_limit: bytes per second of steady growth; None:
-            none. window: seconds that growth is judged by. min_samples, min_seconds: evidence without which there is no
-            talk of growth. lead: seconds that a replacement takes: growth that reaches the limit within them is too
-            much. warn_share: share of the limit from which on there is a warning.
+        limit: bytes of private memory and swap; None: no limit. allowance: instead of `limit`: bytes that it may have
+            beyond what it had at the first look, when it was ready; None: no such limit. slope_limit: bytes per second
+            of steady growth; None: none. window: seconds that growth is judged by. min_samples, min_seconds: evidence
+            without which there is no talk of growth. lead: seconds that a replacement takes: growth that reaches the
+            limit within them is too much. warn_share: share of the limit (of the allowance) from which on there is a
+            warning.
     """
 
     limit: int | None = None
+    allowance: int | None = None
     slope_limit: float | None = None
     window: float = 600.0
     min_samples: int = 10
     min_seconds: float = 60.0
     lead: float = 120.0
-    warn_share: float = 0.9
+    warn_share: float = 0.8
 
 
 class MemoryVerdict(Struct, frozen=True):
@@ -52,10 +55,15 @@ class MemoryWatch:
         self._policy = policy
         self._samples: deque[tuple[float, int]] = deque()
         self._last = MemoryVerdict("ok")
+        self._limit = policy.limit
+        self._warn_at = None if policy.limit is None else policy.limit * policy.warn_share
 
     def observe(self, now: float, size: int) -> MemoryVerdict:
         """Take a sample (monotonic seconds, bytes) and judge."""
         policy, samples = self._policy, self._samples
+        if policy.allowance is not None and self._limit is None and size > 0:
+            self._limit = size + policy.allowance
+            self._warn_at = size + policy.allowance * policy.warn_share
         # Looks come far more often than growth can be told: what falls into the same part of the window is one sample.
         if not samples or now - samples[-1][0] >= policy.window / SAMPLES:
             samples.append((now, size))
@@ -77,16 +85,16 @@ class MemoryWatch:
         return min(sure_slope(every), sure_slope(every[:half]), sure_slope(every[half:]))
 
     def _judge(self, size: int, slope: float | None) -> MemoryVerdict:
-        policy = self._policy
-        if policy.limit is not None:
-            if size >= policy.limit:
-                return MemoryVerdict("restart", f"{_mib(size)} of memory, the limit is {_mib(policy.limit)}", slope)
-            left = (policy.limit - size) / slope if slope is not None and slope > 0 else None
+        policy, limit = self._policy, self._limit
+        if limit is not None:
+            if size >= limit:
+                return MemoryVerdict("restart", f"{_mib(size)} of memory, the limit is {_mib(limit or 0)}", slope)
+            left = (limit - size) / slope if slope is not None and slope > 0 else None
             if left is not None and left <= policy.lead:
                 return MemoryVerdict(
                     "restart",
                     f"{_mib(size)} of memory, growing by {_mib(slope or 0)} a second: "
-                    f"the limit of {_mib(policy.limit)} is {left:.0f} s away",
+                    f"the limit of {_mib(limit or 0)} is {left:.0f} s away",
                     slope,
                 )
         if policy.slope_limit is not None and slope is not None and slope > policy.slope_limit:
@@ -95,8 +103,8 @@ class MemoryWatch:
                 f"memory grows by {_mib(slope * 3600)} an hour, {_mib(policy.slope_limit * 3600)} are allowed",
                 slope,
             )
-        if policy.limit is not None and size >= policy.limit * policy.warn_share:
-            return MemoryVerdict("warning", f"{_mib(size)} of memory, the limit is {_mib(policy.limit)}", slope)
+        if self._warn_at is not None and size >= self._warn_at:
+            return MemoryVerdict("warning", f"{_mib(size)} of memory, the limit is {_mib(limit or 0)}", slope)
         return MemoryVerdict("ok", "", slope)
 
 

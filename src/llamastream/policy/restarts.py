@@ -103,7 +103,9 @@ class Turn(Struct, frozen=True, kw_only=True):
 
     Attributes:
         pool: what it is one of: `min_ready` holds in each pool. wants: it waits for a planned restart. away: it is out
-            for one. ready: it takes requests. gone: for good (failed, stopped), so that it counts no more.
+            for one. ready: it takes requests. gone: for good (failed, stopped, leaving), so that it counts no more.
+        holds: where its process listens, "" if there is none. moves_to: where its next process is to listen, "" if
+            that is left open.
     """
 
     id: str
@@ -112,6 +114,8 @@ class Turn(Struct, frozen=True, kw_only=True):
     away: bool = False
     ready: bool = True
     gone: bool = False
+    holds: str = ""
+    moves_to: str = ""
 
 
 def next_turn(instances: Sequence[Turn], min_ready: int) -> str | None:
@@ -119,14 +123,28 @@ def next_turn(instances: Sequence[Turn], min_ready: int) -> str | None:
 
     One at a time, and only if `min_ready` others of its pool are ready then. A pool that is no larger than that lets
     one go when all others are ready: else it could never be restarted as planned.
+
+    One that is to listen where another does, goes after that one. Where several wait for each other in a ring, the
+    first goes all the same, and comes back when its new place is free.
     """
     living = [each for each in instances if not each.gone]
     if any(each.away for each in living):
         return None
-    for each in living:
+    wanting = [each for each in living if each.wants]
+    free = [each for each in wanting if not holder_of(each, instances)]
+    in_a_ring = all((holder := holder_of(each, instances)) and holder.wants for each in wanting)
+    for each in wanting if in_a_ring else free:
         others = [other for other in living if other is not each and other.pool == each.pool]
-        if each.wants and sum(other.ready for other in others) >= min(min_ready, len(others)):
+        if sum(other.ready for other in others) >= min(min_ready, len(others)):
             return each.id
+    return None
+
+
+def holder_of(each: Turn, instances: Sequence[Turn]) -> Turn | None:
+    """The other one that still listens where this one is to listen next; None if nobody does."""
+    for other in instances:
+        if other.id != each.id and each.moves_to and other.holds == each.moves_to:
+            return other
     return None
 
 

@@ -18,6 +18,10 @@ from llamastream.policy.stall import made_progress
 Verdict: TypeAlias = Literal["well", "quiet", "canary", "wedged"]
 """`well`: it lives. `quiet`: no sign of life, but not for long. `canary`: ask it for a token. `wedged`: it hangs."""
 
+Remedy: TypeAlias = Literal["wait", "serve", "replace", "end"]
+"""`wait`: look again. `serve`: it gets on, and may have requests. `replace`: the same, but a fresh process should take
+its place when its turn comes. `end`: end the process."""
+
 BURNING = 0.1
 """CPU seconds per second from which on a process is at work."""
 
@@ -33,6 +37,22 @@ class WedgePolicy(Struct, frozen=True, kw_only=True):
 
     quiet_limit: float = 5.0
     compute_limit: float = 300.0
+
+
+def remedy(*, lives: bool, hung_before: int, waited: float, grace: float) -> Remedy:
+    """What to do next with a server that is taken to hang, gets no more requests, and whose generations were cancelled.
+
+    One that gets on again was frozen for a while (a machine that slept, a full disk, a stopped process), or hung in
+    what was cancelled: nothing is gained by another loss of its prompt caches. If that happens to the same process
+    again, there is something wrong with it.
+
+    Args:
+        lives: whether its decode loop has shown life since. hung_before: how often this process has hung and got on.
+        waited: seconds since it was taken to hang. grace: seconds that it may take to get on again.
+    """
+    if lives:
+        return "replace" if hung_before else "serve"
+    return "end" if waited >= grace else "wait"
 
 
 class Look(Struct, frozen=True, kw_only=True):

@@ -237,18 +237,19 @@ def load(
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for field in fields:
+        strict = False  # the command line and the environment have nothing but text, a file has types
         if given.get(field.name) is not None:
             raw, source = given[field.name], given_source or next(iter(field.flags), "the call")
         elif environ.get(field.env, "") != "":
             raw, source = environ[field.env], f"the environment ({field.env})"
         elif field.name in above:
-            raw, source = above[field.name], above_source
+            raw, source, strict = above[field.name], above_source, True
         elif field.name in table:
-            raw, source = table[field.name], table_source
+            raw, source, strict = table[field.name], table_source, True
         else:
             values[field.name], sources[field.name] = field.default, "default"
             continue
-        values[field.name] = _convert(field, raw, source)
+        values[field.name] = _convert(field, raw, source, strict=strict)
         sources[field.name] = source
     try:
         return group(**values), sources
@@ -283,13 +284,13 @@ def with_sources(error: SettingError, sources: Mapping[str, str]) -> SettingErro
     return SettingError(f"{error.message} ({', '.join(named)})") if named else error
 
 
-def _convert(field: SettingField, raw: Any, source: str) -> Any:
+def _convert(field: SettingField, raw: Any, source: str, *, strict: bool = False) -> Any:
     if isinstance(raw, str) and get_origin(_bare(field.type)) is tuple:
         raw = shlex.split(raw)
     try:
         if isinstance(raw, bool) and _bare(field.type) is not bool:
             raise msgspec.ValidationError  # which would be taken for the number 0 or 1
-        value = msgspec.convert(raw, field.type, strict=False)
+        value = msgspec.convert(raw, field.type, strict=strict)
     except msgspec.ValidationError:
         shown = "(hidden)" if field.secret else repr(raw)
         raise SettingError(
