@@ -126,7 +126,10 @@ def test_the_users_file_is_read_between_environment_and_defaults(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[cleint]\n", "table [cleint], which is none of ours; allowed: [client], [fleet], [models.NAME], [serve]"),
+        (
+            "[cleint]\n",
+            "table [cleint], which is none of ours; allowed: [client], [fleet], [gateway], [models.NAME], [serve]",
+        ),
         ("client = 5\n", "must be a table: [client]"),
         ("[client]\nbase_ulr = 'x'\n", "'base_ulr' in"),
         ("[client]\ntemperature = 'hot'\n", "temperature = 'hot' from"),

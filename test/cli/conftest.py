@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from serving import Serving, fleet_of_two, runtime_directory
-
-
-def environment(home: Path, runtime: Path) -> dict[str, str]:
-    """An environment without settings, with an empty HOME and a runtime directory of its own."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LLAMA", "XDG_", "PYTHONUNBUFFERED"))}
-    return {**kept, "HOME": str(home), "XDG_RUNTIME_DIR": str(runtime), "COLUMNS": "200", "NO_COLOR": "1"}
+from serving import Serving, environment, fleet_of_two, runtime_directory
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from llamastream.engine import Engine, EngineOptions, launch
 from llamastream.errors import AuthenticationError
 from polling import wait_for
 from ports import free_port
-from serving import Serving, busy, fleet_of_two, serving
+from serving import Serving, busy, environment, fleet_of_two, runtime_directory, serving
 
 QUESTION = [{"role": "user", "content": LONG.question}]
 KEY = "sk-0123456789abcdef"
@@ -31,11 +31,18 @@ def settings_file(environ: dict[str, str], text: str) -> dict[str, str]:
     return {**environ, "LLAMASTREAM_CONFIG": str(path)}
 
 
+@pytest.fixture(scope="module")
+def fronted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """Two servers behind the gateway, for the tests that leave them as they were."""
+    with runtime_directory() as runtime, fleet_of_two(environment(tmp_path_factory.mktemp("home"), runtime)) as started:
+        yield started
+
+
 # -- before its own servers -----------------------------------------------------------------------------------------
 
 
-def test_the_gateway_listens_and_nobody_passes_it_by(pair: Serving) -> None:
-    ready = pair.ready()
+def test_the_gateway_listens_and_nobody_passes_it_by(fronted: Serving) -> None:
+    ready = fronted.ready()
     assert ready["url"].startswith("http://127.0.0.1:")
     paths = [Path(urlsplit(each["url"]).path) for each in ready["instances"]]
     assert len(set(paths)) == 2
@@ -47,11 +54,11 @@ def test_the_gateway_listens_and_nobody_passes_it_by(pair: Serving) -> None:
         assert "".join(client.stream_chat(QUESTION, temperature=0)) == LONG.answer
 
 
-def test_what_it_says_of_itself(pair: Serving) -> None:
-    url = pair.ready()["url"]
-    shown = pair.status()
+def test_what_it_says_of_itself(fronted: Serving) -> None:
+    url = fronted.ready()["url"]
+    shown = fronted.status()
     assert (shown["url"], shown["waiting"]) == (url, 0)
-    assert url in pair.command("status").stdout
+    assert url in fronted.command("status").stdout
     fleet = ask(url, "GET", "/fleet").json
     assert [each["id"] for each in fleet["instances"]] == ["demo-0", "demo-1"]
     assert (fleet["name"], fleet["pid"]) == (shown["name"], shown["pid"])
@@ -60,13 +67,13 @@ def test_what_it_says_of_itself(pair: Serving) -> None:
     assert 'llamastream_instance_state{instance="demo-1",state="ready"} 1.0' in metrics
 
 
-def test_each_request_is_a_record(pair: Serving) -> None:
-    answer = ask(pair.ready()["url"], body={"messages": QUESTION, "max_tokens": 3}, X_Request_Id="mine-1")
+def test_each_request_is_a_record(fronted: Serving) -> None:
+    answer = ask(fronted.ready()["url"], body={"messages": QUESTION, "max_tokens": 3}, X_Request_Id="mine-1")
     assert answer.status == 200
-    record = pair.expect("request", request_id="mine-1")
+    record = fronted.expect("request", request_id="mine-1")
     assert (record["status"], record["route"], record["model"]) == (200, "/v1/chat/completions", "demo")
     assert record["completion_tokens"] == 3
-    assert "mine-1" in pair.command("logs", "--json").stdout
+    assert "mine-1" in fronted.command("logs", "--json").stdout
 
 
 def test_a_stream_outlives_a_restart_and_a_killed_server(environ: dict[str, str]) -> None:
