@@ -17,14 +17,14 @@ import typer
 import yaml  # type: ignore[import-untyped]  # its types are a package of their own
 
 from llamastream.cli.app import app
+from llamastream.cli.serveplan import Given, plan_servers
 from llamastream.engine import EngineOptions
-from llamastream.fleet.configuration import configure
 from llamastream.fleet.settings import FleetSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGING = ROOT / "packaging"
 UNIT = PACKAGING / "llamastream.service"
-LONGEST_STOP = FleetSettings().drain_timeout + EngineOptions().stop_timeout
+LONGEST_STOP = 2 * FleetSettings().drain_timeout + EngineOptions().stop_timeout  # of the gateway, then of the servers
 
 
 def check_command(words: list[str]) -> None:
@@ -124,7 +124,9 @@ def test_compose_builds_that_image_and_leaves_time_to_drain() -> None:
 def test_the_example_of_a_settings_file_is_right() -> None:
     text = (PACKAGING / "config.toml").read_text()
     environ = {"LLAMASTREAM_CONFIG": str(PACKAGING / "config.toml")}
-    (pool,) = configure({}, {}, environ=environ).pools
+    plan = plan_servers(Given(), environ=environ)
+    assert len(plan.configuration.pools) == 1
+    assert plan.front is not None
     ports = yaml.safe_load((PACKAGING / "compose.yaml").read_text())["services"]["llamastream"]["ports"]
-    assert ports == [f"127.0.0.1:8080-{8080 + pool.instances - 1}:8080-{8080 + pool.instances - 1}"]
+    assert ports == [f"127.0.0.1:{plan.front.port}:{plan.front.port}"]
     assert "docs/settings.md" in text
