@@ -151,7 +151,7 @@ class Gateway:
         path = known + (f"?{query}" if query else "")
         served_of(scope).runner = passage
         try:
-            await run(scope["method"], path, raw)
+            await run("GET" if raw is None else "POST", path, raw)  # of a HEAD the server around us leaves the head
         except LlamaStreamError as error:
             await self._failed(scope["path"], error, passage, send)
 

@@ -90,10 +90,11 @@ class _Arrivals:
             ContentIdleTimeoutError: nothing came for so many seconds.
         """
         while True:
-            end = len(self.body) if self.over and self.error is None else self.body.rfind(b"\n\n") + 2
-            if end < 2 and len(self.body) > LARGEST_EVENT:
+            boundary = self.body.rfind(b"\n\n")
+            end = 0 if boundary < 0 else boundary + 2
+            if (self.over and self.error is None) or (not end and len(self.body) > LARGEST_EVENT):
                 end = len(self.body)
-            if end >= 2 or (self.over and end):
+            if end:
                 taken = bytes(self.body[:end])
                 del self.body[:end]
                 return taken
