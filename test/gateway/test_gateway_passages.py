@@ -184,15 +184,15 @@ def test_what_the_gateway_refuses_has_the_form_of_the_api(engine: Engine) -> Non
         ]
         for status, kind, body, headers in asked:
             for path in ("/v1/messages", "/v1/messages/count_tokens"):
-                heard = ask(gateway.url, path=path, body=body, **headers)
+                heard = ask(gateway.url, path=path, body=body, **headers)  # type: ignore[arg-type]  # all headers
                 assert (heard.status, heard.json["type"], heard.json["error"]["type"]) == (status, "error", kind)
-            heard = ask(gateway.url, path="/v1/responses", body=body, **headers)
+            heard = ask(gateway.url, path="/v1/responses", body=body, **headers)  # type: ignore[arg-type]  # all headers
             assert heard.status == status
             assert set(heard.json["error"]) == {"message", "type", "code"}
         lane = gateway.gateway.lanes.find("demo")
         slots = lane.admission._slots
         lane.admission._slots = lambda: 0
-        heard = ask(gateway.url, path="/v1/messages", body={**MESSAGES, "model": "demo"}, **key)
+        heard = ask(gateway.url, path="/v1/messages", body={**MESSAGES, "model": "demo"}, **key)  # type: ignore[arg-type]  # headers
         lane.admission._slots = slots
         assert (heard.status, heard.json["error"]["type"]) == (429, "rate_limit_error")
         assert re.search(rb"retry-after: \d", heard.head)

@@ -61,12 +61,16 @@ def test_a_server_gets_what_it_is_for_and_one_that_does_not_tell_gets_everything
 )
 def test_what_a_server_is_for_by_what_it_refuses(statuses: dict[str, int], tasks: tuple[Task, ...]) -> None:
     questions = task_questions()
-    path, body = next(questions)
-    with pytest.raises(StopIteration) as end:
-        while True:
-            assert body == {}  # nothing to work on
-            path, body = questions.send((statuses[path], b""))
-    assert end.value.value == tasks
+    reply: tuple[int, bytes] | None = None
+    for _ in range(3):
+        try:
+            path, body = next(questions) if reply is None else questions.send(reply)
+        except StopIteration as end:
+            found = end.value
+            break
+        assert body == {}  # nothing to work on
+        reply = statuses[path], b""
+    assert found == tasks
 
 
 # -- real servers -----------------------------------------------------------------------------------------------
