@@ -259,6 +259,7 @@ def test_a_killed_server_is_not_noticed(pair: Watched, gateway: Running, whole: 
 
     before = pair.fleet.snapshot()[0].generation
     assert asyncio.run(work()) == [whole] * 20
+    wait_for(lambda: any(event.recoveries for event in gateway.served))
     pair.wait_state(0, "ready", before + 1)
 
 

@@ -1,0 +1,76 @@
+"""CrewAI through the gateway: our model and CrewAI's own, before servers that die."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("crewai", reason="runs in `make test-all`, in an environment with CrewAI")
+pytest.importorskip("uvicorn", reason="needs the extra server")
+
+from crewai import LLM
+from crewai.events.types.llm_events import LLMStreamChunkEvent
+
+from commandline import LONG, STORY
+from crewwork import agent, crew, listening, task
+from fleets import Watched, running
+from gateways import Running, serving
+from llamastream.engine import EngineOptions
+from llamastream.gateway import GatewaySettings
+from llamastream.integrations.crewai import LlamaServerLLM
+from polling import wait_for
+
+KEY = "sk-user-0123456789"
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Watched]:
+    with running(EngineOptions(threads=1, parallel=8), instances=2, wedge_after=30.0) as watched:
+        yield watched
+
+
+@pytest.fixture(scope="module")
+def gateway(fleet: Watched) -> Iterator[Running]:
+    with serving(fleet.fleet, GatewaySettings(api_keys=KEY)) as there:
+        yield there
+
+
+def ours(gateway: Running) -> LlamaServerLLM:
+    """One that mends nothing itself."""
+    return LlamaServerLLM(base_url=gateway.url, api_key=KEY, temperature=0, max_tokens=2000, recovery="off")
+
+
+def ready(fleet: Watched) -> None:
+    fleet.wait_for(lambda: all(each.state == "ready" for each in fleet.fleet.snapshot()), "all ready")
+
+
+def test_a_crew(gateway: Running) -> None:
+    tasks = [task(agent(ours(gateway), role), f"Tell a story as a {role}.") for role in ("Teller", "Critic")]
+    assert all(done.raw for done in crew(*tasks).kickoff().tasks_output)
+
+
+def test_a_killed_server_is_not_noticed(fleet: Watched, gateway: Running) -> None:
+    ready(fleet)
+    whole = ours(gateway).call(LONG.question)
+    seen = 0
+
+    def kill() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 3:
+            # with nothing else under way, the first of the two serves
+            os.kill(fleet.fleet.snapshot()[0].pid, signal.SIGKILL)
+
+    with listening(LLMStreamChunkEvent, kill):
+        assert ours(gateway).call(LONG.question) == whole
+    wait_for(lambda: any(event.recoveries for event in gateway.served))
+
+
+def test_crewais_own_model(fleet: Watched, gateway: Running, closing: Callable[[Any], Any]) -> None:
+    ready(fleet)
+    llm = closing(LLM(model="openai/demo", base_url=f"{gateway.url}/v1", api_key=KEY, temperature=0, stream=True))
+    assert llm.call(STORY.question).strip()
