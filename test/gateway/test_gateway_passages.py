@@ -97,12 +97,26 @@ def test_a_break_in_the_middle_is_told(engine: Engine, path: str, cut: dict[str,
 def test_before_the_first_event_another_server_is_asked(engine: Engine, path: str, cut: dict[str, int]) -> None:
     with (
         ChaosProxy(engine.url, first(path, Reset(**cut)), everything=True) as proxy,
-        serving(Upstreams([proxy.url, engine.url])) as gateway,
+        serving(StaticBackends((proxy.url, engine.url))) as gateway,
     ):
-        wait_for(lambda: all(each.models for each in gateway.gateway.source.snapshot()))
         for _ in range(3):
             assert is_whole(path, parsed(ask(gateway.url, path=path, body=KINDS[path])))
         assert any(exchange.fault is not None for exchange in proxy.log)
+
+
+def test_a_connection_that_was_closed_while_idle_is_no_failure() -> None:
+    """The server closes each after one answer, although it says that it keeps them: nothing of that is seen, also by
+    the breaker."""
+    body = b'{"tokens":[1]}'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    script = Script(head + body, repeat=True, requests=1)  # reads the next request, and closes instead of an answer
+    with ServerDouble(script) as double, serving(StaticBackends((double.url,))) as gateway:
+        for _ in range(6):
+            heard = ask(gateway.url, path="/tokenize", body={"content": "a"})
+            assert (heard.status, heard.body) == (200, body)
+        assert len(double.requests) == 6 + 5  # each but the first was tried on the old connection
+        (server,) = gateway.gateway.lanes.any().core.servers.all
+        assert server.breaker._failures == 0
 
 
 def test_infill_too() -> None:

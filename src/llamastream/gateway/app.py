@@ -153,7 +153,7 @@ class Gateway:
         try:
             await run("GET" if raw is None else "POST", path, raw)  # of a HEAD the server around us leaves the head
         except LlamaStreamError as error:
-            await self._failed(scope["path"], error, passage, send)
+            await self._failed(known, error, passage, send)
 
     async def models(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """The models of all servers, or one of them."""

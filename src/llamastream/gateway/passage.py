@@ -35,6 +35,7 @@ class _Arrivals:
     def __init__(self) -> None:
         self.reader = ResponseReader()
         self.body = bytearray()
+        self.begun = False
         self.over = False
         self.error: LlamaStreamError | None = None
         self.filled: Callable[[], None] | None = None
@@ -42,6 +43,7 @@ class _Arrivals:
         self.url = ""
 
     def data_received(self, data: bytes) -> None:
+        self.begun = True
         try:
             self.body += b"".join(self.reader.feed(data))
         except LlamaStreamError as error:
@@ -104,6 +106,16 @@ class _Arrivals:
                 await self.news(timeout)
             except TimeoutError:
                 raise ContentIdleTimeoutError(f"{self.url}: nothing came for {timeout:g} s") from None
+
+    async def stale(self) -> bool:
+        """Wait for the first bytes; whether the connection had been closed while it was idle, so that none came. What
+        comes over another one is then taken as if this had not been."""
+        while not (self.begun or self.over):
+            await self.news()
+        if self.begun or not isinstance(self.error, ConnectionLostError):
+            return False
+        self.over, self.error, self.reader = False, None, ResponseReader()
+        return True
 
     async def header(self) -> None:
         """Wait for the header of the response.
@@ -181,11 +193,15 @@ class Passage:
         connection: AsyncConnection | None = None
         try:
             connection, reused = await pool.acquire(place, monotonic() + 30.0, arrivals.leave)
+            request = self._request(server, method, path, body)
             if reused:
                 connection.keep(arrivals)
-            else:
+                connection.send(request)
+                reused = not await arrivals.stale()
+            if not reused:
+                connection = pool.replace(connection)
                 await connection.connect(arrivals, server.address, server.tls, self._core.timeouts.connect)
-            connection.send(self._request(server, method, path, body))
+                connection.send(request)
             await arrivals.header()
             reader = arrivals.reader
             if reader.status in (401, 503):
@@ -193,6 +209,8 @@ class Passage:
                     await arrivals.news()
                 raise response_error(reader.status, reader.headers, bytes(arrivals.body), arrivals.url)
             await self._hand_on(path, arrivals, connection, headers)
+            if reader.status < 500:
+                self._core.servers.succeeded(server)
             return reader.status
         finally:
             whole = arrivals.reader if arrivals.over and arrivals.error is None else None

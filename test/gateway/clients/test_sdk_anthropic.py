@@ -12,8 +12,9 @@ import pytest
 
 from fleets import Watched, running
 from gateways import Running, serving
+from llamastream.backends import StaticBackends
 from llamastream.engine import EngineOptions
-from llamastream.gateway import GatewaySettings, Upstreams
+from llamastream.gateway import GatewaySettings
 from llamastream.testing import ChaosProxy, Reset
 from polling import wait_for
 
@@ -138,10 +139,9 @@ def test_a_break_before_the_first_event_is_not_noticed(pair: Watched) -> None:
 
     with (
         ChaosProxy(first, fault, everything=True) as proxy,
-        serving(Upstreams([proxy.url, second])) as gateway,
+        serving(StaticBackends((proxy.url, second))) as gateway,
         unkeyed(gateway.url) as client,
     ):
-        wait_for(lambda: all(each.models for each in gateway.gateway.source.snapshot()))
         for _ in range(3):
             with client.messages.stream(**STORY) as stream:
                 assert stream.get_final_message().stop_reason == "end_turn"
