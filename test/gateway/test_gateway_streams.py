@@ -16,7 +16,7 @@ import pytest
 from wires import ask, dial, hear
 
 from fleets import Watched, running
-from gateways import Running, serving
+from gateways import TOOL, Running, serving
 from llamastream import StreamingClient
 from llamastream.engine import EngineOptions
 from llamastream.errors import BadRequestError
@@ -24,14 +24,6 @@ from llamastream.gateway import GatewaySettings
 from llamastream.types import Timeouts
 
 STORY = [{"role": "user", "content": "Tell me a story."}]
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Weather of a city",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
 
 
 @pytest.fixture

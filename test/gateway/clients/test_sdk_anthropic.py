@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fleets import Watched, running
-from gateways import Running, serving
+from gateways import USER_KEY, Running, serving
 from llamastream.backends import StaticBackends
 from llamastream.engine import EngineOptions
 from llamastream.gateway import GatewaySettings
@@ -20,7 +20,6 @@ from polling import wait_for
 
 anthropic = pytest.importorskip("anthropic", reason="needs Anthropic's client: make test-sdks")
 
-KEY = "sk-user-0123456789"
 STORY: Any = {
     "model": "demo", "max_tokens": 400, "messages": [{"role": "user", "content": "Tell me a story."}],
     "extra_body": {"temperature": 0},
@@ -34,7 +33,7 @@ TOOL: Any = {
 
 @pytest.fixture
 def client(gateway: Running) -> Iterator[Any]:
-    with anthropic.Anthropic(base_url=gateway.url, api_key=KEY, max_retries=0, timeout=60) as client:
+    with anthropic.Anthropic(base_url=gateway.url, api_key=USER_KEY, max_retries=0, timeout=60) as client:
         yield client
 
 
@@ -149,7 +148,7 @@ def test_a_break_before_the_first_event_is_not_noticed(pair: Watched) -> None:
 
 def test_leaving_a_stream_frees_its_slot(pair: Watched, gateway: Running) -> None:
     async def work() -> None:
-        async with anthropic.AsyncAnthropic(base_url=gateway.url, api_key=KEY) as client:
+        async with anthropic.AsyncAnthropic(base_url=gateway.url, api_key=USER_KEY) as client:
             for _ in range(3):
                 async with client.messages.stream(**STORY) as stream:
                     async for _ in stream.text_stream:

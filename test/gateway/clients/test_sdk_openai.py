@@ -13,7 +13,7 @@ import pytest
 from wires import ask
 
 from fleets import Watched, running
-from gateways import Running, serving
+from gateways import TOOL, USER_KEY, Running, serving
 from llamastream.engine import EngineOptions
 from llamastream.gateway import GatewaySettings, Upstreams
 from llamastream.testing import ChaosProxy, Reset
@@ -22,21 +22,12 @@ from polling import wait_for
 openai = pytest.importorskip("openai", reason="needs OpenAI's client: make test-sdks")
 pydantic = pytest.importorskip("pydantic")
 
-KEY = "sk-user-0123456789"
 STORY: list[Any] = [{"role": "user", "content": "Tell me a story."}]
-TOOL: Any = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Weather of a city",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
 
 
 @pytest.fixture
 def client(gateway: Running) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0, timeout=60) as client:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=USER_KEY, max_retries=0, timeout=60) as client:
         yield client
 
 
@@ -73,7 +64,7 @@ def test_whole_and_streamed_chats(client: Any, whole: str) -> None:
 
 
 def test_without_v1_in_the_address(gateway: Running, whole: str) -> None:
-    with openai.OpenAI(base_url=gateway.url, api_key=KEY) as client:
+    with openai.OpenAI(base_url=gateway.url, api_key=USER_KEY) as client:
         assert (
             text_of(client.chat.completions.create(model="demo", messages=STORY, temperature=0, stream=True)) == whole
         )
@@ -133,7 +124,7 @@ def test_models(client: Any) -> None:
 
 def test_the_asynchronous_client(gateway: Running, whole: str) -> None:
     async def work() -> list[str]:
-        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY) as client:
+        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=USER_KEY) as client:
 
             async def one() -> str:
                 stream = await client.chat.completions.create(model="demo", messages=STORY, temperature=0, stream=True)
@@ -239,7 +230,7 @@ def test_a_killed_server_is_not_noticed(pair: Watched, gateway: Running, whole: 
     """By synchronous and asynchronous streams that know nothing of recovery, 20 of 20."""
 
     async def work() -> list[str]:
-        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as client:
+        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=USER_KEY, max_retries=0) as client:
             begun = asyncio.Event()
 
             async def one() -> str:
@@ -291,7 +282,7 @@ def test_leaving_a_stream_frees_its_slot(pair: Watched, gateway: Running, client
         free(gateway, pair)
 
     async def cancelled() -> None:
-        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY) as client:
+        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=USER_KEY) as client:
             begun = asyncio.Event()
 
             async def read() -> None:

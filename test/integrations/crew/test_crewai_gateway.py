@@ -17,35 +17,31 @@ from crewai.events.types.llm_events import LLMStreamChunkEvent
 
 from commandline import LONG, STORY
 from crewwork import agent, crew, listening, task
-from fleets import Watched, running
-from gateways import Running, serving
-from llamastream.engine import EngineOptions
-from llamastream.gateway import GatewaySettings
+from fleets import Watched
+from gateways import USER_KEY, Running, all_ready, before_two
 from llamastream.integrations.crewai import LlamaServerLLM
 from polling import wait_for
 
-KEY = "sk-user-0123456789"
-
 
 @pytest.fixture(scope="module")
-def fleet() -> Iterator[Watched]:
-    with running(EngineOptions(threads=1, parallel=8), instances=2, wedge_after=30.0) as watched:
-        yield watched
-
-
-@pytest.fixture(scope="module")
-def gateway(fleet: Watched) -> Iterator[Running]:
-    with serving(fleet.fleet, GatewaySettings(api_keys=KEY)) as there:
+def both() -> Iterator[tuple[Watched, Running]]:
+    with before_two() as there:
         yield there
+
+
+@pytest.fixture
+def fleet(both: tuple[Watched, Running]) -> Watched:
+    return both[0]
+
+
+@pytest.fixture
+def gateway(both: tuple[Watched, Running]) -> Running:
+    return both[1]
 
 
 def ours(gateway: Running) -> LlamaServerLLM:
     """One that mends nothing itself."""
-    return LlamaServerLLM(base_url=gateway.url, api_key=KEY, temperature=0, max_tokens=2000, recovery="off")
-
-
-def ready(fleet: Watched) -> None:
-    fleet.wait_for(lambda: all(each.state == "ready" for each in fleet.fleet.snapshot()), "all ready")
+    return LlamaServerLLM(base_url=gateway.url, api_key=USER_KEY, temperature=0, max_tokens=2000, recovery="off")
 
 
 def test_a_crew(gateway: Running) -> None:
@@ -54,7 +50,7 @@ def test_a_crew(gateway: Running) -> None:
 
 
 def test_a_killed_server_is_not_noticed(fleet: Watched, gateway: Running) -> None:
-    ready(fleet)
+    all_ready(fleet)
     whole = ours(gateway).call(LONG.question)
     seen = 0
 
@@ -71,6 +67,6 @@ def test_a_killed_server_is_not_noticed(fleet: Watched, gateway: Running) -> Non
 
 
 def test_crewais_own_model(fleet: Watched, gateway: Running, closing: Callable[[Any], Any]) -> None:
-    ready(fleet)
-    llm = closing(LLM(model="openai/demo", base_url=f"{gateway.url}/v1", api_key=KEY, temperature=0, stream=True))
+    all_ready(fleet)
+    llm = closing(LLM(model="openai/demo", base_url=f"{gateway.url}/v1", api_key=USER_KEY, temperature=0, stream=True))
     assert llm.call(STORY.question).strip()

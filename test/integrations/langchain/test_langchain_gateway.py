@@ -19,15 +19,12 @@ from langchain_core.prompts import ChatPromptTemplate
 from pydantic import BaseModel
 
 from commandline import LONG, STORY
-from fleets import Watched, running
-from gateways import Running, serving
-from llamastream.engine import EngineOptions
+from fleets import Watched
+from gateways import USER_KEY, Running, all_ready, before_two, serving
 from llamastream.errors import AuthenticationError, RateLimitedError
 from llamastream.gateway import GatewaySettings
 from llamastream.integrations.langchain import ChatLlamaStream
 from polling import wait_for
-
-KEY = "sk-user-0123456789"
 
 
 class Weather(BaseModel):
@@ -38,20 +35,24 @@ class Weather(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def fleet() -> Iterator[Watched]:
-    with running(EngineOptions(threads=1, parallel=8), instances=2, wedge_after=30.0) as watched:
-        yield watched
-
-
-@pytest.fixture(scope="module")
-def gateway(fleet: Watched) -> Iterator[Running]:
-    with serving(fleet.fleet, GatewaySettings(api_keys=KEY)) as there:
+def both() -> Iterator[tuple[Watched, Running]]:
+    with before_two() as there:
         yield there
+
+
+@pytest.fixture
+def fleet(both: tuple[Watched, Running]) -> Watched:
+    return both[0]
+
+
+@pytest.fixture
+def gateway(both: tuple[Watched, Running]) -> Running:
+    return both[1]
 
 
 def model(gateway: Running, **more: Any) -> ChatLlamaStream:
     """One that mends nothing itself."""
-    return ChatLlamaStream(base_url=gateway.url, **{"api_key": KEY, "temperature": 0, "recovery": "off", **more})
+    return ChatLlamaStream(base_url=gateway.url, **{"api_key": USER_KEY, "temperature": 0, "recovery": "off", **more})
 
 
 def test_chains_in_both_worlds(gateway: Running) -> None:
@@ -75,7 +76,7 @@ def test_structured_output_and_tokens(gateway: Running) -> None:
 def test_a_killed_server_is_not_noticed(fleet: Watched, gateway: Running) -> None:
     whole = model(gateway).invoke(LONG.question).text
     for _ in range(2):
-        fleet.wait_for(lambda: all(each.state == "ready" for each in fleet.fleet.snapshot()), "all ready")
+        all_ready(fleet)
         texts = []
         for number, chunk in enumerate(model(gateway).stream(LONG.question)):
             texts.append(chunk.text)
