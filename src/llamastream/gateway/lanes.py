@@ -139,10 +139,10 @@ class Lanes:
         able = doing(every, task)
         if every and not able:
             raise UnservedTaskError(nobody_does(task))
-        if asked and (reason := elsewhere(asked, every, task)) is not None:
+        names = lane_names(able)
+        if asked and asked not in names and (reason := elsewhere(asked, every, task)) is not None:
             raise UnknownModelError(reason)
-        model = lane_of(asked, lane_names(able), strict=self._settings.strict_model)
-        return self._lane(task, model)
+        return self._lane(task, lane_of(asked, names, strict=self._settings.strict_model))
 
     def about(self, asked: str | None) -> Lane:
         """The lane for a question that every server of a model answers, whatever it is for. Raises as `find`."""

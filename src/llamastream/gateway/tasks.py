@@ -23,7 +23,8 @@ def task_of(route: str) -> Task:
 
 def doing(backends: Iterable[Backend], task: Task) -> tuple[Backend, ...]:
     """Those of the servers that requests of this kind may go to."""
-    return tuple(backend for backend in backends if backend.does(task))
+    # `Backend.does`, written out: this is done for each request and server
+    return tuple([backend for backend in backends if not backend.tasks or task in backend.tasks])
 
 
 def nobody_does(task: Task) -> str:
