@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
-import signal
 import struct
 import threading
 import zlib
@@ -81,7 +79,7 @@ def test_models_are_described_by_their_servers() -> None:
     ]
     pools = [Pool(name=pool.name.replace("/", "-"), options=pool.options) for pool in pools]
     with running(pools, instances=1) as watched, serving(watched.fleet) as gateway:
-        watched.wait_for(lambda: all(each.state == "ready" for each in watched.fleet.snapshot()), "all ready")
+        watched.wait_all_ready()
         for path in ("/v1/models", "/models"):
             found = ask(gateway.url, "GET", path).json
             assert found["object"] == "list"
@@ -225,7 +223,7 @@ def test_parts_of_text_pass_and_are_mended(engine: Engine) -> None:
                 request_bytes("POST", "/v1/chat/completions", {**body, "stream": True}, Connection="close")
             )
             begun = hear(connection, lambda raw: raw.count(b"data:") > 3)
-            os.kill(watched.fleet.snapshot()[0].pid, signal.SIGKILL)
+            watched.kill(0)
             rest = hear(connection)
         assert Heard(begun.raw + rest.raw, rest.ended).joined() == whole
 

@@ -4,9 +4,7 @@ the first."""
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -137,7 +135,7 @@ def test_a_server_that_is_killed(path: str) -> None:
         with dial(gateway.url) as connection:
             connection.sendall(request_bytes("POST", path, request, Connection="close"))
             begun = hear(connection, lambda raw: raw.count(b"\ndata:") > 5)
-            os.kill(watched.fleet.snapshot()[0].pid, signal.SIGKILL)
+            watched.kill(0)
             rest = hear(connection)
         check_error(path, parsed(Heard(begun.raw + rest.raw, rest.ended)))
 

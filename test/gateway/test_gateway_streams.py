@@ -162,7 +162,7 @@ def test_the_rest_after_a_break_looks_like_the_same_stream(fleet: Watched, gatew
                 chunks.append(event)
                 if len(chunks) == 20:
                     # the first takes a lone stream
-                    os.kill(fleet.fleet.snapshot()[0].pid, signal.SIGKILL)
+                    fleet.kill(0)
             result = stream.result()
         usage = next(each["usage"] for each in whole if isinstance(each, dict) and each.get("usage"))
         assert result.usage is not None

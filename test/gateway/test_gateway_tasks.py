@@ -143,7 +143,7 @@ def test_pools_of_a_fleet() -> None:
         Pool(name="order", options=EngineOptions(threads=1, alias="order", reranking=True)),
     ]
     with running(pools, instances=1) as watched, serving(watched.fleet) as gateway:
-        watched.wait_for(lambda: all(each.state == "ready" for each in watched.fleet.snapshot()), "all ready")
+        watched.wait_all_ready()
         assert [each.tasks for each in watched.fleet.snapshot()] == [("generate",), ("embed",), ("rerank",)]
         ranked = ask(gateway.url, path="/v1/rerank", body={"query": "a", "documents": ["b", "c"]})
         assert sorted(each["index"] for each in ranked.json["results"]) == [0, 1]

@@ -65,8 +65,3 @@ def before_two(settings: GatewaySettings | None = None) -> Iterator[tuple[Watche
         serving(watched.fleet, settings) as gateway,
     ):
         yield watched, gateway
-
-
-def all_ready(watched: Watched) -> None:
-    """Wait until every server takes requests."""
-    watched.wait_for(lambda: all(each.state == "ready" for each in watched.fleet.snapshot()), "all ready")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-import gateways
 from fleets import Watched
 from gateways import USER_KEY, Running, before_two
 from llamastream.gateway import GatewaySettings
@@ -32,4 +31,4 @@ def gateway(both: tuple[Watched, Running]) -> Running:
 
 @pytest.fixture
 def all_ready(pair: Watched) -> None:
-    gateways.all_ready(pair)
+    pair.wait_all_ready()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -243,7 +241,7 @@ def test_a_killed_server_is_not_noticed(pair: Watched, gateway: Running, whole: 
 
             async def kill() -> None:
                 await begun.wait()
-                os.kill(pair.fleet.snapshot()[0].pid, signal.SIGKILL)
+                pair.kill(0)
 
             *texts, _ = await asyncio.gather(*(one() for _ in range(20)), kill())
             return [text for text in texts if text is not None]
@@ -262,7 +260,7 @@ def test_tools_and_structured_output_survive_a_kill(pair: Watched, client: Any) 
         for number, _ in enumerate(stream):
             if number == 2:
                 # with nothing else under way, the first of the two serves
-                os.kill(pair.fleet.snapshot()[0].pid, signal.SIGKILL)
+                pair.kill(0)
         streamed = stream.get_final_completion().choices[0].message.tool_calls[0].function.arguments
     assert streamed == calm
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +16,7 @@ from crewai.events.types.llm_events import LLMStreamChunkEvent
 from commandline import LONG, STORY
 from crewwork import agent, crew, listening, task
 from fleets import Watched
-from gateways import USER_KEY, Running, all_ready, before_two
+from gateways import USER_KEY, Running, before_two
 from llamastream.integrations.crewai import LlamaServerLLM
 from polling import wait_for
 
@@ -50,7 +48,7 @@ def test_a_crew(gateway: Running) -> None:
 
 
 def test_a_killed_server_is_not_noticed(fleet: Watched, gateway: Running) -> None:
-    all_ready(fleet)
+    fleet.wait_all_ready()
     whole = ours(gateway).call(LONG.question)
     seen = 0
 
@@ -59,7 +57,7 @@ def test_a_killed_server_is_not_noticed(fleet: Watched, gateway: Running) -> Non
         seen += 1
         if seen == 3:
             # with nothing else under way, the first of the two serves
-            os.kill(fleet.fleet.snapshot()[0].pid, signal.SIGKILL)
+            fleet.kill(0)
 
     with listening(LLMStreamChunkEvent, kill):
         assert ours(gateway).call(LONG.question) == whole
@@ -67,6 +65,6 @@ def test_a_killed_server_is_not_noticed(fleet: Watched, gateway: Running) -> Non
 
 
 def test_crewais_own_model(fleet: Watched, gateway: Running, closing: Callable[[Any], Any]) -> None:
-    all_ready(fleet)
+    fleet.wait_all_ready()
     llm = closing(LLM(model="openai/demo", base_url=f"{gateway.url}/v1", api_key=USER_KEY, temperature=0, stream=True))
     assert llm.call(STORY.question).strip()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +18,7 @@ from pydantic import BaseModel
 
 from commandline import LONG, STORY
 from fleets import Watched
-from gateways import USER_KEY, Running, all_ready, before_two, serving
+from gateways import USER_KEY, Running, before_two, serving
 from llamastream.errors import AuthenticationError, RateLimitedError
 from llamastream.gateway import GatewaySettings
 from llamastream.integrations.langchain import ChatLlamaStream
@@ -76,13 +74,13 @@ def test_structured_output_and_tokens(gateway: Running) -> None:
 def test_a_killed_server_is_not_noticed(fleet: Watched, gateway: Running) -> None:
     whole = model(gateway).invoke(LONG.question).text
     for _ in range(2):
-        all_ready(fleet)
+        fleet.wait_all_ready()
         texts = []
         for number, chunk in enumerate(model(gateway).stream(LONG.question)):
             texts.append(chunk.text)
             if number == 3:
                 # with nothing else under way, the first of the two serves
-                os.kill(fleet.fleet.snapshot()[0].pid, signal.SIGKILL)
+                fleet.kill(0)
         assert "".join(texts) == whole
     wait_for(lambda: any(event.recoveries for event in gateway.served))
 
