@@ -9,10 +9,12 @@ LANGCHAIN := .venv-langchain
 LANGCHAIN_LOCK := requirements/langchain.txt
 CREWAI := .venv-crewai
 CREWAI_LOCK := requirements/crewai.txt
+SDKS := .venv-sdks
+SDKS_LOCK := requirements/sdks.txt
 BENCH := .venv-bench
 BENCH_LOCK := benchmarks/requirements.txt
 
-.PHONY: help setup demo chat serve check test test-all test-langchain test-crewai docs lint types format picture \
+.PHONY: help setup demo chat serve check test test-all test-langchain test-crewai test-sdks docs lint types format picture \
   llama-server lock wheel clean bench bench-client bench-recovery bench-crewai bench-fleet bench-gateway faults faults-fleet soak
 
 help: ## List the targets
@@ -43,7 +45,7 @@ check: $(READY) ## Say what is here and what is missing
 test: $(READY) ## Run the tests against a real llama-server
 	@$(BIN)/python -m pytest
 
-test-all: test test-langchain test-crewai ## The same, with all that needs environments of its own
+test-all: test test-langchain test-crewai test-sdks ## The same, with all that needs environments of its own
 
 # pytest-asyncio, which LangChain's standard tests bring, wants to be told; their benchmarks are none of ours.
 test-langchain: $(LANGCHAIN)/.ready ## The tests with LangChain, its own standard tests among them
@@ -57,6 +59,10 @@ test-crewai: $(CREWAI)/.ready ## The tests with CrewAI, which stays on this mach
 	  benchmarks/crewai_events.py
 	@$(CREWAI)/bin/python -m pytest test/integrations/crew \
 	  "test/docs/test_docs_code.py::test_python_blocks_run_in_order_against_a_real_server" -k "crew or integrations.md"
+
+test-sdks: $(SDKS)/.ready ## The tests of the gateway with OpenAI's and Anthropic's own clients
+	@$(SDKS)/bin/python -m mypy test/gateway/clients
+	@$(SDKS)/bin/python -m pytest test/gateway/clients
 
 # An environment of its own, from its lock: $(call own,directory,lock,the Python that is too new for its packages)
 define own
@@ -73,6 +79,9 @@ $(LANGCHAIN)/.ready: pyproject.toml $(LANGCHAIN_LOCK) scripts/find_python.sh
 
 $(CREWAI)/.ready: pyproject.toml $(CREWAI_LOCK) scripts/find_python.sh
 	$(call own,$(CREWAI),$(CREWAI_LOCK),3.14)
+
+$(SDKS)/.ready: pyproject.toml $(SDKS_LOCK) scripts/find_python.sh
+	$(call own,$(SDKS),$(SDKS_LOCK))
 
 bench: bench-client bench-recovery bench-crewai bench-fleet bench-gateway ## All benchmarks
 
@@ -132,6 +141,9 @@ lock: ## Write the locked requirements anew (needs uv)
 	  --no-emit-index-url --no-emit-find-links --extra server --extra crewai pyproject.toml requirements/crewai.in \
 	  --quiet -o $(CREWAI_LOCK) --upgrade
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --extra server --extra fast pyproject.toml requirements/sdks.in \
+	  --quiet -o $(SDKS_LOCK) --upgrade
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --extra fast pyproject.toml benchmarks/requirements.in --quiet \
 	  -o $(BENCH_LOCK) --upgrade
 
@@ -139,4 +151,4 @@ wheel: $(READY) ## Build the wheel into dist/
 	@$(BIN)/python -m hatchling build
 
 clean: ## Remove the environment and caches
-	rm -rf $(VENV) $(LANGCHAIN) $(CREWAI) $(BENCH) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LANGCHAIN) $(CREWAI) $(SDKS) $(BENCH) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": {"types"},  # for annotations only
     "tools": set(),
     "types": {"tools"},
-    "backends": set(),
+    "backends": {"types"},
     "address": {"errors"},
     "printable": set(),
     "settings": {"errors", "types", "address"},

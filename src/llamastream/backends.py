@@ -7,6 +7,8 @@ from typing import Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
+from llamastream.types import Task
+
 InstanceState: TypeAlias = Literal[
     "starting", "loading", "ready", "busy", "draining", "restarting", "wedged", "failed", "stopped"
 ]
@@ -25,7 +27,7 @@ class Backend(Struct, frozen=True, kw_only=True):
         models: names of the models that it serves. slots: requests that it generates at the same time.
         state: only one that is `routable` takes new requests. pid: of the process that listens, 0 if there is none.
         in_flight: requests that it works on, as far as known. generation: how many times it has been started: another
-            number means that its prompt cache is another one.
+            number means that its prompt cache is another one. tasks: what it is for; empty: not known.
     """
 
     id: str
@@ -37,6 +39,11 @@ class Backend(Struct, frozen=True, kw_only=True):
     pid: int = 0
     in_flight: int = 0
     generation: int = 0
+    tasks: tuple[Task, ...] = ()
+
+    def does(self, task: Task) -> bool:
+        """Whether requests of this kind may go there: not to a server that is known to be for something else."""
+        return not self.tasks or task in self.tasks
 
     @property
     def routable(self) -> bool:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,7 +108,7 @@ def test_recoveries_and_instances_are_counted(fleet: Watched) -> None:
             stream = client.stream_chat(STORY, ignore_eos=True, max_tokens=2000)
             texts = iter(stream)
             next(texts)
-            os.kill(watched.fleet.snapshot()[0].pid, signal.SIGKILL)  # a lone stream is at the first
+            watched.kill(0)  # a lone stream is at the first
             for _ in texts:
                 pass
         watched.wait_state(0, "ready", 2)

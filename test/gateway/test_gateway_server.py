@@ -237,7 +237,7 @@ def test_what_the_server_cannot_do_is_a_501_that_says_so(source: Upstreams, path
         ready(gateway)
         heard = ask(gateway.url, path=path, body={"input": "a", "query": "a", "documents": ["b"]})
     assert (heard.status, heard.json["error"]["type"]) == (501, "not_supported_error")
-    assert "Start it with" in heard.json["error"]["message"]
+    assert "Start one for it" in heard.json["error"]["message"]
 
 
 def test_an_administrator_asks_one_server(engine: Engine) -> None:

@@ -16,7 +16,7 @@ import pytest
 from wires import ask, dial, hear
 
 from fleets import Watched, running
-from gateways import Running, serving
+from gateways import TOOL, Running, serving
 from llamastream import StreamingClient
 from llamastream.engine import EngineOptions
 from llamastream.errors import BadRequestError
@@ -24,14 +24,6 @@ from llamastream.gateway import GatewaySettings
 from llamastream.types import Timeouts
 
 STORY = [{"role": "user", "content": "Tell me a story."}]
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Weather of a city",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
 
 
 @pytest.fixture
@@ -170,7 +162,7 @@ def test_the_rest_after_a_break_looks_like_the_same_stream(fleet: Watched, gatew
                 chunks.append(event)
                 if len(chunks) == 20:
                     # the first takes a lone stream
-                    os.kill(fleet.fleet.snapshot()[0].pid, signal.SIGKILL)
+                    fleet.kill(0)
             result = stream.result()
         usage = next(each["usage"] for each in whole if isinstance(each, dict) and each.get("usage"))
         assert result.usage is not None

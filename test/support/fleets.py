@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +50,23 @@ class Watched:
             return now.state == state and (generation is None or now.generation >= generation)
 
         self.wait_for(reached, f"{state} of instance {index}, process {generation}")
+
+    def wait_all_ready(self) -> None:
+        """Until every instance takes requests; one that was killed a moment ago, and is not missed yet, does not."""
+
+        def alive(pid: int) -> bool:
+            try:
+                return pid > 0 and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+            except psutil.NoSuchProcess:
+                return False
+
+        self.wait_for(lambda: all(x.state == "ready" and alive(x.pid) for x in self.fleet.snapshot()), "all ready")
+
+    def kill(self, index: int) -> None:
+        """End an instance's process at once."""
+        pid = self.fleet.snapshot()[index].pid
+        assert pid > 0  # 0 would be this process and its group
+        os.kill(pid, signal.SIGKILL)
 
     def states(self, id: str) -> list[InstanceState]:  # noqa: A002  # that is its name everywhere
         """What an instance went through."""

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from fleets import Watched, running
 from llamastream.backends import BackendSource
+from llamastream.engine import EngineOptions
 from llamastream.events import RequestServed
 from llamastream.gateway import GatewaySettings, create_app
 from llamastream.gateway.app import Gateway
 from llamastream.gateway.server import GatewayServer
 from llamastream.gateway.thread import gateway_thread
 from llamastream.observe.metrics import Metrics
+
+USER_KEY = "sk-user-0123456789"
+
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
 
 
 class Running:
@@ -40,3 +54,14 @@ def serving(
     app = create_app(source, settings, metrics=metrics, listeners=[served.append])
     with gateway_thread(app) as server:
         yield Running(server, app.state.gateway, served)
+
+
+@contextmanager
+def before_two(settings: GatewaySettings | None = None) -> Iterator[tuple[Watched, Running]]:
+    """With a gateway before two servers that can be killed; it wants `USER_KEY` unless settings say otherwise."""
+    settings = settings or GatewaySettings(api_keys=USER_KEY)
+    with (
+        running(EngineOptions(threads=1, parallel=8), instances=2, wedge_after=30.0) as watched,
+        serving(watched.fleet, settings) as gateway,
+    ):
+        yield watched, gateway

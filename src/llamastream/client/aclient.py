@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -32,9 +32,10 @@ from llamastream.errors import (
     StreamTimeoutError,
     TransportError,
 )
-from llamastream.protocol.toolcalls import tool_questions
+from llamastream.protocol.tasks import task_questions
+from llamastream.protocol.toolcalls import Question, Reply, tool_questions
 from llamastream.tools import ToolSupport
-from llamastream.types import Health, Result, Stats, Timeouts
+from llamastream.types import Health, Result, Stats, Task, Timeouts
 
 T = TypeVar("T")
 
@@ -191,15 +192,11 @@ class AsyncStreamingClient(ClientBase):
 
         Nothing is generated. Raises as `props`.
         """
-        questions = tool_questions(await self.props())
-        question = next(questions)
-        while True:
-            reply = await self._call(endpoints.tool_question(question))
-            try:
-                question = questions.send(reply)
-            except StopIteration as end:
-                support: ToolSupport = end.value
-                return support
+        return await self._answered(tool_questions(await self.props()))
+
+    async def tasks(self) -> tuple[Task, ...]:
+        """What the server is for (`generate`, `embed`, `rerank`); empty: it does not tell. Raises as `props`."""
+        return await self._answered(task_questions())
 
     async def wait_until_ready(self, timeout: float | None = 60.0) -> None:
         """Wait until the server has loaded its model.
@@ -219,6 +216,17 @@ class AsyncStreamingClient(ClientBase):
             if monotonic() + READY_POLL >= end:
                 raise not_ready(self.base_url, last, timeout)
             await asyncio.sleep(READY_POLL)
+
+    async def _answered(self, questions: Generator[Question, Reply, T]) -> T:
+        """Ask all of the questions; what they come to."""
+        question = next(questions)
+        while True:
+            reply = await self._call(endpoints.question(question))
+            try:
+                question = questions.send(reply)
+            except StopIteration as end:
+                found: T = end.value
+                return found
 
     async def _call(self, call: Call[T], timeout: float = UNARY_TIMEOUT) -> T:
         servers = self._core.servers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from time import monotonic, sleep
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -31,9 +31,10 @@ from llamastream.errors import (
     StreamTimeoutError,
     TransportError,
 )
-from llamastream.protocol.toolcalls import tool_questions
+from llamastream.protocol.tasks import task_questions
+from llamastream.protocol.toolcalls import Question, Reply, tool_questions
 from llamastream.tools import ToolSupport
-from llamastream.types import Health, Result, Stats, Timeouts
+from llamastream.types import Health, Result, Stats, Task, Timeouts
 
 T = TypeVar("T")
 
@@ -189,15 +190,11 @@ class StreamingClient(ClientBase):
 
         Nothing is generated. Raises as `props`.
         """
-        questions = tool_questions(self.props())
-        question = next(questions)
-        while True:
-            reply = self._call(endpoints.tool_question(question))
-            try:
-                question = questions.send(reply)
-            except StopIteration as end:
-                support: ToolSupport = end.value
-                return support
+        return self._answered(tool_questions(self.props()))
+
+    def tasks(self) -> tuple[Task, ...]:
+        """What the server is for (`generate`, `embed`, `rerank`); empty: it does not tell. Raises as `props`."""
+        return self._answered(task_questions())
 
     def wait_until_ready(self, timeout: float | None = 60.0) -> None:
         """Wait until the server has loaded its model.
@@ -217,6 +214,17 @@ class StreamingClient(ClientBase):
             if monotonic() + READY_POLL >= end:
                 raise not_ready(self.base_url, last, timeout)
             sleep(READY_POLL)
+
+    def _answered(self, questions: Generator[Question, Reply, T]) -> T:
+        """Ask all of the questions; what they come to."""
+        question = next(questions)
+        while True:
+            reply = self._call(endpoints.question(question))
+            try:
+                question = questions.send(reply)
+            except StopIteration as end:
+                found: T = end.value
+                return found
 
     def _call(self, call: Call[T], timeout: float = UNARY_TIMEOUT) -> T:
         servers = self._core.servers

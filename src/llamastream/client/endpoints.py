@@ -109,6 +109,11 @@ def models() -> Call[list[str]]:
     return Call("GET", "/v1/models", _read_models)
 
 
+def model_list() -> Call[dict[str, Any]]:
+    """What `/v1/models` says, with all that the server tells of each."""
+    return Call("GET", "/v1/models", _read_object)
+
+
 def metrics() -> Call[dict[str, float]]:
     return Call("GET", "/metrics", _read_metrics)
 
@@ -128,9 +133,9 @@ def apply_template(messages: Sequence[Mapping[str, Any]], extra: Mapping[str, An
     return Call("POST", "/apply-template", _read_field("prompt", str), {"messages": list(messages), **extra})
 
 
-def tool_question(question: Question) -> Call[Reply]:
-    """One question of `tool_questions`; a refusal is an answer, too."""
-    return Call("POST", question[0], _read_reply, question[1])
+def question(asked: Question) -> Call[Reply]:
+    """One of the questions that tell what a server can do; a refusal is an answer, too."""
+    return Call("POST", asked[0], _read_reply, asked[1])
 
 
 def reattach_probe() -> Call[bool]:

@@ -39,6 +39,9 @@ MAX_UNDONE = 1024
 HEAD_START = 0.02
 """Seconds that a request has before the one to drop it is sent after it, over another connection."""
 
+_NO_SUCH_ENDPOINT = (404, 405)
+"""Answers of what holds nothing: an old server, or a gateway."""
+
 _Job: TypeAlias = "tuple[ClientCore, Server, str | None, float] | threading.Event"
 """An id to drop on a server, and from when on; None: what the server holds for processes that are gone. Or a mark."""
 
@@ -132,10 +135,12 @@ class _Worker:
         if monotonic() < self._silent.get(server.url, 0.0):
             return False
         try:
-            call_once(core, server, endpoints.drop_generation(stream_path(conversation_id)), DROP_TIMEOUT)
+            status = call_once(core, server, endpoints.drop_generation(stream_path(conversation_id)), DROP_TIMEOUT)
         except LlamaStreamError:
             self._silent[server.url] = monotonic() + LEAVE_ALONE
             return False
+        if status in _NO_SUCH_ENDPOINT:  # for an unknown id the answer would be another
+            server.reattach = False
         return True
 
     def flush(self, timeout: float) -> bool:

@@ -63,6 +63,7 @@ SWITCHES: dict[str, Callable[[str], list[Setting]]] = {
     "--cors-credentials": _switch("cors_credentials", True),
     "--no-cors-credentials": _switch("cors_credentials", False),
     "--embeddings": _switch("embedding", True),
+    "--reranking": lambda _: [("embedding", True), ("pooling_type", "LLAMA_POOLING_TYPE_RANK")],
     "--ignore-eos": _switch("sampling.ignore_eos", True),
     "--jinja": _switch("use_jinja", True),
     "--no-jinja": _switch("use_jinja", False),
@@ -158,7 +159,7 @@ ALIASES = {
     "--temperature": "--temp", "--typical-p": "--typical", "-sps": "--slot-prompt-similarity", "-v": "--verbose",
     "--log-verbose": "--verbose", "-lv": "--verbosity", "--log-verbosity": "--verbosity", "--embedding": "--embeddings",
     "--webui": "--ui", "--no-webui": "--no-ui", "-ctxcp": "--ctx-checkpoints", "--swa-checkpoints": "--ctx-checkpoints",
-    "-nr": "--no-repack", "-fit": "--fit", "-sp": "--special",
+    "-nr": "--no-repack", "-fit": "--fit", "-sp": "--special", "--rerank": "--reranking",
 }  # fmt: skip
 
 # the embedded engine writes text, which becomes records all the same: these change nothing that one could see

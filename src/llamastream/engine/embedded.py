@@ -78,5 +78,9 @@ def settings_for(options: EngineOptions, *, model: str) -> tuple[dict[str, Any],
         settings["slot_save_path"] = options.slot_save_path.rstrip("/") + "/"
     if options.sse_ping_interval is not None:
         settings["sse_ping_interval"] = options.sse_ping_interval
+    if options.embedding or options.reranking:
+        settings["embedding"] = True
+    if options.reranking:
+        settings["pooling_type"] = "LLAMA_POOLING_TYPE_RANK"
     extra, warnings = translate(options.extra_args)
     return settings | extra, warnings

@@ -112,6 +112,10 @@ def command_line(options: EngineOptions, known: Help, *, model: str | None, key_
         line.want("sse_ping_interval", ["--sse-ping-interval"], str(options.sse_ping_interval))
     if key_file is not None:
         line.need(["--api-key-file"], key_file)
+    if options.embedding:
+        line.task("embedding", ["--embeddings", "--embedding"])
+    if options.reranking:
+        line.task("reranking", ["--reranking", "--rerank"])
     line.offer(["--no-ui", "--no-webui"], unless=("--ui", "--webui"), given=options.extra_args)
     if not {"--log-jsonl", "--no-log-jsonl", "--log-format"} & set(options.extra_args):
         line.json_log()
@@ -155,6 +159,10 @@ class _Line:
             return False
         self.arguments += [flag] if value is None else [flag, value]
         return True
+
+    def task(self, option: str, names: Sequence[str]) -> None:
+        if not self.offer(names):
+            raise UnsupportedFlagError(f"{option} is on, but this llama-server has no {names[0]}: use a newer build")
 
     def slots(self, wanted: bool) -> None:
         # 2023: on, `--slots-endpoint-disable`; 2024: off, `--slots`; since 2025: on, `--no-slots`

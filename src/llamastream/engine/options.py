@@ -111,6 +111,12 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         NotNegative | None,
         Meta(description="Model layers to put on the GPU, needs `gpu`; unset: as many as fit."),
     ] = None
+    embedding: Annotated[
+        bool, Meta(description="Serve embeddings, and nothing else; for models that are made for it.")
+    ] = False
+    reranking: Annotated[
+        bool, Meta(description="Serve reranking, and nothing else; for models that are made for it.")
+    ] = False
     api_key: Annotated[
         str | None,
         Meta(
@@ -193,6 +199,8 @@ def _check_combinations(options: EngineOptions) -> None:
         _check_socket(options)
     if options.gpu_layers is not None and not options.gpu and options.gpu_layers > 0:
         raise SettingError(f"gpu_layers is {options.gpu_layers} but gpu is off: set gpu=True too, or drop gpu_layers")
+    if options.embedding and options.reranking:
+        raise SettingError("both embedding and reranking are on: a server is for one of them; run one for each")
     if options.sse_ping_interval == 0:
         raise SettingError("sse_ping_interval is 0: give at least 1 second, or -1 for no pings")
     if options.kind == "embedded" and options.binary is not None:

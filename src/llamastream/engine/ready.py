@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Generator
+from typing import Any, TypeVar
 
 import msgspec
 import psutil
 
 from llamastream.engine.address import ServerAddress
-from llamastream.protocol.toolcalls import tool_questions
-from llamastream.tools import ToolSupport
+from llamastream.protocol.tasks import task_questions
+from llamastream.protocol.toolcalls import Question, Reply, tool_questions
 from llamastream.types import Capabilities, LogRecord
+
+T = TypeVar("T")
 
 # `listening on http://127.0.0.1:8080`, `server is listening on unix:///x.sock`; with port 0 they name the real port
 _LISTENING = re.compile(r"listening on (?P<url>https?://\S+?:(?P<port>\d+)|unix://\S+)")
@@ -68,14 +71,15 @@ def read_capabilities(address: ServerAddress, api_key: str | None, build: str = 
         # without an id: 400 where the endpoint exists, 404 where it does not
         reattach=_status(address, "/v1/stream", api_key) == 400,
         chat_template_caps={k: v for k, v in caps.items() if isinstance(v, bool)} if isinstance(caps, dict) else {},
-        tools=_tool_support(address, props, api_key),
+        tools=_answered(address, api_key, tool_questions(props)),
         model_alias=str(props.get("model_alias", "")),
         model_path=str(props.get("model_path", "")),
+        tasks=_answered(address, api_key, task_questions()),
     )
 
 
-def _tool_support(address: ServerAddress, props: dict[str, Any], api_key: str | None) -> ToolSupport:
-    questions = tool_questions(props)
+def _answered(address: ServerAddress, api_key: str | None, questions: Generator[Question, Reply, T]) -> T:
+    """Ask a server all of the questions; what they come to."""
     question = next(questions)
     while True:
         try:
@@ -85,8 +89,8 @@ def _tool_support(address: ServerAddress, props: dict[str, Any], api_key: str | 
         try:
             question = questions.send(reply)
         except StopIteration as end:
-            support: ToolSupport = end.value
-            return support
+            found: T = end.value
+            return found
 
 
 def _json(address: ServerAddress, path: str, api_key: str | None) -> Any:

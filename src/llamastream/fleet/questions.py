@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from llamastream.engine import Engine
+from llamastream.types import Task
 
 SLOTS_TIMEOUT = 2.0
 HEALTH_TIMEOUT = 1.0
@@ -30,11 +31,19 @@ def healthy(engine: Engine, timeout: float = HEALTH_TIMEOUT) -> bool:
         return False
 
 
+_CANARIES: dict[Task, tuple[str, dict[str, Any]]] = {
+    "generate": ("/completion", {"prompt": "a", "n_predict": 1, "cache_prompt": False, "temperature": 0}),
+    "embed": ("/embedding", {"content": "a"}),
+    "rerank": ("/v1/rerank", {"query": "a", "documents": ["a"]}),
+}
+
+
 def canary(engine: Engine, timeout: float) -> bool:
-    """Whether the server generates one token in time."""
-    body = {"prompt": "a", "n_predict": 1, "cache_prompt": False, "temperature": 0}
+    """Whether the server does the least of what it is for, one token, in time."""
+    tasks = engine.capabilities.tasks
+    path, body = _CANARIES[tasks[0] if tasks else "generate"]
     try:
-        return engine.address.request("POST", "/completion", body, api_key=engine.api_key, timeout=timeout)[0] == 200
+        return engine.address.request("POST", path, body, api_key=engine.api_key, timeout=timeout)[0] == 200
     except OSError:
         return False
 

@@ -69,6 +69,7 @@ def describe_backend(instance: _Described, last: Engine | None, found: Findings 
         pid=instance.pid,
         in_flight=0 if found is None else found.in_flight,
         generation=instance.status.generation,
+        tasks=() if last is None else last.capabilities.tasks,
     )
 
 

@@ -82,9 +82,8 @@ class Access:
                 await respond(outgoing, 503, refusal(path, 503, error.message), [(b"retry-after", b"1")])
             elif not served.ended:
                 if outgoing.stream:
-                    await outgoing(
-                        {"type": "http.response.body", "body": broken_stream(path, error), "more_body": True}
-                    )
+                    last = broken_stream(path, error, served.runner.events if served.runner is not None else 0)
+                    await outgoing({"type": "http.response.body", "body": last, "more_body": True})
                 await outgoing({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _tell(self, served: Served) -> None:

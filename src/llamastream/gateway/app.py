@@ -7,24 +7,26 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from time import monotonic
 from typing import Any
+from urllib.parse import parse_qs
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.routing import Route
 
 from llamastream.backends import BackendSource
-from llamastream.errors import LlamaStreamError, ServerError, StreamTimeoutError, TransportError, UnavailableError
+from llamastream.errors import LlamaStreamError, UnavailableError
 from llamastream.events import GatewayListener, Listener
-from llamastream.gateway.frames import error_body
 from llamastream.gateway.guarded import guarded
-from llamastream.gateway.lanes import Lane, Lanes, UnknownModelError
+from llamastream.gateway.lanes import Lane, Lanes, UnknownModelError, UnservedTaskError
+from llamastream.gateway.listing import listing
 from llamastream.gateway.operations import Operations, Status, new_metrics
 from llamastream.gateway.passage import Passage, broken_stream
-from llamastream.gateway.refusals import refusal, respond
+from llamastream.gateway.refusals import error_response, refusal, respond
 from llamastream.gateway.relay import RawRequest, Relay
-from llamastream.gateway.routes import ADMIN, AT_ONCE, FLEET, GENERATION, METRICS
+from llamastream.gateway.routes import ADMIN, ALIASES, AT_ONCE, FLEET, GENERATION, HEALTH, METRICS, named
 from llamastream.gateway.served import Served, served_of
 from llamastream.gateway.settings import GatewaySettings
+from llamastream.gateway.tasks import task_of
 from llamastream.gateway.upstreams import Upstreams
 from llamastream.gateway.wire import EXTENSION
 from llamastream.observe.metrics import Metrics
@@ -32,6 +34,7 @@ from llamastream.protocol.requests import CHAT_PATH, COMPLETION_PATH
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+Handler = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
 
 class RequestError(Exception):
@@ -82,10 +85,10 @@ class Gateway:
 
     async def generate(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """A generation endpoint: wait for a slot, hand on the answer, mend it where that is possible."""
-        path: str = scope["path"]
+        path: str = ALIASES.get(scope["path"], scope["path"])
         raw = await self.body(receive)
         body = _json(raw)
-        lane = self._lane(body)
+        lane = self._lane(lambda model: self.lanes.find(model, task_of(path)), body)
         runner: Relay | Passage
         if mendable(path, body):
             request = RawRequest(path, body, _choices(body), raw)
@@ -105,26 +108,32 @@ class Gateway:
                 await asyncio.wait((answer,))
             elif not answer.cancelled() and (error := answer.exception()) is not None:
                 served.error = type(error).__name__
-                await self._failed(path, error, runner.began, send)
+                await self._failed(path, error, runner, send)
         finally:
             gone.cancel()
             answer.cancel()
 
-    async def _failed(self, path: str, error: BaseException, began: bool, send: Send) -> None:
+    async def _failed(self, path: str, error: BaseException, runner: Relay | Passage, send: Send) -> None:
         if not isinstance(error, LlamaStreamError):
             raise error
-        if began:
-            await send({"type": "http.response.body", "body": broken_stream(path, error), "more_body": True})
+        if runner.began:
+            last = broken_stream(path, error, runner.events)
+            await send({"type": "http.response.body", "body": last, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
-        await respond(send, *error_response(error))
+        await respond(send, *error_response(path, error))
 
     # -- the rest -----------------------------------------------------------------------------------------------
 
     async def pass_on(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """An endpoint that answers at once."""
-        raw = await self.body(receive) if scope["method"] == "POST" else None
-        lane = self.lanes.any() if raw is None else self._lane(_json(raw))
+        if scope["method"] == "POST":
+            raw: bytes | None = await self.body(receive)
+            lane = self._lane(self.lanes.about, _json(raw or b""))
+        else:
+            raw = None
+            asked = parse_qs(scope["query_string"].decode("latin-1")).get("model")
+            lane = self._lane(self.lanes.about, {"model": asked[0]}) if asked else self.lanes.any()
         passage = Passage(lane.core, lane.pools, send)
         await self.hand_on(scope, raw, send, passage, passage.run)
 
@@ -138,18 +147,25 @@ class Gateway:
     ) -> None:
         """Pass a request on as it is."""
         query = scope["query_string"].decode("latin-1")
-        path = scope["raw_path"].decode("ascii") + (f"?{query}" if query else "")
+        known = ALIASES.get(scope["path"], scope["raw_path"].decode("ascii"))
+        path = known + (f"?{query}" if query else "")
         served_of(scope).runner = passage
         try:
-            await run(scope["method"], path, raw)
+            await run("GET" if raw is None else "POST", path, raw)  # of a HEAD the server around us leaves the head
         except LlamaStreamError as error:
-            await self._failed(scope["path"], error, passage.began, send)
+            await self._failed(known, error, passage, send)
 
     async def models(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        """The models of all servers."""
-        names = dict.fromkeys(name for backend in self.source.snapshot() for name in backend.models)
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "llamacpp"} for name in names]
-        await respond(send, 200, msgspec.json.encode({"object": "list", "data": data}), [])
+        """The models of all servers, or one of them."""
+        found = await listing(self.lanes, self.source.snapshot())
+        wanted = scope.get("path_params", {}).get("model")
+        if wanted is None:
+            await respond(send, 200, msgspec.json.encode(found))
+            return
+        one = next((each for each in found["data"] if each["id"] == wanted), None)
+        if one is None:
+            raise RequestError(404, f"the model {wanted[:200]!r} does not exist")
+        await respond(send, 200, msgspec.json.encode(one))
 
     async def health(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Ready if a server is."""
@@ -162,12 +178,15 @@ class Gateway:
         body = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
         await respond(send, 503, msgspec.json.encode(body), [(b"retry-after", b"1")])
 
-    def _lane(self, body: dict[str, Any]) -> Lane:
+    @staticmethod
+    def _lane(find: Callable[[str | None], Lane], body: dict[str, Any]) -> Lane:
         model = body.get("model")
         try:
-            return self.lanes.find(model if isinstance(model, str) else None)
+            return find(model if isinstance(model, str) else None)
         except UnknownModelError as error:
             raise RequestError(404 if model else 400, str(error)) from None
+        except UnservedTaskError as error:
+            raise RequestError(501, str(error)) from None
 
     async def body(self, receive: Receive) -> bytes:
         """The body of a request.
@@ -221,28 +240,31 @@ def create_app(
 
 
 def _routes(gateway: Gateway, operations: Operations) -> list[Route]:
-    routes = [Route(path, _endpoint(gateway.generate), methods=["POST"]) for path in GENERATION]
-    routes += [Route(path, _endpoint(gateway.pass_on), methods=["POST"]) for path in AT_ONCE]
-    routes += [Route(path, _endpoint(operations.one_server), methods=["GET", "POST"]) for path in ADMIN]
+    taken: list[tuple[Iterable[str], Handler, list[str]]] = [
+        (GENERATION, gateway.generate, ["POST"]),
+        (AT_ONCE, gateway.pass_on, ["POST"]),
+        (ADMIN, operations.one_server, ["GET", "POST"]),
+        (["/props"], gateway.pass_on, ["GET"]),
+        (["/v1/models", "/v1/models/{model:path}"], gateway.models, ["GET"]),
+        ([HEALTH], gateway.health, ["GET"]),
+        ([METRICS], operations.metrics, ["GET"]),
+        ([FLEET], operations.fleet, ["GET"]),
+    ]
     return [
-        *routes,
-        Route("/props", _endpoint(gateway.pass_on), methods=["GET"]),
-        Route("/v1/models", _endpoint(gateway.models), methods=["GET"]),
-        Route("/models", _endpoint(gateway.models), methods=["GET"]),
-        Route("/health", _endpoint(gateway.health), methods=["GET"]),
-        Route("/v1/health", _endpoint(gateway.health), methods=["GET"]),
-        Route(METRICS, _endpoint(operations.metrics), methods=["GET"]),
-        Route(FLEET, _endpoint(operations.fleet), methods=["GET"]),
+        Route(name, _endpoint(handler), methods=methods)
+        for routes, handler, methods in taken
+        for route in routes
+        for name in named(route)
     ]
 
 
-def _endpoint(handler: Callable[[dict[str, Any], Receive, Send], Awaitable[None]]) -> Any:
+def _endpoint(handler: Handler) -> Any:
     """A handler as an ASGI application: Starlette takes an instance of a class as it is, without a wrapper."""
     return _Endpoint(handler)
 
 
 class _Endpoint:
-    def __init__(self, handler: Callable[[dict[str, Any], Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, handler: Handler) -> None:
         self._handler = handler
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -250,7 +272,7 @@ class _Endpoint:
             await self._handler(scope, receive, send)
         except UnavailableError as error:  # before anybody was asked
             served_of(scope).error = type(error).__name__
-            status, body, headers = error_response(error)
+            status, body, headers = error_response(scope["path"], error)
             await respond(send, status, body, [*headers, (b"connection", b"close")])
         except RequestError as error:
             served_of(scope).error = type(error).__name__
@@ -275,22 +297,6 @@ async def _admitted(lane: Lane, work: Coroutine[Any, Any, object], served: Serve
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def error_response(error: LlamaStreamError) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
-    """Status, body and headers for an error before the response began; what a server itself said is passed on."""
-    headers: list[tuple[bytes, bytes]] = []
-    if isinstance(error, ServerError):
-        if error.retry_after is not None:
-            headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
-        if error.body and error.status is not None:
-            return error.status, error.body, headers
-    status = error.status or 500
-    if isinstance(error, StreamTimeoutError):
-        status = 504
-    elif isinstance(error, TransportError):
-        status = 502
-    return status, msgspec.json.encode(error_body(error, status)), headers
 
 
 def _json(raw: bytes) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 
-from llamastream.errors import LlamaStreamError
 from llamastream.types import (
     ReasoningDelta,
     StreamEnd,
@@ -116,11 +115,6 @@ def _usage(counts: Usage) -> dict[str, Any]:
         "total_tokens": counts.prompt_tokens + counts.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": counts.cached_tokens},
     }
-
-
-def error_body(error: LlamaStreamError, status: int) -> dict[str, Any]:
-    """An error in OpenAI's form."""
-    return {"error": {"message": error.message, "type": error_type(status), "code": status}}
 
 
 def error_type(status: int) -> str:

@@ -1,4 +1,4 @@
-"""Which servers a request may go to: one lane for each model, with connections and a line of its own."""
+"""Which servers a request may go to: one lane for each kind of work and model, each with connections and a line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from llamastream.errors import UnavailableError
 from llamastream.events import Listener
 from llamastream.gateway.admission import Admission
 from llamastream.gateway.settings import GatewaySettings
+from llamastream.gateway.tasks import Doing, doing, elsewhere, nobody_does
 from llamastream.settings import ClientSettings
+from llamastream.types import Task
+
+
+class UnservedTaskError(LookupError):
+    """No server is for this kind of work; `str` of it is for the client."""
 
 
 class UnknownModelError(LookupError):
@@ -96,7 +102,7 @@ class Lanes:
         self._source = source
         self._settings = settings
         self._listeners = tuple(listeners)
-        self._lanes: dict[str | None, Lane] = {}
+        self._lanes: dict[tuple[Task, str | None], Lane] = {}
 
     def __iter__(self) -> Iterator[Lane]:
         return iter(tuple(self._lanes.values()))
@@ -121,30 +127,45 @@ class Lanes:
         """Requests that got none."""
         return sum(lane.admission.refused for lane in self)
 
-    def find(self, asked: str | None) -> Lane:
-        """The lane for a request that names this model, or none.
+    def find(self, asked: str | None, task: Task = "generate") -> Lane:
+        """The lane for a request of this kind that names this model, or none.
 
         Raises:
             UnknownModelError: there is no such lane.
+            UnservedTaskError: no server is for that.
             UnavailableError: there is no server yet.
         """
-        names = lane_names(self._source.snapshot())
-        model = lane_of(asked, names, strict=self._settings.strict_model)
-        return self._lanes.get(model) or self._make(model)
+        every = self._source.snapshot()
+        able = doing(every, task)
+        if every and not able:
+            raise UnservedTaskError(nobody_does(task))
+        names = lane_names(able)
+        if asked and asked not in names and (reason := elsewhere(asked, every, task)) is not None:
+            raise UnknownModelError(reason)
+        return self._lane(task, lane_of(asked, names, strict=self._settings.strict_model))
+
+    def about(self, asked: str | None) -> Lane:
+        """The lane for a question that every server of a model answers, whatever it is for. Raises as `find`."""
+        every = self._source.snapshot()
+        named = next((each for each in every if asked in each.models), None)
+        if named is not None:
+            return self.of(named)
+        return self.find(asked) if not every or doing(every, "generate") else self.any()
 
     def of(self, backend: Backend) -> Lane:
         """The lane of a server."""
-        names = lane_names(self._source.snapshot())
-        model = names.get(backend.models[0]) if backend.models else None
-        return self._lanes.get(model) or self._make(model)
+        task: Task = backend.tasks[0] if backend.tasks else "generate"
+        names = lane_names(doing(self._source.snapshot(), task))
+        return self._lane(task, names.get(backend.models[0]) if backend.models else None)
 
     def any(self) -> Lane:
-        """A lane for what every server answers: that of the first one that takes requests.
+        """A lane for what every server answers: that of the first one that takes requests, if possible of one that
+        generates.
 
         Raises:
             UnavailableError: there is none.
         """
-        backends = self._source.snapshot()
+        backends = sorted(self._source.snapshot(), key=lambda each: not each.does("generate"))
         ready = next((each for each in backends if each.routable), None)
         return self.find(None) if ready is None else self.of(ready)
 
@@ -165,8 +186,11 @@ class Lanes:
         for lane in self:
             await lane.close()
 
-    def _make(self, model: str | None) -> Lane:
-        if not any(backend.url for backend in self._source.snapshot()):
-            raise UnavailableError("no server is up yet", status=503)
-        lane = self._lanes[model] = Lane(self._source, model, self._settings, self._listeners)
-        return lane
+    def _lane(self, task: Task, model: str | None) -> Lane:
+        found = self._lanes.get((task, model))
+        if found is None:
+            source = Doing(self._source, task)
+            if not any(backend.url for backend in source.snapshot()):
+                raise UnavailableError("no server is up yet", status=503)
+            found = self._lanes[task, model] = Lane(source, model, self._settings, self._listeners)
+        return found

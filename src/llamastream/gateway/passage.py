@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
@@ -13,29 +13,37 @@ from llamastream.client.core import ClientCore
 from llamastream.client.oserrors import connection_lost
 from llamastream.client.pool import Place
 from llamastream.client.servers import Server
-from llamastream.errors import ConnectionLostError, LlamaStreamError, UnavailableError
+from llamastream.errors import ConnectionLostError, ContentIdleTimeoutError, LlamaStreamError
 from llamastream.gateway.frames import event
+from llamastream.gateway.refusals import in_form, public
 from llamastream.gateway.relay import HEADERS, Send
+from llamastream.protocol.failures import response_error
 from llamastream.protocol.http1 import ResponseReader, build_request
 
-PASSED_ON = frozenset({"content-type", "retry-after", "x-conversation-id"})
+PASSED_ON = frozenset({"content-type", "retry-after"})
 """Headers of a server's answer that its client gets."""
 ATTEMPTS = 3
 HIGH_WATER = 1 << 20
+"""Bytes of a stream that wait for a client which reads too slowly, before its server is made to wait as well."""
+LARGEST_EVENT = 8 * 1024 * 1024
+"""Bytes of an event that are held back until it is whole."""
 
 
 class _Arrivals:
-    """What arrives over one connection, as a queue with an end."""
+    """What arrives over one connection, as a queue with an end. `filled`: called when much of it waits."""
 
     def __init__(self) -> None:
         self.reader = ResponseReader()
         self.body = bytearray()
+        self.begun = False
         self.over = False
         self.error: LlamaStreamError | None = None
+        self.filled: Callable[[], None] | None = None
         self._news = asyncio.Event()
         self.url = ""
 
     def data_received(self, data: bytes) -> None:
+        self.begun = True
         try:
             self.body += b"".join(self.reader.feed(data))
         except LlamaStreamError as error:
@@ -43,6 +51,8 @@ class _Arrivals:
         if self.reader.failure is not None:
             self.error = self.reader.failure
         self.over = self.reader.complete or self.error is not None
+        if self.filled is not None and len(self.body) > HIGH_WATER:
+            self.filled()
         self._news.set()
 
     def closed(self, error: OSError | None) -> None:
@@ -59,16 +69,53 @@ class _Arrivals:
         self.over = True
         self._news.set()
 
-    async def news(self) -> None:
-        """Wait until something happens."""
+    async def news(self, timeout: float | None = None) -> None:
+        """Wait until something happens.
+
+        Raises:
+            TimeoutError: not within so many seconds.
+        """
         self._news.clear()
-        await self._news.wait()
+        async with asyncio.timeout(timeout):
+            await self._news.wait()
 
     async def more(self) -> bool:
         """Wait for bytes, or the end; whether there is anything to take."""
         while not (self.body or self.over):
             await self.news()
         return bool(self.body)
+
+    async def events(self, timeout: float | None) -> bytes:
+        """Wait for whole events, and take them; b"" at the end, whatever was begun there.
+
+        Raises:
+            ContentIdleTimeoutError: nothing came for so many seconds.
+        """
+        while True:
+            boundary = self.body.rfind(b"\n\n")
+            end = 0 if boundary < 0 else boundary + 2
+            if (self.over and self.error is None) or (not end and len(self.body) > LARGEST_EVENT):
+                end = len(self.body)
+            if end:
+                taken = bytes(self.body[:end])
+                del self.body[:end]
+                return taken
+            if self.over:
+                return b""
+            try:
+                await self.news(timeout)
+            except TimeoutError:
+                raise ContentIdleTimeoutError(f"{self.url}: nothing came for {timeout:g} s") from None
+
+    async def stale(self) -> bool:
+        """Wait for the first bytes; whether the connection had been closed while it was idle, so that none came. What
+        comes over another one is then taken as if this had not been."""
+        while not (self.begun or self.over):
+            await self.news()
+        if self.begun or not isinstance(self.error, ConnectionLostError):
+            return False
+        self.over, self.error, self.reader = False, None, ResponseReader()
+        return True
 
     async def header(self) -> None:
         """Wait for the header of the response.
@@ -83,10 +130,17 @@ class _Arrivals:
 
 
 class Passage:
-    """One request to one server and its answer, byte by byte."""
+    """One request to one server and its answer, byte by byte; of a stream whole events only, so that an error can
+    follow them.
+
+    Attributes:
+        began: the response has begun, so that an error can only be told inside of it. server: which answers.
+        events: of the stream, that its client got.
+    """
 
     def __init__(self, core: ClientCore, pools: Sequence[AsyncConnectionPool], send: Send) -> None:
         self.began = False
+        self.events = 0
         self.server: Server | None = None
         self._core = core
         self._pools = pools
@@ -139,18 +193,24 @@ class Passage:
         connection: AsyncConnection | None = None
         try:
             connection, reused = await pool.acquire(place, monotonic() + 30.0, arrivals.leave)
+            request = self._request(server, method, path, body)
             if reused:
                 connection.keep(arrivals)
-            else:
+                connection.send(request)
+                reused = not await arrivals.stale()
+            if not reused:
+                connection = pool.replace(connection)
                 await connection.connect(arrivals, server.address, server.tls, self._core.timeouts.connect)
-            connection.send(self._request(server, method, path, body))
+                connection.send(request)
             await arrivals.header()
             reader = arrivals.reader
-            if reader.status == 503:
-                while await arrivals.more():
-                    taken, arrivals.body = bytes(arrivals.body), bytearray()
-                raise UnavailableError(f"{arrivals.url}: {taken[:200].decode('utf-8', 'replace')}", status=503)
-            await self._hand_on(arrivals, headers)
+            if reader.status in (401, 503):
+                while not arrivals.over:
+                    await arrivals.news()
+                raise response_error(reader.status, reader.headers, bytes(arrivals.body), arrivals.url)
+            await self._hand_on(path, arrivals, connection, headers)
+            if reader.status < 500:
+                self._core.servers.succeeded(server)
             return reader.status
         finally:
             whole = arrivals.reader if arrivals.over and arrivals.error is None else None
@@ -163,35 +223,54 @@ class Passage:
             own["Content-Type"] = "application/json"
         return build_request(method, server.address.target(path), server.address.host_header, own, body)
 
-    async def _hand_on(self, arrivals: _Arrivals, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    async def _hand_on(
+        self, path: str, arrivals: _Arrivals, connection: AsyncConnection, headers: Sequence[tuple[bytes, bytes]]
+    ) -> None:
         reader = arrivals.reader
-        stream = reader.headers.get("content-type", "").startswith("text/event-stream")
-        kept = [(name.encode(), value.encode("latin-1")) for name, value in reader.headers.items() if name in PASSED_ON]
-        if stream:
-            kept = HEADERS
-        else:
-            while not arrivals.over:  # whole, or an error: a body that broke off is told by its status
-                await arrivals.news()
-            if arrivals.error is not None:
-                raise arrivals.error
-            kept.append((b"content-length", str(len(arrivals.body)).encode()))
-        self.began = True
-        await self._send({"type": "http.response.start", "status": reader.status, "headers": [*kept, *headers]})
-        while await arrivals.more():
-            body, arrivals.body = bytes(arrivals.body), bytearray()
-            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        if reader.headers.get("content-type", "").startswith("text/event-stream"):
+            await self._hand_on_events(arrivals, connection, [*HEADERS, *headers])
+            return
+        while not arrivals.over:  # whole, or an error: a body that broke off is told by its status
+            await arrivals.news()
         if arrivals.error is not None:
             raise arrivals.error
+        kept = [(name.encode(), value.encode("latin-1")) for name, value in reader.headers.items() if name in PASSED_ON]
+        body = bytes(arrivals.body) if reader.status < 400 else in_form(path, bytes(arrivals.body))
+        kept.append((b"content-length", str(len(body)).encode()))
+        self.began = True
+        await self._send({"type": "http.response.start", "status": reader.status, "headers": [*kept, *headers]})
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _hand_on_events(
+        self, arrivals: _Arrivals, connection: AsyncConnection, headers: Sequence[tuple[bytes, bytes]]
+    ) -> None:
+        idle = self._core.timeouts.content_idle
+        while body := await arrivals.events(idle):
+            if not self.began:  # only now: until then another server may be asked
+                self.began = True
+                await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+            self.events += body.count(b"\ndata:") + body.startswith(b"data:")
+            arrivals.filled = connection.pause
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+            arrivals.filled = None
+            connection.resume()
+        if arrivals.error is not None:
+            raise arrivals.error
+        if not self.began:
+            raise ConnectionLostError(f"{arrivals.url} sent nothing")
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def broken_stream(path: str, error: LlamaStreamError) -> bytes:
-    """The error of a stream that began, in the form of its API."""
+def broken_stream(path: str, error: LlamaStreamError, events: int = 0) -> bytes:
+    """The error of a stream that began, in the form of its API. `events`: that its client got before it."""
+    message = public(error)
     data: dict[str, Any]
     if path == "/v1/messages":
-        data = {"type": "error", "error": {"type": "api_error", "message": error.message}}
+        data = {"type": "error", "error": {"type": "api_error", "message": message}}
         return b"event: error\n" + event(data)
+    fault = {"message": message, "type": "server_error", "code": error.status or 502}
     if path == "/v1/responses":
-        data = {"type": "error", "code": "server_error", "message": error.message, "param": None}
-        return b"event: error\n" + event(data)
-    return event({"error": {"message": error.message, "type": "server_error", "code": error.status or 502}})
+        # `error` besides what the reference has: OpenAI's own service sends it, and its clients raise by it
+        told = {"code": "server_error", "message": message, "param": None, "sequence_number": events}
+        return b"event: error\n" + event({"type": "error", **told, "error": {**fault, "code": "server_error"}})
+    return event({"error": fault})

@@ -61,8 +61,10 @@ class Relay(AsyncRunner):
     """Runs one streamed request for one client.
 
     Attributes:
-        began: the response has begun, so that an error can only be told inside of it.
+        began: the response has begun, so that an error can only be told inside of it. events: not counted here.
     """
+
+    events = 0
 
     def __init__(
         self,

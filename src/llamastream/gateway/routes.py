@@ -15,13 +15,35 @@ GENERATION = (
     "/v1/messages",
     "/infill",
     "/v1/embeddings",
+    "/embedding",
     "/v1/rerank",
 )
 """Endpoints that take a slot."""
-AT_ONCE = ("/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens")
+AT_ONCE = (
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
+    "/v1/messages/count_tokens",
+    "/v1/chat/completions/input_tokens",
+    "/v1/responses/input_tokens",
+)
 """Endpoints that answer without a slot."""
-FACTS = ("/props", "/v1/models", "/models")
-HEALTH = ("/health", "/v1/health")
+ALIASES = {
+    "/chat/completions": "/v1/chat/completions",
+    "/completions": "/completion",
+    "/responses": "/v1/responses",
+    "/embeddings": "/embedding",
+    "/v1/reranking": "/v1/rerank",
+    "/rerank": "/v1/rerank",
+    "/reranking": "/v1/rerank",
+    "/chat/completions/input_tokens": "/v1/chat/completions/input_tokens",
+    "/responses/input_tokens": "/v1/responses/input_tokens",
+    "/models": "/v1/models",
+    "/v1/health": "/health",
+}
+"""llama-server's other names of them, as it takes them: without `/v1` some have another form than with it."""
+FACTS = ("/props", "/v1/models", "/v1/models/{model}")
+HEALTH = "/health"
 METRICS, FLEET = "/metrics", "/fleet"
 ADMIN = ("/slots", "/slots/{id}", "/lora-adapters", "/tools", "/cors-proxy")
 """Endpoints of one server that change it, or reach beyond it: for keys with the scope `admin`, and never without."""
@@ -30,15 +52,23 @@ Need: TypeAlias = Scope | None
 
 _NEEDS: dict[str, Need] = {
     **dict.fromkeys((*GENERATION, *AT_ONCE, *FACTS), "inference"),
-    **dict.fromkeys(HEALTH, None),
+    HEALTH: None,
     METRICS: "metrics",
     FLEET: "metrics",
     **dict.fromkeys(ADMIN, "admin"),
 }
 
 
+def named(route: str) -> tuple[str, ...]:
+    """All names of a route."""
+    return (route, *(name for name, meant in ALIASES.items() if meant == route))
+
+
 def route_of(path: str) -> str:
     """The route that a path belongs to, or `other`."""
+    path = ALIASES.get(path, path)
+    if path.startswith("/v1/models/"):
+        return "/v1/models/{model}"
     if path.startswith("/slots/"):
         return "/slots/{id}" if path.count("/") == 2 else OTHER
     return path if path in _NEEDS else OTHER

@@ -68,6 +68,7 @@ async def _look(known: Backend, client: AsyncStreamingClient) -> Backend:
         if known.routable and known.models:
             return known  # what it serves does not change while it is up
         props = await client.props()
+        tasks = await client.tasks()
     except LlamaStreamError:
         return replace(known, state="failed")
     slots = props.get("total_slots")
@@ -77,5 +78,6 @@ async def _look(known: Backend, client: AsyncStreamingClient) -> Backend:
         state="ready",
         slots=slots if isinstance(slots, int) and slots > 0 else 1,
         models=(alias,) if isinstance(alias, str) and alias else ("default",),
+        tasks=tasks,
         generation=known.generation + (0 if known.state == "ready" and known.models else 1),
     )

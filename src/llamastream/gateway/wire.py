@@ -2,9 +2,10 @@
 
 `SpliceProtocol` is uvicorn's HTTP protocol with these differences. It offers the splice in the ASGI scope: a stream's
 frames go from the upstream connection straight to the client's transport. It refuses what two readers could read in two
-ways (`gateway.strict`). It bounds the size and the time of each request's head, and the number of connections and of
-requests in one of them. It never writes an error page into, or in place of, another request's response. It tells a
-running request that its client is gone even if that client has sent further requests meanwhile.
+ways (`gateway.strict`). It sends no chunks to HTTP/1.0. It bounds the size and the time of each request's head, and the
+number of connections and of requests in one of them. It never writes an error page into, or in place of, another
+request's response. It tells a running request that its client is gone even if that client has sent further requests
+meanwhile.
 
 None of what it builds on is public, hence the narrow pin of uvicorn's version, and a contract test.
 """
@@ -23,6 +24,7 @@ from llamastream.gateway.linger import LingeringTransport
 from llamastream.gateway.refusals import refusal
 from llamastream.gateway.settings import GatewaySettings
 from llamastream.gateway.strict import HeadError, check_head
+from llamastream.gateway.unchunked import end_with_connection
 
 EXTENSION = "llamastream.splice"
 MAX_PIPELINED = 8
@@ -224,6 +226,8 @@ class SpliceProtocol(HttpToolsProtocol):
                 raise HeadError(400, "too many requests at once on one connection")
         if self.parser.should_upgrade():
             self._ignore_upgrade(cycle)
+        if cycle.scope["http_version"] == "1.0":
+            end_with_connection(cycle)
         extensions: dict[str, Any] = {EXTENSION: Splice(cycle)}
         cycle.scope["extensions"] = extensions
 

@@ -14,6 +14,7 @@ from llamastream.types.facts import Capabilities as Capabilities
 from llamastream.types.facts import Failure as Failure
 from llamastream.types.facts import JournalState as JournalState
 from llamastream.types.facts import LogRecord as LogRecord
+from llamastream.types.facts import Task as Task
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "cancelled", "error"]
 """How a stream ended. `cancelled` is ours: the caller left. `error` stands only in partial results."""

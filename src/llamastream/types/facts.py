@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
 from llamastream.tools import ToolSupport
+
+Task: TypeAlias = Literal["generate", "embed", "rerank"]
+"""What a llama-server is for: one that was started for embeddings or for reranking does nothing else."""
 
 
 class LogRecord(Struct, frozen=True):
@@ -34,6 +37,7 @@ class Capabilities(Struct, frozen=True):
         chat_template_caps: `chat_template_caps` of `/props` (names vary with the build; `--jinja` is not in it).
         tools: what it does with requests that have tools.
         model_alias, model_path: as `/props` gives them.
+        tasks: what it is for; empty: not known.
     """
 
     build: str = ""
@@ -47,6 +51,7 @@ class Capabilities(Struct, frozen=True):
     tools: ToolSupport = ToolSupport()
     model_alias: str = ""
     model_path: str = ""
+    tasks: tuple[Task, ...] = ()
 
 
 class JournalState(Struct, frozen=True, kw_only=True):
