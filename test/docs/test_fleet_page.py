@@ -28,7 +28,7 @@ def test_the_settings_file_makes_the_instances_that_the_page_names(tmp_path: Pat
     pools = configure({}, {}, environ={"LLAMASTREAM_CONFIG": str(tmp_path / "config.toml")}).pools
     plans = plan(pools, cores=8, cache_ram=0)
     assert {each.id: each.options.port for each in plans} == {
-        "chat-0": 8080, "chat-1": 8081, "chat-2": 8082, "code-0": 9000,
+        "chat-0": 8080, "chat-1": 8081, "chat-2": 8082, "code-0": 8083,
     }  # fmt: skip
     assert all(f"`{each.id}`" in PAGE for each in plans)
 

@@ -95,8 +95,9 @@ class Instance(View):
         self._inbox.wake()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait for the end of its thread, after it was told to stop."""
-        self._thread.join(timeout)
+        """Wait for the end of its thread, after it was told to stop; one that has not begun will find that it was."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
 
     @property
     def wants_restart(self) -> bool:
