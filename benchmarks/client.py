@@ -29,6 +29,8 @@ from typing import Any, NamedTuple
 from clients import CLIENTS, MEMORY, versions
 from origin import expected_bytes, expected_characters
 
+from llamastream.bench.machine import cpu_model
+
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
@@ -334,14 +336,8 @@ def say(text: str) -> None:
 
 def describe_machine() -> dict[str, Any]:
     """What the figures depend on; nothing that names the machine."""
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
     return {
-        "cpu": model,
+        "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "system": platform.system(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -460,11 +456,11 @@ def _target_table(found: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_page(page: Path, text: str) -> None:
+def write_page(page: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Put the tables between the marks."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 # -- command line -------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from client import DOCS, PACE, Bench, bench, say
+from client import DOCS, PACE, Bench, bench, say, write_page
 from origin import expected_characters
 from pair import SHORT
 
@@ -133,11 +133,7 @@ def line(row: dict[str, Any]) -> str:
 def publish(found: Sequence[dict[str, Any]], docs: Path) -> None:
     """Write the JSON, and the table into the page."""
     (docs / "benchmarks" / "recovery.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    page = docs / "benchmarks.md"
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{after}", encoding="utf-8")
+    write_page(docs / "benchmarks.md", table(found), BEGIN, END)
 
 
 def _arguments() -> argparse.Namespace:

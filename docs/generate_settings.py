@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from llamastream.bench.settings import BenchSettings
 from llamastream.cli.options import secret_flag
 from llamastream.engine import EngineOptions
 from llamastream.fleet.settings import FleetSettings
@@ -60,6 +61,13 @@ the servers. In Python: `create_app(source, GatewaySettings(...))`. Where it lis
 the fleet for `serve`, unless it is set here. [The page on the gateway](gateway.md) shows it at work.
 """
 
+BENCH = """
+## Measurements
+
+The fields of `BenchSettings`, and options of `llamastream bench`. [The page on measurements](bench.md) shows them at
+work.
+"""
+
 MODELS = """
 ## Models
 
@@ -72,7 +80,16 @@ that model is served alone.
 
 def page() -> str:
     settings = HEAD + CLIENT + table(ClientSettings) + ENGINE + table(EngineOptions)
-    return settings + FLEET + table(FleetSettings) + GATEWAY + table(GatewaySettings) + MODELS
+    return (
+        settings
+        + FLEET
+        + table(FleetSettings)
+        + GATEWAY
+        + table(GatewaySettings)
+        + BENCH
+        + table(BenchSettings)
+        + MODELS
+    )
 
 
 def table(group: type[Struct]) -> str:

@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "client",
         "observe",
     },
+    "bench": {"_version", "errors", "types", "settings", "client", "engine"},
     "testing": {"errors", "types"},
     "compose": {"errors", "types", "settings", "client", "engine"},
     "integrations": {"errors", "tools", "types", "events", "printable", *llamastream.__all__},  # public names only
@@ -63,6 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "fleet",
         "gateway",
         "observe",
+        "bench",
         "compose",
     },
     "__main__": {"cli"},

@@ -255,3 +255,10 @@ class EngineCrashedError(EngineError):
 
 class EngineStartTimeoutError(EngineError):
     """The server was not ready within the start timeout."""
+
+
+# -- measuring ----------------------------------------------------------------------------------------------
+
+
+class BenchError(LlamaStreamError):
+    """A measurement could not be made, or a baseline neither read nor written."""

@@ -23,6 +23,7 @@ _HOME = {
     "undrain": "control",
     "reload": "control",
     "stop": "control",
+    "bench": "bench",
     "check": "check",
     "config": "config",
     "keys": "keys",
@@ -66,10 +67,10 @@ def _app_of(name: str) -> typer.Typer:
     if isinstance(found, typer.Typer):
         return found
     single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    if name == "serve":
+    if name in ("serve", "bench"):
         from llamastream.cli.options import GroupedCommand
 
-        single.command(name, cls=GroupedCommand, context_settings=_RAW)(found)
+        single.command(name, cls=GroupedCommand, context_settings=_RAW if name == "serve" else None)(found)
     else:
         single.command(name)(found)
     return single

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from llamastream._version import __version__
 from llamastream.address import parse_address
+from llamastream.bench.settings import BenchSettings
 from llamastream.cli.options import unknown_variables, with_settings
 from llamastream.cli.screen import print_json
 from llamastream.client import StreamingClient
@@ -88,7 +89,7 @@ def check(
 
 
 def _unknown_variables() -> list[str]:
-    return unknown_variables(os.environ, (ClientSettings, EngineOptions, FleetSettings))
+    return unknown_variables(os.environ, (ClientSettings, EngineOptions, FleetSettings, BenchSettings))
 
 
 def engine_findings(options: EngineOptions) -> list[Finding]:

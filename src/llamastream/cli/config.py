@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from llamastream.bench.settings import BenchSettings
 from llamastream.cli.options import unknown_variables
 from llamastream.cli.screen import print_json
 from llamastream.engine import EngineOptions
@@ -26,6 +27,7 @@ GROUPS: dict[str, type[Struct]] = {
     "serve": EngineOptions,
     "fleet": FleetSettings,
     "gateway": GatewaySettings,
+    "bench": BenchSettings,
 }
 
 

@@ -1,0 +1,73 @@
+"""`llamastream bench`: a server under load, measured, kept, compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llamastream.bench.settings import THRESHOLD, BenchSettings
+from llamastream.cli.options import with_settings
+from llamastream.engine import EngineOptions
+from llamastream.errors import SettingError
+from llamastream.settings import ClientSettings
+
+
+@with_settings(BenchSettings, "bench", panel="What is measured")
+@with_settings(
+    ClientSettings, "client", only=("base_url", "api_key", "ca_file", "temperature", "recovery"), panel="The server"
+)
+@with_settings(
+    EngineOptions,
+    "engine",
+    only=("kind", "binary", "model", "parallel", "ctx_size", "threads", "threads_batch", "cache_ram", "gpu",
+          "gpu_layers"),
+    panel="A server of its own (with --model or --demo)",
+)  # fmt: skip
+def bench(
+    *,
+    demo: Annotated[bool, typer.Option("--demo", help="Start a server with the demo model, and measure that.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write a row for each request to this file.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with plots to this file.")] = None,
+    save_as: Annotated[
+        str | None, typer.Option("--save", metavar="NAME", help="Keep the result as a baseline of this name.")
+    ] = None,
+    compare_to: Annotated[
+        str | None,
+        typer.Option("--compare", metavar="NAME", help="Judge the result by a baseline; exit with 1 if it is slower."),
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=10, help="Slowdown that --compare lets pass: 0.05 is 5 %.")
+    ] = THRESHOLD,
+    list_all: Annotated[bool, typer.Option("--list", help="List the baselines, and measure nothing.")] = False,
+    host_name: Annotated[
+        bool, typer.Option("--host-name", help="Put the machine's name into what is written.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    bench: BenchSettings,
+    bench_sources: dict[str, str],
+    client: ClientSettings,
+    client_sources: dict[str, str],
+    engine: EngineOptions,
+    engine_sources: dict[str, str],
+) -> None:
+    """Measure a server under load: latencies, tokens per second, errors.
+
+    Closed loops keep a number of requests running; open loops send them on a schedule. The result goes to stdout, all
+    else to stderr. Ctrl-C ends the streams and shows what was measured so far (exit code 130).
+    """
+    # Only here: no other command should wait for all of this.
+    from llamastream.cli.benchrun import Outputs, list_baselines, measure
+
+    if list_all:
+        list_baselines(json=json)
+        return
+    own = demo or engine_sources["model"] == "--model"
+    if own and client_sources["base_url"] == "--url":
+        raise SettingError("give either --url or --demo or --model: the one names a server, the others start one")
+    if demo and engine_sources["model"] == "--model":
+        raise SettingError("give either --demo or --model: they are two models")
+    outputs = Outputs(json, csv, html, save_as, compare_to, threshold, host_name, quiet)
+    raise typer.Exit(measure(bench, client, engine if own else None, outputs, demo=demo))

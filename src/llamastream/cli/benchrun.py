@@ -1,0 +1,159 @@
+"""What `llamastream bench` does: finds or starts the server, measures, gives out and keeps the result."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+from rich.console import Console
+from rich.text import Text
+
+from llamastream.bench.baselines import baseline_directory, check_name, names, read, save
+from llamastream.bench.compare import Comparison, check_comparable, compare
+from llamastream.bench.loop import run
+from llamastream.bench.measure import Measurement
+from llamastream.bench.page import html_page
+from llamastream.bench.report import Report, ServerFacts
+from llamastream.bench.settings import BenchSettings
+from llamastream.bench.tables import as_csv
+from llamastream.cli.benchprogress import Progress
+from llamastream.cli.benchtables import baselines_table, print_report
+from llamastream.cli.screen import print_json
+from llamastream.engine import Engine, EngineOptions, launch
+from llamastream.engine.demo import DEMO_ALIAS
+from llamastream.errors import BenchError, SettingError
+from llamastream.printable import one_line
+from llamastream.settings import ClientSettings
+
+REGRESSION = 1
+"""Exit code: slower than the baseline."""
+
+_TOLD = ("threads", "threads_batch", "parallel", "ctx_size", "cache_ram", "gpu", "gpu_layers", "extra_args")
+"""Settings of a server of our own that belong to its figures."""
+
+
+class Outputs(Struct, frozen=True):
+    """Where the result goes, and what it is compared with: the command's options of these names."""
+
+    json: bool
+    csv: Path | None
+    html: Path | None
+    save_as: str | None
+    compare_to: str | None
+    threshold: float
+    host_name: bool
+    quiet: bool
+
+
+def measure(
+    bench: BenchSettings, client: ClientSettings, engine: EngineOptions | None, outputs: Outputs, *, demo: bool
+) -> int:
+    """Measure, and give out the result.
+
+    Args:
+        engine: of a server to start for it; None: one runs. demo: with the demo model.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        LlamaStreamError: nothing could be measured.
+    """
+    directory = baseline_directory()
+    for path in (outputs.csv, outputs.html):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise SettingError(f"{path}: the directory {path.absolute().parent} does not exist")
+    if outputs.save_as is not None:
+        check_name(outputs.save_as)
+    baseline = None if outputs.compare_to is None else read(outputs.compare_to, directory)
+    console = Console(stderr=True, highlight=False)
+    if demo and engine is not None:
+        engine = msgspec.structs.replace(engine, model=None, hf=None, alias=DEMO_ALIAS)
+    with _server(client, engine, console, quiet=outputs.quiet) as (settings, server):
+        progress = Progress(console, quiet=outputs.quiet)
+        measurement = Measurement(settings, bench, progress.watcher, server=server)
+        if baseline is not None:
+            check_comparable(baseline, measurement.report())  # now, and not after minutes
+        with progress:
+            run(measurement.run)
+    report = measurement.report(host=outputs.host_name)
+    comparison = None
+    if baseline is not None and report.loads and not report.interrupted:
+        comparison = compare(baseline, report, threshold=outputs.threshold)
+    _give(report, measurement, comparison, outputs)
+    if report.interrupted:
+        return 128 + signal.SIGINT
+    if not measurement.succeeded:
+        raise BenchError(f"no request succeeded: {one_line(measurement.first_failure)}")
+    if outputs.save_as is not None:
+        path = save(report, outputs.save_as, directory)
+        console.print(Text(f"kept as baseline {outputs.save_as}: {path}", style="dim"), soft_wrap=True)
+    return REGRESSION if comparison is not None and comparison.regressions else 0
+
+
+def _give(
+    report: Report,
+    measurement: Measurement,
+    comparison: Comparison | None,
+    outputs: Outputs,
+) -> None:
+    """Print the result, and write the files."""
+    if outputs.csv is not None:
+        outputs.csv.write_text(as_csv(measurement.laps), encoding="utf-8")
+    if outputs.html is not None:
+        outputs.html.write_text(html_page(report, measurement.laps, comparison), encoding="utf-8")
+    if outputs.json:
+        found = None
+        if comparison is not None:
+            found = {**msgspec.structs.asdict(comparison), "regressions": len(comparison.regressions)}
+        print_json({**msgspec.structs.asdict(report), "comparison": found})
+    else:
+        print_report(Console(highlight=False), report, comparison)
+
+
+@contextmanager
+def _server(
+    client: ClientSettings, options: EngineOptions | None, console: Console, *, quiet: bool
+) -> Iterator[tuple[ClientSettings, ServerFacts]]:
+    """The server to measure: one of our own for the while, if there are options for it."""
+    if options is None:
+        yield client, ServerFacts()
+        return
+    with launch(options) as engine:
+        if not quiet:
+            what = f"{engine.capabilities.slots} slots × {engine.capabilities.n_ctx:,} tokens"
+            line = f"measuring {engine.capabilities.model_alias} on {engine.url} ({engine.kind} engine, {what})"
+            console.print(Text(line, style="dim"), soft_wrap=True)
+        yield msgspec.structs.replace(client, base_url=engine.url, api_key=engine.api_key), _facts(engine)
+
+
+def _facts(engine: Engine) -> ServerFacts:
+    settings = {name: value for name in _TOLD if (value := getattr(engine.options, name)) not in (None, ())}
+    return ServerFacts(
+        where=f"a server of its own, {engine.kind}",
+        model=engine.capabilities.model_alias or "",
+        own=True,
+        settings=settings,
+    )
+
+
+def list_baselines(*, json: bool) -> None:
+    """Print which baselines there are."""
+    directory = baseline_directory()
+    known = {name: read(name, directory) for name in names(directory)}
+    if json:
+        print_json(
+            [
+                {"name": name, "created": report.created, "server": report.server, "machine": report.machine,
+                 "loads": [result.label for result in report.loads]}
+                for name, report in known.items()
+            ]
+        )  # fmt: skip
+    elif known:
+        Console(highlight=False).print(baselines_table(known))
+    else:
+        Console(stderr=True).print(f"no baselines in {directory}; `llamastream bench --save NAME` makes one")

@@ -1,0 +1,138 @@
+"""`llamastream bench` as a command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commandline import COMMAND, ROOT, run
+from llamastream.client import StreamingClient
+from llamastream.engine import Engine
+
+SHORT = ("--concurrency", "1,2", "--requests", "4", "--repeats", "4", "--output-tokens", "8", "--prompt-tokens", "16")
+
+
+def bench(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(environ, "bench", *arguments, timeout=100)
+
+
+def test_a_measurement_is_shown_written_kept_and_listed(
+    environ: dict[str, str], engine: Engine, tmp_path: Path
+) -> None:
+    page, rows = tmp_path / "a.html", tmp_path / "a.csv"
+    done = bench(environ, "--url", engine.url, *SHORT, "--html", str(page), "--csv", str(rows), "--save", "main")
+    assert done.returncode == 0, done.stderr
+    for words in ("1 at once", "2 at once", "first token p50", "tokens/s, total", "llamastream 0."):
+        assert words in done.stdout
+    assert "2 at once, repeat 3 of 4: 4 requests" in done.stderr
+    assert page.read_text().count("<svg class") == 4
+    with rows.open() as file:
+        assert len(list(csv.DictReader(file))) == 32
+    assert "kept as baseline main" in done.stderr
+    listed = bench(environ, "--list")
+    assert "main" in listed.stdout
+    kept = Path(environ["HOME"]) / ".local/state/llamastream/baselines/main.json"
+    assert json.loads(kept.read_text())["machine"]["host"] == ""
+    assert os.uname().nodename not in kept.read_text().split('"')
+
+
+def test_json_is_the_whole_report(environ: dict[str, str], engine: Engine) -> None:
+    done = bench(environ, "--url", engine.url, *SHORT, "--json", "--quiet", "--host-name")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    assert found["machine"]["host"] == os.uname().nodename
+    assert found["server"]["slots"] == 4
+    first = found["loads"][0]
+    assert (first["requests"], first["failed"]) == (16, 0)
+    estimate = first["percentiles"]["time_to_first_token"]["p50"]
+    assert estimate["low"] <= estimate["value"] <= estimate["high"]
+    assert found["comparison"] is None
+
+
+def made_slower(path: Path, factor: float) -> None:
+    """Change a baseline so that the next measurement is slower than it by that much."""
+    report: dict[str, Any] = json.loads(path.read_text())
+    for load in report["loads"]:
+        for name, repeats in load["per_repeat"].items():
+            load["per_repeat"][name] = [[value / factor for value in repeat] for repeat in repeats]
+    path.write_text(json.dumps(report))
+
+
+def test_a_regression_is_told_by_the_exit_code(environ: dict[str, str], engine: Engine) -> None:
+    assert bench(environ, "--url", engine.url, *SHORT, "--save", "main").returncode == 0
+    path = Path(environ["HOME"]) / ".local/state/llamastream/baselines/main.json"
+    made_slower(path, 50)
+    done = bench(environ, "--url", engine.url, *SHORT, "--compare", "main")
+    assert done.returncode == 1, done.stdout
+    assert "slower: " in done.stdout
+    made_slower(path, 1 / 2500)
+    done = bench(environ, "--url", engine.url, *SHORT, "--compare", "main", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["comparison"]["regressions"] == 0
+    done = bench(environ, "--url", engine.url, *SHORT, "--turns", "2", "--compare", "main")
+    assert done.returncode == 1
+    assert "turns was 1 and is 2" in done.stderr
+
+
+def test_a_server_of_its_own_is_started_and_ended(environ: dict[str, str]) -> None:
+    done = bench(environ, "--demo", "--kind", "embedded", "--parallel", "2", "--ctx-size", "512", *SHORT, "--json")
+    assert done.returncode == 0, done.stderr
+    server = json.loads(done.stdout)["server"]
+    assert (server["slots"], server["settings"]["ctx_size"], server["own"]) == (2, 512, True)
+    url = done.stderr.split(" on ")[1].split()[0]
+    port = int(url.rpartition(":")[2])
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0  # nobody listens there any more
+
+
+def test_ctrl_c_shows_what_was_measured_and_frees_the_slots(
+    environ: dict[str, str], engine: Engine, slots_free: Any
+) -> None:
+    command = [*COMMAND, "bench", "--url", engine.url, "--concurrency", "2", "--output-tokens", "100000"]
+    process = subprocess.Popen(
+        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    try:
+        with StreamingClient(engine.url) as client:
+            while sum(slot["is_processing"] for slot in client.slots()) < 2:
+                assert process.poll() is None  # each look is a request: there is nothing else to wait for
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, stderr
+    assert "broken off" in stdout
+    assert "Traceback" not in stderr
+    slots_free()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--demo", "--url", "http://x"), "either --url or --demo"),
+        (("--demo", "--model", "x.gguf"), "either --demo or --model"),
+        (("--concurrency", "0"), "concurrency = '0' from --concurrency is not allowed"),
+        (("--prompts", "/no/such.jsonl"), "/no/such.jsonl"),
+        (("--save", "../x"), "the baseline's name '../x' is not allowed"),
+        (("--compare", "none"), "there is no baseline 'none'"),
+        (("--html", "/no/such/dir/a.html"), "/no/such/dir"),
+        (("--url", "http://127.0.0.1:9", "--repeats", "1"), "refused"),
+    ],
+)
+def test_wrong_input_is_one_clear_message(environ: dict[str, str], arguments: tuple[str, ...], says: str) -> None:
+    done = bench({**environ, "LLAMASTREAM_MAX_RETRIES": "0"}, *arguments)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
