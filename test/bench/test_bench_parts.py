@@ -41,8 +41,8 @@ def test_lengths_and_lists_are_read() -> None:
         ("output_tokens", "0", "from 1"),
         ("concurrency", "1,1", "each once"),
         ("concurrency", "0", "from 1"),
-        ("rate", "-1", "above 0"),
-        ("rate", "nan", "above 0"),
+        ("rate", "-1", "numbers from 0.0001 to 100000"),
+        ("rate", "nan", "requests per second"),
         ("rate", "1;2", "separated by commas"),
     ],
 )

@@ -16,6 +16,7 @@ import pytest
 from commandline import COMMAND, ROOT, run
 from llamastream.client import StreamingClient
 from llamastream.engine import Engine
+from terminal import Chat, terminal_environ
 
 SHORT = ("--concurrency", "1,2", "--requests", "4", "--repeats", "4", "--output-tokens", "8", "--prompt-tokens", "16")
 
@@ -88,6 +89,7 @@ def test_a_server_of_its_own_is_started_and_ended(environ: dict[str, str]) -> No
     assert done.returncode == 0, done.stderr
     server = json.loads(done.stdout)["server"]
     assert (server["slots"], server["settings"]["ctx_size"], server["own"]) == (2, 512, True)
+    assert server["build"].startswith("xllamacpp 20")
     url = done.stderr.split(" on ")[1].split()[0]
     port = int(url.rpartition(":")[2])
     with socket.socket() as probe:
@@ -115,6 +117,19 @@ def test_ctrl_c_shows_what_was_measured_and_frees_the_slots(
     assert "broken off" in stdout
     assert "Traceback" not in stderr
     slots_free()
+
+
+def test_on_a_terminal_a_bar_shows_how_far_it_is_and_ctrl_c_ends_it(engine: Engine, tmp_path: Path) -> None:
+    arguments = ("--url", engine.url, "--concurrency", "1,2", "--seconds", "0.2", "--repeats", "500")
+    environ = terminal_environ(tmp_path)
+    with Chat(*arguments, environ=environ, command=[*COMMAND, "bench"]) as running:
+        running.expect("2 at once, repeat 2 of 500: ", 60)
+        running.expect("running")
+        running.expect("/1000 ")
+        running.type("\x03")
+        running.expect("broken off; this is what was measured so far")
+        running.expect("tokens/s, total")
+        assert running.end() == 130
 
 
 @pytest.mark.parametrize(

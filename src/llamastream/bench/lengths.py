@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -10,7 +12,9 @@ from llamastream.errors import SettingError
 
 MAX_LENGTH = 1 << 20
 MAX_CONCURRENCY = 1 << 14
-MAX_RATE = 1e5
+MIN_RATE, MAX_RATE = 1e-4, 1e5
+
+N = TypeVar("N", int, float)
 
 
 class Lengths(Struct, frozen=True):
@@ -46,29 +50,23 @@ _LENGTHS = f"a whole number from 1 to {MAX_LENGTH}, or two as in 64:256 for leng
 def parse_concurrency(text: str, name: str = "concurrency", source: str = "") -> tuple[int, ...]:
     """`1,2,4,8`; empty for none. Raises as `parse_lengths`."""
     allowed = f"whole numbers from 1 to {MAX_CONCURRENCY}, separated by commas, each once"
-    try:
-        numbers = tuple(int(part) for part in _parts(text))
-    except ValueError:
-        raise _wrong(text, name, source, allowed) from None
-    if len(set(numbers)) < len(numbers) or not all(1 <= number <= MAX_CONCURRENCY for number in numbers):
-        raise _wrong(text, name, source, allowed)
-    return numbers
+    return _parse_list(text, int, 1, MAX_CONCURRENCY, _wrong(text, name, source, allowed))
 
 
 def parse_rates(text: str, name: str = "rate", source: str = "") -> tuple[float, ...]:
     """`0.5,2`; empty for none. Raises as `parse_lengths`."""
-    allowed = f"numbers above 0 up to {MAX_RATE:g}, separated by commas, each once: requests per second"
+    allowed = f"numbers from {MIN_RATE:g} to {MAX_RATE:g}, separated by commas, each once: requests per second"
+    return _parse_list(text, float, MIN_RATE, MAX_RATE, _wrong(text, name, source, allowed))
+
+
+def _parse_list(text: str, kind: Callable[[str], N], low: N, high: N, wrong: SettingError) -> tuple[N, ...]:
     try:
-        numbers = tuple(float(part) for part in _parts(text))
+        numbers = tuple(kind(part.strip()) for part in text.split(",")) if text.strip() else ()
     except ValueError:
-        raise _wrong(text, name, source, allowed) from None
-    if len(set(numbers)) < len(numbers) or not all(0 < number <= MAX_RATE for number in numbers):
-        raise _wrong(text, name, source, allowed)
+        raise wrong from None
+    if len(set(numbers)) < len(numbers) or not all(low <= number <= high for number in numbers):
+        raise wrong
     return numbers
-
-
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",")] if text.strip() else []
 
 
 def _wrong(text: str, name: str, source: str, allowed: str) -> SettingError:

@@ -156,7 +156,7 @@ class Measurement:
         self._server = msgspec.structs.replace(
             self._server,
             where=self._server.where or public_address(self._client),
-            build=str(props.get("build_info") or ""),
+            build=self._server.build or str(props.get("build_info") or ""),
             model=self._server.model or Path(str(props.get("model_alias") or props.get("model_path") or "")).name,
             slots=props.get("total_slots"),
             n_ctx=context if isinstance(context, int) else None,

@@ -25,6 +25,7 @@ from llamastream.cli.benchtables import baselines_table, print_report
 from llamastream.cli.screen import print_json
 from llamastream.engine import Engine, EngineOptions, launch
 from llamastream.engine.demo import DEMO_ALIAS
+from llamastream.engine.embedded import embedded_version
 from llamastream.errors import BenchError, SettingError
 from llamastream.printable import one_line
 from llamastream.settings import ClientSettings
@@ -135,6 +136,8 @@ def _facts(engine: Engine) -> ServerFacts:
     settings = {name: value for name in _TOLD if (value := getattr(engine.options, name)) not in (None, ())}
     return ServerFacts(
         where=f"a server of its own, {engine.kind}",
+        # The wheel's own build says nothing of its version.
+        build=f"xllamacpp {embedded_version()}" if engine.kind == "embedded" else engine.capabilities.build,
         model=engine.capabilities.model_alias or "",
         own=True,
         settings=settings,
