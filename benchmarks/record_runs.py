@@ -15,10 +15,9 @@ from typing import Any
 from client import describe_machine, say
 
 from llamastream.bench.loop import run
-from llamastream.bench.measure import Measurement
+from llamastream.bench.measure import Measurement, run_in_turn
 from llamastream.bench.report import Report
 from llamastream.bench.settings import BenchSettings
-from llamastream.client import AsyncStreamingClient
 from llamastream.engine import EngineOptions, launch
 from llamastream.settings import ClientSettings
 
@@ -42,22 +41,12 @@ def record(pairs: int, settings: BenchSettings) -> list[tuple[Report, Report]]:
         for number in range(pairs):
             say(f"pair {number + 1} of {pairs}")
             first, second = (Measurement(ClientSettings(base_url=engine.url), settings) for _ in range(2))
-            run(partial(in_turn, engine.url, first, second, settings.repeats))
+            run(partial(run_in_turn, (first, second)))
             found.append((first.report(), second.report()))
             if any(result.failed for report in found[-1] for result in report.loads):
                 raise RuntimeError(first.first_failure or second.first_failure)
     say("")
     return found
-
-
-async def in_turn(url: str, first: Measurement, second: Measurement, repeats: int) -> None:
-    """Both measurements, lap by lap; they take turns in going first, too."""
-    async with AsyncStreamingClient(url) as client:
-        for measurement in (first, second):
-            await measurement.prepare(client)
-        for repeat in range(1, repeats + 1):
-            for measurement in (first, second) if repeat % 2 else (second, first):
-                await measurement.lap(measurement.loads[0], repeat)
 
 
 def rounded(report: Report) -> dict[str, list[list[float]]]:

@@ -84,6 +84,15 @@ def test_a_regression_is_told_by_the_exit_code(environ: dict[str, str], engine: 
     assert "turns was 1 and is 2" in done.stderr
 
 
+def test_a_server_is_measured_in_turn_with_another_and_judged_by_it(environ: dict[str, str], engine: Engine) -> None:
+    # both are the same, so nothing may be far apart; what is slower by chance is let pass
+    done = bench(environ, "--url", engine.url, "--versus", engine.url, *SHORT, "--json", "--threshold", "10")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["comparison"]
+    assert {finding["load"] for finding in found["findings"]} == {"1 at once", "2 at once"}
+    assert all(0.05 < finding["now"] / finding["before"] < 20 for finding in found["findings"])
+
+
 def test_a_server_of_its_own_is_started_and_ended(environ: dict[str, str]) -> None:
     done = bench(environ, "--demo", "--kind", "embedded", "--parallel", "2", "--ctx-size", "512", *SHORT, "--json")
     assert done.returncode == 0, done.stderr
@@ -137,6 +146,8 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is_and_ctrl_c_ends_it(engine: Engi
     [
         (("--demo", "--url", "http://x"), "either --url or --demo"),
         (("--demo", "--model", "x.gguf"), "either --demo or --model"),
+        (("--versus", "http://x", "--compare", "main"), "either --versus or --compare"),
+        (("--versus", "x"), "base_url 'x' from --versus has no scheme"),
         (("--concurrency", "0"), "concurrency = '0' from --concurrency is not allowed"),
         (("--prompts", "/no/such.jsonl"), "/no/such.jsonl"),
         (("--save", "../x"), "the baseline's name '../x' is not allowed"),

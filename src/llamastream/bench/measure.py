@@ -7,6 +7,7 @@ import dataclasses
 import random
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ class Measurement:
     """One measurement of one server.
 
     Attributes:
-        loads: that are measured. laps: what is there of it so far. interrupted: it was broken off.
+        settings, watcher: as given. loads: that are measured. laps: what is there of it so far. interrupted: it was
+            broken off.
     """
 
     def __init__(
@@ -66,8 +68,8 @@ class Measurement:
         self.interrupted = False
         self._asker: Asker | None = None
         self._client = msgspec.structs.replace(client, max_connections=max(client.max_connections, MANY))
-        self._settings = settings
-        self._watcher = watcher or Watcher()
+        self.settings = settings
+        self.watcher = watcher or Watcher()
         self._server = server or ServerFacts()
         self.loads = loads_of(settings)
         self._extent = extent_of(settings)
@@ -79,23 +81,11 @@ class Measurement:
         Raises:
             LlamaStreamError: the server cannot be reached, or refuses the first requests.
         """
-        async with AsyncStreamingClient(settings=self._client) as client:
-            try:
-                await self._run(client)
-            except asyncio.CancelledError:
-                self.interrupted = True
-                task = asyncio.current_task()
-                assert task is not None
-                task.uncancel()
+        await run_in_turn([self])
 
-    async def _run(self, client: AsyncStreamingClient) -> None:
-        await self.prepare(client)
-        repeats = self._settings.repeats
-        self._watcher.on_begin(self.loads, repeats)
-        for repeat in range(1, repeats + 1):
-            # There and back, so that a machine that becomes slower or faster meets all loads alike.
-            for load in self.loads if repeat % 2 else reversed(self.loads):
-                await self.lap(load, repeat)
+    def client(self) -> AsyncStreamingClient:
+        """A client of the server, for `prepare` and `lap`."""
+        return AsyncStreamingClient(settings=self._client)
 
     async def prepare(self, client: AsyncStreamingClient) -> None:
         """Look at the server, and find out how long words are.
@@ -103,7 +93,7 @@ class Measurement:
         Raises:
             LlamaStreamError: it does not answer.
         """
-        settings = self._settings
+        settings = self.settings
         is_llama = await self._look(client)
         body: dict[str, Any] = {}
         if self._client.temperature is None:
@@ -122,18 +112,18 @@ class Measurement:
             BenchError: not one request of the warm-up succeeded.
         """
         assert self._asker is not None
-        if repeat == 1 and self._settings.warm_up:
+        if repeat == 1 and self.settings.warm_up:
             await self._warm_up(self._asker, load)
-        generator = Generator(self._asker, self._workload, load, repeat, self._watcher.on_change)
+        generator = Generator(self._asker, self._workload, load, repeat, self.watcher.on_change)
         try:
-            lap = await generator.run(self._extent, self._settings.arrivals, self._settings.seed)
+            lap = await generator.run(self._extent, self.settings.arrivals, self.settings.seed)
         except asyncio.CancelledError:
             lap = generator.lap()
             if lap.samples:
                 self.laps.append(lap)
             raise
         self.laps.append(lap)
-        self._watcher.on_lap(lap)
+        self.watcher.on_lap(lap)
 
     async def _warm_up(self, asker: Asker, load: Load) -> None:
         """Raises:
@@ -141,7 +131,7 @@ class Measurement:
         """
         at_once = int(load.value) if load.kind == "closed" else 1
         generator = Generator(asker, self._workload, Load("closed", at_once), 0)
-        lap = await generator.run(Extent(self._settings.warm_up * at_once, None))
+        lap = await generator.run(Extent(self.settings.warm_up * at_once, None))
         failed = [sample for sample in lap.samples if not sample.ok]
         if failed and len(failed) == len(lap.samples):
             raise BenchError(f"no request succeeds: {failed[0].error}: {failed[0].message}")
@@ -169,7 +159,7 @@ class Measurement:
         Args:
             host: name the machine.
         """
-        settings = self._settings
+        settings = self.settings
         results = summarise(self.laps, settings.seed)
         return Report(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -191,6 +181,30 @@ class Measurement:
         """The first request that failed, in words; "" if none did."""
         failed = (s for lap in self.laps for s in lap.samples if s.error not in ("", INTERRUPTED))
         return next((f"{sample.error}: {sample.message}" for sample in failed), "")
+
+
+async def run_in_turn(measurements: Sequence[Measurement]) -> None:
+    """Measure several servers lap by lap, with the settings of the first, so that whatever else happens on the machine
+    meets all of them alike. As `Measurement.run`."""
+    first = measurements[0]
+    settings = first.settings
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(measurement.client()) for measurement in measurements]
+        try:
+            for measurement, client in zip(measurements, clients, strict=True):
+                await measurement.prepare(client)
+            first.watcher.on_begin(first.loads, settings.repeats)
+            for repeat in range(1, settings.repeats + 1):
+                # There and back, so that a machine that becomes slower or faster meets all loads alike.
+                for load in first.loads if repeat % 2 else reversed(first.loads):
+                    for measurement in measurements if repeat % 2 else reversed(measurements):
+                        await measurement.lap(load, repeat)
+        except asyncio.CancelledError:
+            for measurement in measurements:
+                measurement.interrupted = True
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
 
 
 def workload_of(settings: BenchSettings) -> Workload:

@@ -38,8 +38,16 @@ def bench(
         str | None,
         typer.Option("--compare", metavar="NAME", help="Judge the result by a baseline; exit with 1 if it is slower."),
     ] = None,
+    versus: Annotated[
+        str | None,
+        typer.Option(
+            "--versus",
+            metavar="URL",
+            help="Measure the server at this address in turn with the other, and judge by it instead of by a baseline.",
+        ),
+    ] = None,
     threshold: Annotated[
-        float, typer.Option(min=0, max=10, help="Slowdown that --compare lets pass: 0.05 is 5 %.")
+        float, typer.Option(min=0, max=10, help="Slowdown that --compare and --versus let pass: 0.05 is 5 %.")
     ] = THRESHOLD,
     list_all: Annotated[bool, typer.Option("--list", help="List the baselines, and measure nothing.")] = False,
     host_name: Annotated[
@@ -69,5 +77,7 @@ def bench(
         raise SettingError("give either --url or --demo or --model: the one names a server, the others start one")
     if demo and engine_sources["model"] == "--model":
         raise SettingError("give either --demo or --model: they are two models")
-    outputs = Outputs(json, csv, html, save_as, compare_to, threshold, host_name, quiet)
+    if versus is not None and compare_to is not None:
+        raise SettingError("give either --versus or --compare: a result is judged by one thing")
+    outputs = Outputs(json, csv, html, save_as, compare_to, versus, threshold, host_name, quiet)
     raise typer.Exit(measure(bench, client, engine if own else None, outputs, demo=demo))

@@ -25,11 +25,12 @@ class Progress:
     """Shows it, within `with`.
 
     Attributes:
-        watcher: for the measurement.
+        watcher: for the measurement. servers: how many are measured in turn.
     """
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
         self.watcher = Watcher(self._begin, self._change, self._lap)
+        self.servers = 1
         self._console = console
         self._quiet = quiet
         self._repeats = 1
@@ -54,7 +55,7 @@ class Progress:
     def _begin(self, loads: Sequence[Load], repeats: int) -> None:
         self._repeats = repeats
         if self._bar is not None:
-            self._bar.update(self._task, total=len(loads) * repeats, description="warming up")
+            self._bar.update(self._task, total=len(loads) * repeats * self.servers, description="warming up")
 
     def _change(self, generator: Generator) -> None:
         if self._bar is not None and (now := monotonic()) - self._shown >= INTERVAL:
@@ -72,6 +73,11 @@ class Progress:
                 parts.append(f"{rate:,.0f} tokens/s")
             line = f"{self._where(lap.load, lap.repeat)}: {', '.join(parts)}"
             self._console.print(Text(line, style="dim"), soft_wrap=True)
+
+    def pass_by(self, _lap: Lap) -> None:
+        """A lap of another server is through, of which nothing is shown."""
+        if self._bar is not None:
+            self._bar.advance(self._task)
 
     def _where(self, load: Load, repeat: int) -> str:
         return f"{load.label}, repeat {repeat} of {self._repeats}"

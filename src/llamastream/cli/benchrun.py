@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,7 @@ from rich.text import Text
 from llamastream.bench.baselines import baseline_directory, check_name, names, read, save
 from llamastream.bench.compare import Comparison, check_comparable, compare
 from llamastream.bench.loop import run
-from llamastream.bench.measure import Measurement
+from llamastream.bench.measure import Measurement, Watcher, run_in_turn
 from llamastream.bench.page import html_page
 from llamastream.bench.report import Report, ServerFacts
 from llamastream.bench.settings import BenchSettings
@@ -28,7 +29,7 @@ from llamastream.engine.demo import DEMO_ALIAS
 from llamastream.engine.embedded import embedded_version
 from llamastream.errors import BenchError, SettingError
 from llamastream.printable import one_line
-from llamastream.settings import ClientSettings
+from llamastream.settings import ClientSettings, replaced_settings
 
 REGRESSION = 1
 """Exit code: slower than the baseline."""
@@ -45,6 +46,7 @@ class Outputs(Struct, frozen=True):
     html: Path | None
     save_as: str | None
     compare_to: str | None
+    versus: str | None
     threshold: float
     host_name: bool
     quiet: bool
@@ -77,13 +79,20 @@ def measure(
     with _server(client, engine, console, quiet=outputs.quiet) as (settings, server):
         progress = Progress(console, quiet=outputs.quiet)
         measurement = Measurement(settings, bench, progress.watcher, server=server)
+        measurements = [measurement]
+        if outputs.versus is not None:
+            other = replaced_settings(client, {"base_url": outputs.versus}, "the settings", "--versus")
+            measurements.append(Measurement(other, bench, Watcher(on_lap=progress.pass_by)))
+            progress.servers = 2
         if baseline is not None:
             check_comparable(baseline, measurement.report())  # now, and not after minutes
         with progress:
-            run(measurement.run)
+            run(partial(run_in_turn, measurements))
     report = measurement.report(host=outputs.host_name)
     comparison = None
-    if baseline is not None and report.loads and not report.interrupted:
+    if len(measurements) > 1:
+        baseline = measurements[1].report()
+    if baseline is not None and measurement.succeeded and not report.interrupted:
         comparison = compare(baseline, report, threshold=outputs.threshold)
     _give(report, measurement, comparison, outputs)
     if report.interrupted:
