@@ -15,7 +15,7 @@ from rich.text import Text
 
 from llamastream._version import __version__
 from llamastream.address import parse_address
-from llamastream.bench.settings import BenchSettings
+from llamastream.cli.config import GROUPS
 from llamastream.cli.options import unknown_variables, with_settings
 from llamastream.cli.screen import print_json
 from llamastream.client import StreamingClient
@@ -26,7 +26,6 @@ from llamastream.engine.hub import hub_available
 from llamastream.engine.options import EngineOptions
 from llamastream.errors import LlamaStreamError, TransportError
 from llamastream.fleet.configuration import DEFAULT_PORT
-from llamastream.fleet.settings import FleetSettings
 from llamastream.settings import ClientSettings
 from llamastream.tools import ToolSupport
 
@@ -89,7 +88,7 @@ def check(
 
 
 def _unknown_variables() -> list[str]:
-    return unknown_variables(os.environ, (ClientSettings, EngineOptions, FleetSettings, BenchSettings))
+    return unknown_variables(os.environ, GROUPS.values())
 
 
 def engine_findings(options: EngineOptions) -> list[Finding]:
