@@ -151,12 +151,12 @@ class FairLine(Generic[T]):
         heapify(heads)
         skip = 1 if heads else 0
         while heads:
-            (level, start, tie), place, flow, rest = heads[0]
+            (level, start, _), place, flow, rest = heads[0]
             following = next(rest, None)
             if following is None:
                 heappop(heads)
                 continue
-            heapreplace(heads, ((level, start + 1.0 / flow.weight, tie), place + 1, flow, rest))
+            heapreplace(heads, ((level, start + 1.0 / flow.weight, next(self._numbers)), place + 1, flow, rest))
             if skip:
                 skip = 0
                 continue

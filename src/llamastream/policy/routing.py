@@ -13,10 +13,12 @@ from collections.abc import Callable, Collection, Iterable
 from math import inf, log2
 from typing import Literal, TypeAlias, get_args
 
-from msgspec import Struct
-
-from llamastream.policy.prefixes import NO_PROMPT, NOTHING, Held, PrefixIndex, Prompt
-from llamastream.policy.speeds import FEWEST_TOKENS, Mean, RunningMedian, Speeds
+from llamastream.policy.destinations import Decision as Decision
+from llamastream.policy.destinations import Instance as Instance
+from llamastream.policy.destinations import InstanceFacts as InstanceFacts
+from llamastream.policy.destinations import Report as Report
+from llamastream.policy.prefixes import NOTHING, Held, PrefixIndex, Prompt
+from llamastream.policy.speeds import FEWEST_TOKENS, Speeds
 
 Strategy: TypeAlias = Literal["expected", "least-busy", "round-robin", "affinity", "prefix-only"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -30,78 +32,6 @@ IDLE_LOOKED_AT = 6
 HOLDERS_LOOKED_AT = 12
 CROWDED = 0.5
 """Share of a prompt that will be missed if another takes its place in a cache that is full."""
-
-
-class InstanceFacts(Struct, frozen=True):
-    """An instance as its source describes it. `restored`: the prompts in its slots came back with this generation."""
-
-    id: str
-    slots: int
-    routable: bool = True
-    generation: int = 0
-    restored: bool = False
-
-
-class Instance:
-    """What routing knows of an instance.
-
-    Attributes:
-        number: by which it is known here. facts: what its source says. load: requests that it has.
-        reading: of these, prompts that are not read yet. read_at: when they will be.
-    """
-
-    __slots__ = ("facts", "generation", "load", "number", "prefill", "rank", "read_at", "reading", "service")
-
-    def __init__(self, number: int, facts: InstanceFacts) -> None:
-        self.number = number
-        self.facts = facts
-        self.generation = facts.generation
-        self.load = 0
-        self.reading = 0
-        self.read_at = 0.0
-        self.prefill = RunningMedian(0.0)
-        self.service = Mean()
-        self.rank: tuple[float, int, int] | None = None  # its place among those with a free slot
-
-    @property
-    def slots(self) -> int:
-        return max(1, self.facts.slots)
-
-
-class Decision(Struct, frozen=True):
-    """Where a request goes.
-
-    Attributes:
-        instance: number of the instance. reason: `cached` (it has the most of the prompt), `least-busy`, `only` (there
-        is
-            no other), `round-robin`, `affinity`, `blocked` (all others failed lately).
-        wait: seconds until it has a free slot; 0: now. seconds: from then to the first token.
-        tokens: of the prompt, cached: of these in the cache, both estimated. held: what the cache was taken to have.
-    """
-
-    instance: int
-    reason: str
-    wait: float = 0.0
-    seconds: float = 0.0
-    tokens: float = 0.0
-    cached: float = 0.0
-    held: Held = NOTHING
-
-
-class Report(Struct, frozen=True):
-    """What is known of a request when it is over; None: the server did not say.
-
-    Attributes:
-        seconds: at work. prompt_tokens, cached_tokens, answer_tokens: as the server counted. prompt_ms: to read what
-        was
-            not cached.
-    """
-
-    seconds: float
-    prompt_tokens: int | None = None
-    cached_tokens: int | None = None
-    answer_tokens: int | None = None
-    prompt_ms: float | None = None
 
 
 class Router:
@@ -412,6 +342,3 @@ def _renamed(decision: Decision, reason: str) -> Decision:
     return Decision(
         decision.instance, reason, decision.wait, decision.seconds, decision.tokens, decision.cached, decision.held
     )
-
-
-__all__ = ["NO_PROMPT", "STRATEGIES", "Decision", "Instance", "InstanceFacts", "Report", "Router", "Strategy"]
