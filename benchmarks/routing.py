@@ -141,7 +141,9 @@ def verdicts(rows: list[dict[str, Any]]) -> list[tuple[str, str, bool]]:
         rivals = [here[name] for name in ("least-busy", "prefix-only") if name in here]
         for field in ("p50", "p95"):
             ratio = median(ours, field) / min(median(each, field) for each in rivals)
-            what = f"{field} ÷ that of {'the better of ' if len(rivals) > 1 else ''}{' and '.join(each['strategy'] for each in rivals)}: {ratio:.2f}"
+            names = " and ".join(each["strategy"] for each in rivals)
+            better = f"the better of {names}" if len(rivals) > 1 else names
+            what = f"{field} ÷ that of {better}: {ratio:.2f}"
             found.append((f"{where[0]}, {where[1]} instances", what, ratio <= CLOSE))
         fewer = 1 - median(ours, "evaluated") / median(here["round-robin"], "evaluated")
         what = f"{fewer:.0%} fewer prompt tokens evaluated than with round-robin"
