@@ -33,8 +33,8 @@ STRATEGIES: tuple[Strategy, ...] = ("expected", "least-busy", "prefix-only", "ro
 ORIGINAL: tuple[Strategy, ...] = ("expected", "least-busy", "prefix-only", "round-robin")
 
 SPEED = Speed(prefill=600.0, decode=40.0, shared=0.5)
-"""Of a model of some 150 million parameters on two cores, as part 2 finds them; only their relation to each other and
-to the pauses of a conversation matters."""
+"""Round numbers for a small model on a CPU, assumed and not measured: what matters is their relation to each other and
+to the pauses of a conversation."""
 KEPT = 64
 """Prompts that the server's own cache in memory holds besides its slots (its default is 8 GiB)."""
 WORKLOADS = {
