@@ -97,6 +97,9 @@ bench-crewai: $(CREWAI)/.ready ## What an event of CrewAI costs, and what of it 
 bench-gateway: $(READY) ## What the gateway costs, beside nginx, HAProxy and FastAPI with httpx, as far as they are there
 	@$(BIN)/python benchmarks/gateway.py $(ARGS)
 
+bench-routing: $(READY) ## Who waits how long for a first token, by how requests are routed
+	@$(BIN)/python benchmarks/routing.py $(ARGS)
+
 bench-load: $(READY) ## What the load generator of `llamastream bench` costs
 	@$(BIN)/python benchmarks/load_generator.py $(ARGS)
 
