@@ -151,6 +151,9 @@ class RequestServed(Struct, frozen=True, kw_only=True):
             beginning, its wait included. prompt_tokens, cached_tokens, completion_tokens: as the server counted.
         gaps: between chunks of content, as pairs of seconds (within 3 %) and how often. recoveries: kinds of the breaks
             that were mended.
+        route_reason: why routing chose the instance that it chose first (see `policy.routing.Decision`).
+        expected_first_token, first_token: from its slot to its first token, as routing expected it and as it was.
+            expected_cached_tokens: that routing took to be in the prompt cache.
         instance: id of the server that answered last. key: the name of the client's key. client: its address.
     """
 
@@ -171,6 +174,10 @@ class RequestServed(Struct, frozen=True, kw_only=True):
     completion_tokens: int | None = None
     gaps: tuple[tuple[float, int], ...] = ()
     recoveries: tuple[str, ...] = ()
+    route_reason: str = ""
+    expected_first_token: float | None = None
+    first_token: float | None = None
+    expected_cached_tokens: int | None = None
     instance: str = ""
     key: str = ""
     client: str = ""

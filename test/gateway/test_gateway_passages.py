@@ -202,10 +202,10 @@ def test_what_the_gateway_refuses_has_the_form_of_the_api(engine: Engine) -> Non
             assert heard.status == status
             assert set(heard.json["error"]) == {"message", "type", "code"}
         lane = gateway.gateway.lanes.find("demo")
-        slots = lane.admission._slots
-        lane.admission._slots = lambda: 0
+        router = lane.admission.scheduler.router
+        free, router.free = router.free, 0
         heard = ask(gateway.url, path="/v1/messages", body={**MESSAGES, "model": "demo"}, **key)  # type: ignore[arg-type]  # headers
-        lane.admission._slots = slots
+        router.free = free
         assert (heard.status, heard.json["error"]["type"]) == (429, "rate_limit_error")
         assert re.search(rb"retry-after: \d", heard.head)
 

@@ -50,6 +50,7 @@ class AsyncRunner:
         timeouts: Timeouts | None,
     ) -> None:
         self.session: StreamSession | None = None
+        self.prefer: Server | None = None  # for the first attempt
         self.queue: deque[StreamEvent | str] = deque()  # a str is a TextDelta of the first choice, in short
         # These three are for a reader that waits for one more piece of text and for nothing else (`astream._Texts`).
         self.steady: SteadyText | None = None
@@ -76,7 +77,7 @@ class AsyncRunner:
         if self.session is None:
             self._loop = asyncio.get_running_loop()
             self.new_future = self._loop.create_future
-            self.session = self._core.session(self._request, self._timeouts, monotonic())
+            self.session = self._core.session(self._request, self._timeouts, monotonic(), self.prefer)
         while not self.session.ended and self.session.next_attempt_at is not None:
             try:
                 await self._unless_left(self._attempt(self.session, self.session.next_attempt_at))

@@ -78,10 +78,12 @@ class AttemptPlanner:
         state: ClientState,
         random: Callable[[], float],
         whole_only: WholeOnly | None = None,
+        prefer: Server | None = None,
     ) -> None:
         if recovery.mode == "full" and repetition(request) != "no":
             request = with_seed(request, int(random() * 2**31))
         self._whole_only = whole_only
+        self._prefer = prefer
         self.journal = Journal(request)
         self.request = request
         self.attempt: Attempt | None = None
@@ -184,7 +186,8 @@ class AttemptPlanner:
     def _choose(self) -> Generator[Errand, Any, Server]:
         failed = set(self._failed_on) if self.broken is None else self.broken.tried
         for _ in range(len(self._servers)):
-            server, probe = self._servers.choose(self._now, failed)
+            prefer, self._prefer = self._prefer, None  # for the first attempt alone
+            server, probe = self._servers.choose(self._now, failed, prefer)
             if not probe:
                 return server
             health: Health | None = yield Errand(server, endpoints.health(), PROBE_TIMEOUT)

@@ -157,7 +157,9 @@ class ClientCore:
             extra=extra,
         )
 
-    def session(self, request: GenerationRequest, timeouts: Timeouts | None, now: float) -> StreamSession:
+    def session(
+        self, request: GenerationRequest, timeouts: Timeouts | None, now: float, prefer: Server | None = None
+    ) -> StreamSession:
         settings = self.settings
         options = SessionOptions(
             timeouts or self.timeouts,
@@ -167,6 +169,7 @@ class ClientCore:
             time() - now,
             self._whole_only,
             self.reads_block,
+            prefer,
         )
         return StreamSession(request, options, self.state, self._random, now)
 

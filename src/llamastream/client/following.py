@@ -71,6 +71,10 @@ class Following:
         self.leave = leave
         servers.stale = True
 
+    def server(self, id_: str) -> Server | None:
+        """The server that a backend of the source is now; None: it has none, or does not belong to this client."""
+        return self._known.get(id_)
+
     def refresh(self, servers: Servers) -> None:
         """Take over how the source's servers are; with the servers' lock held."""
         every = {backend.id: backend for backend in self._source.snapshot() if backend.url}

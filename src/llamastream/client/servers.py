@@ -89,32 +89,41 @@ class Servers:
     def __len__(self) -> int:
         return len(self.all)
 
-    def choose(self, now: float, failed: Collection[Server] = ()) -> tuple[Server, bool]:
-        """The server for the next attempt, and whether to probe it first: its breaker is half-open."""
+    def choose(self, now: float, failed: Collection[Server] = (), prefer: Server | None = None) -> tuple[Server, bool]:
+        """The server for the next attempt, and whether to probe it first: its breaker is half-open. `prefer`: the one
+        to take unless it is known to be away."""
         if self.stale:
             self._catch_up()
         if len(self.all) == 1:
             return self.all[0], False
         with self._lock:
-            server = self.all[
-                choose(
-                    [
-                        Candidate(
-                            each.breaker.state(now),
-                            each.in_flight + each.waiting,
-                            each in failed,
-                            each.breaker.open_until or 0.0,
-                            each.routable,
-                            each.slots,
-                        )
-                        for each in self.all
-                    ]
-                )
-            ]
+            if prefer is not None and prefer.routable and prefer.breaker.state(now) is not BreakerState.OPEN:
+                server = prefer
+            else:
+                server = self._best(now, failed)
             probe = server.breaker.state(now) is BreakerState.HALF_OPEN
             if probe:
                 server.breaker.probe(now, PROBE_TIMEOUT)
             return server, probe
+
+    def _best(self, now: float, failed: Collection[Server]) -> Server:
+        candidates = [
+            Candidate(
+                each.breaker.state(now),
+                each.in_flight + each.waiting,
+                each in failed,
+                each.breaker.open_until or 0.0,
+                each.routable,
+                each.slots,
+            )
+            for each in self.all
+        ]
+        return self.all[choose(candidates)]
+
+    def catch_up(self) -> None:
+        """Take over what is new in the source."""
+        if self.stale:
+            self._catch_up()
 
     def elsewhere(self, now: float, tried: Collection[Server]) -> bool:
         """Whether there is a server that was not tried and may be well."""

@@ -52,7 +52,7 @@ class SessionOptions(Struct, frozen=True):
     """What a stream takes from its client and its call. `epoch`: the wall time at which its clock stood at 0.
     `whole_only`: what the client knows of servers that cannot stream.
     `reads_block`: bytes are read as they come; an event loop may be late, and then all of them come at once, so that
-    a runner in one says by `awake` that it is not."""
+    a runner in one says by `awake` that it is not. `prefer`: the server for the first attempt."""
 
     timeouts: Timeouts
     max_event_bytes: int
@@ -61,6 +61,7 @@ class SessionOptions(Struct, frozen=True):
     epoch: float | None = None
     whole_only: WholeOnly | None = None
     reads_block: bool = True
+    prefer: Server | None = None
 
 
 class StreamSession:
@@ -98,6 +99,7 @@ class StreamSession:
             state,
             random,
             options.whole_only if options.fallback == "auto" else None,
+            options.prefer,
         )
         self._now = now
         self._attempt_began = now

@@ -221,8 +221,7 @@ class Instance(View):
             self._not_started(error)
             return
         self.error = None
-        if saved:
-            self._restore(engine, saved)
+        self.restored = bool(saved) and self._restore(engine, saved or [])
         self._findings = None
         self._run = Run(engine, self._settings, self._usable_memory, self.allowance, tally)
         self._to("loaded", f"ready after {engine.start_seconds:.2f} s")
@@ -365,12 +364,13 @@ class Instance(View):
             self._away = False
             self._supervisor.came_back(self.id, well=True)
 
-    def _restore(self, engine: Engine, saved: list[warm.SavedSlot]) -> None:
+    def _restore(self, engine: Engine, saved: list[warm.SavedSlot]) -> bool:
         assert self._warm_directory is not None
         began = time.monotonic()
         size = sum(each.size for each in saved)
         tokens = warm.restore(engine, self._warm_directory, saved)
         self._supervisor.notify(SlotsRestored(self.id, tokens, len(saved), size, time.monotonic() - began))
+        return tokens > 0
 
     # -- telling ------------------------------------------------------------------------------------------------
 

@@ -54,6 +54,7 @@ class _Described(Protocol):
     options: EngineOptions
     status: InstanceStatus
     pid: int
+    restored: bool
 
 
 def describe_backend(instance: _Described, last: Engine | None, found: Findings | None) -> Backend:
@@ -70,6 +71,7 @@ def describe_backend(instance: _Described, last: Engine | None, found: Findings 
         in_flight=0 if found is None else found.in_flight,
         generation=instance.status.generation,
         tasks=() if last is None else last.capabilities.tasks,
+        restored=instance.restored,
     )
 
 

@@ -20,6 +20,7 @@ class View:
             that runs, one that still loads its model included, or 0. ordered: the options that it has, or is to have.
         allowance: bytes that its next process may have beyond what it has when it is ready, unless the settings say
             something else.
+        restored: what was in the slots of the process before came back with this one.
         error: what the last start that failed raised; None after one that did not.
     """
 
@@ -30,6 +31,7 @@ class View:
         self.ordered = options
         self.status = InstanceStatus()
         self.pid = 0
+        self.restored = False
         self.allowance = 0
         self.error: LlamaStreamError | None = None
         self._starter = Starter()

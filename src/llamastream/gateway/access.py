@@ -110,9 +110,7 @@ class _Outgoing:
         served = self.served
         if message["type"] == "http.response.start":
             served.status = message["status"]
-            headers = [*message.get("headers", ()), (b"x-request-id", served.request_id.encode())]
-            if instance := served.instance(self._source):
-                headers.append((b"x-llamastream-instance", instance.encode()))
+            headers = [*message.get("headers", ()), *served.own_headers(self._source)]
             self.stream = any(
                 name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
             )
@@ -161,7 +159,7 @@ class KeyCheck:
         key = keys.find(presented)
         if key is None:
             return 401, "the API key is unknown"
-        scope[SCOPE_KEY].key = key.name
+        scope[SCOPE_KEY].key, scope[SCOPE_KEY].own = key.name, key.own
         if not key.may(scope_needed):
             return 403, f"the API key {key.name!r} lacks the scope {scope_needed}"
         return None

@@ -1,102 +1,248 @@
-"""Who goes next: never more requests at work than there are slots, the others in line, first come first served."""
+"""Requests wait here until a slot is theirs: the shell around `policy.scheduling` with a clock and an event loop."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from math import ceil
 from time import monotonic
 
+from llamastream.backends import Backend
+from llamastream.client.core import ClientCore
+from llamastream.client.servers import Server
 from llamastream.errors import RateLimitedError, UnavailableError
+from llamastream.gateway.settings import GatewaySettings
+from llamastream.policy.breaker import BreakerState
+from llamastream.policy.fairness import LineFullError, Priority
+from llamastream.policy.prefixes import NO_PROMPT, Prompt
+from llamastream.policy.routing import InstanceFacts, Report, Router
+from llamastream.policy.scheduling import Scheduler, Ticket
+from llamastream.policy.speeds import Mean
 
 LONGEST_RETRY_AFTER = 120
-SMOOTHING = 0.1
-"""Share of the newest service time in the running mean."""
+
+Sign = Callable[[], Awaitable[None]]
+
+
+class Lease(Ticket):
+    """A request in line, and then at work.
+
+    Attributes:
+        server: where it is to go, None: whoever is best. id: that instance's. waited: seconds in line.
+    """
+
+    __slots__ = ("_admission", "admitted_at", "first_token_at", "id", "server", "turn", "waited")
+
+    def __init__(self, admission: Admission, prompt: Prompt, key: str, weight: float, priority: Priority) -> None:
+        super().__init__(prompt, key, weight, priority)
+        self._admission = admission
+        self.server: Server | None = None
+        self.id = ""
+        self.turn: asyncio.Future[None] | None = None
+        self.waited = 0.0
+        self.admitted_at = 0.0
+        self.first_token_at: float | None = None
+
+    def at(self, server: Server) -> None:
+        """It is this server that works on it now."""
+        if server is not self.server:
+            self._admission.moved(self, server)
+
+    def begun(self) -> None:
+        """Its first token is there."""
+        if self.first_token_at is None:
+            self.first_token_at = monotonic()
+            self._admission.begun(self)
 
 
 class Admission:
-    """The line before the slots of one pool of servers. Belongs to one event loop.
+    """The line before the slots of some servers. Belongs to one event loop.
 
     Attributes:
-        limit, timeout: see `__init__`. active: requests at work. admitted, refused: counts since the start.
+        admitted, refused: counts since the start. scheduler: who waits, and what is known of the servers.
     """
 
-    def __init__(self, slots: Callable[[], int], *, limit: int, timeout: float) -> None:
-        """`slots`: how many there are now. `limit`: requests in line at most. `timeout`: seconds there at most."""
-        self._slots = slots
-        self.limit = limit
-        self.timeout = timeout
-        self._line: deque[asyncio.Future[None]] = deque()
-        self._service_time = 0.0
-        self.active = 0
+    def __init__(self, core: ClientCore, backends: Callable[[], Iterable[Backend]], settings: GatewaySettings) -> None:
+        """`backends`: the servers as they are now, which `core` knows too."""
+        self._core = core
+        self._backends = backends
+        self._timeout = settings.queue_timeout
+        self.scheduler = Scheduler(Router(settings.routing), settings.queue_limit, settings.queue_limit_per_key)
+        self._servers: dict[int, tuple[str, Server | None]] = {}  # by the numbers that routing gives
+        self._numbers: dict[Server, int] = {}
+        self._service = Mean()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None
         self.admitted = 0
         self.refused = 0
+        self._take_over()
 
     @property
     def waiting(self) -> int:
         """Requests in line."""
-        return len(self._line)
+        return len(self.scheduler.line)
 
-    async def enter(self) -> float:
-        """Wait for a slot; the seconds that took. `leave` is to be called afterwards.
+    @property
+    def active(self) -> int:
+        """Requests at work."""
+        return self.scheduler.active
+
+    async def enter(
+        self,
+        prompt: Prompt = NO_PROMPT,
+        key: str = "",
+        weight: float = 1.0,
+        priority: Priority = "normal",
+        *,
+        sign: Sign | None = None,
+        sign_every: float = 10.0,
+    ) -> Lease:
+        """Wait for a slot. `leave` is to be called afterwards.
+
+        Args:
+            sign: tells the client, every `sign_every` seconds, that it waits.
 
         Raises:
-            RateLimitedError: the line is full.
+            RateLimitedError: there is no place in line, or it was taken by a request that comes before.
             UnavailableError: no slot within the time.
         """
-        if not self._line and self.active < self._slots():
-            self._admit()
-            return 0.0
-        if len(self._line) >= self.limit:
-            self.refused += 1
-            error = RateLimitedError(
-                f"all slots are taken and {len(self._line)} requests wait for one, which is the limit (queue_limit)",
-                status=429,
-            )
-            error.retry_after = self.retry_after()
-            raise error
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line.append(turn)
-        began = monotonic()
+        now = monotonic()
+        lease = Lease(self, prompt, key, weight, priority)
         try:
-            async with asyncio.timeout(self.timeout):
-                await turn
+            lost = self.scheduler.submit(lease, now)
+            if isinstance(lost, Lease) and lost.turn is not None and not lost.turn.done():
+                lost.turn.set_exception(self._full(by_key=False))
+            self._dispatch()
+            self.scheduler.turn_away(lease)
+        except LineFullError as error:
+            raise self._full(by_key=error.by_key) from None
+        if lease.decision is None:
+            await self._turn(lease, now, sign, sign_every)
+        lease.admitted_at = monotonic()
+        lease.waited = lease.admitted_at - now if lease.turn is not None else 0.0
+        return lease
+
+    async def _turn(self, lease: Lease, began: float, sign: Sign | None, every: float) -> None:
+        lease.turn = asyncio.get_running_loop().create_future()
+        deadline = began + self._timeout
+        try:
+            while True:
+                left = deadline - monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                await asyncio.wait((lease.turn,), timeout=left if sign is None else min(every, left))
+                if lease.turn.done():
+                    lease.turn.result()
+                    return
+                if sign is not None and deadline > monotonic():
+                    await sign()
         except BaseException as error:
-            if turn.done() and not turn.cancelled():
-                self.active -= 1  # the turn came in the same moment: it is somebody else's now
+            if lease.decision is not None:
+                self.leave(lease, Report(0.0))  # the turn came in the same moment: it is somebody else's now
             else:
-                self._line.remove(turn)
-            self.look()
+                self.scheduler.leave(lease)
+                self._dispatch()
             if isinstance(error, TimeoutError):
                 self.refused += 1
-                late = UnavailableError(f"no slot was free within {self.timeout:g} s (queue_timeout)", status=503)
+                late = UnavailableError(f"no slot was free within {self._timeout:g} s (queue_timeout)", status=503)
                 late.retry_after = self.retry_after()
                 raise late from None
             raise
-        return monotonic() - began
 
-    def leave(self, seconds: float) -> None:
-        """A request is over, after so many seconds at work."""
-        self.active -= 1
-        mean = self._service_time
-        self._service_time = seconds if not mean else mean + SMOOTHING * (seconds - mean)
-        self.look()
+    def _full(self, *, by_key: bool) -> RateLimitedError:
+        self.refused += 1
+        line = self.scheduler.line
+        limit = (
+            f"{line.limit_per_key} requests of this key wait for one, which is the limit (queue_limit_per_key)"
+            if by_key
+            else f"{len(line)} requests wait for one, which is the limit (queue_limit)"
+        )
+        error = RateLimitedError(f"all slots are taken and {limit}", status=429)
+        error.retry_after = self.retry_after()
+        return error
+
+    def leave(self, lease: Lease, report: Report) -> None:
+        """A request is over."""
+        if report.seconds > 0:
+            self._service.add(report.seconds)
+        self.scheduler.finish(lease, report, monotonic())
+        self._dispatch()
+
+    def moved(self, lease: Lease, server: Server) -> None:
+        """A request goes on at another server."""
+        if server not in self._numbers:
+            self._take_over()
+        number = self._numbers.get(server)
+        lease.server = server
+        if number is not None:
+            lease.id = self._servers[number][0]
+            self.scheduler.moved(lease, number, monotonic())
+            self._dispatch()
+
+    def begun(self, lease: Lease) -> None:
+        """The first token of a request is there."""
+        self.scheduler.read(lease, monotonic())
 
     def look(self) -> None:
-        """A slot may be free: let in who may go."""
-        slots = self._slots()
-        while self._line and self.active < slots:
-            turn = self._line.popleft()
-            if not turn.done():  # else it is about to leave the line
-                turn.set_result(None)
-                self._admit()
+        """Something changed with the servers."""
+        self._take_over()
+        self._dispatch()
 
     def retry_after(self) -> int:
         """Seconds until a request that comes now would be at work, by what requests take here."""
-        rounds = (len(self._line) + 1) / max(1, self._slots())
-        return max(1, min(LONGEST_RETRY_AFTER, ceil(rounds * self._service_time)))
+        rounds = (self.waiting + 1) / max(1, self.scheduler.router.slots)
+        return max(1, min(LONGEST_RETRY_AFTER, ceil(rounds * self._service.value)))
 
-    def _admit(self) -> None:
-        self.active += 1
-        self.admitted += 1
+    def _take_over(self) -> None:
+        self._core.servers.catch_up()
+        router, following = self.scheduler.router, self._core.following
+        backends = [each for each in self._backends() if each.url]
+        router.update(
+            InstanceFacts(each.id, each.slots, each.routable, each.generation, each.restored) for each in backends
+        )
+        self._servers.clear()
+        self._numbers.clear()
+        for each in backends:
+            number = router.number(each.id)
+            server = None if following is None else following.server(each.id)
+            assert number is not None
+            self._servers[number] = each.id, server
+            if server is not None:
+                self._numbers[server] = number
+
+    def _blocked(self, number: int) -> bool:
+        server = self._servers[number][1]
+        return server is not None and server.breaker.state(monotonic()) is not BreakerState.CLOSED
+
+    def _dispatch(self) -> None:
+        now = monotonic()
+        for ticket in self.scheduler.dispatch(now, self._blocked):
+            assert isinstance(ticket, Lease)
+            self.admitted += 1
+            ticket.id, ticket.server = self._servers[ticket.instance]
+            if ticket.turn is not None and not ticket.turn.done():
+                ticket.turn.set_result(None)
+        wake = self.scheduler.wake_at
+        if wake != self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = wake
+            self._timer = (
+                None if wake is None else asyncio.get_running_loop().call_later(max(0.001, wake - now), self._wake)
+            )
+
+    def _wake(self) -> None:
+        self._timer = self._timer_at = None
+        self._dispatch()
+
+    def reload(self, settings: GatewaySettings) -> None:
+        """Take over other settings; those who wait already, wait as long as they were told."""
+        self._timeout = settings.queue_timeout
+        self.scheduler.line.bound(settings.queue_limit, settings.queue_limit_per_key)
+        self.scheduler.router.strategy = settings.routing
+
+    def close(self) -> None:
+        """Nothing more is to be done."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = self._timer_at = None

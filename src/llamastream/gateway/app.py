@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from time import monotonic
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -16,8 +15,10 @@ from starlette.routing import Route
 from llamastream.backends import BackendSource
 from llamastream.errors import LlamaStreamError, UnavailableError
 from llamastream.events import GatewayListener, Listener
+from llamastream.gateway.demand import Demand, admitted, demand_of
 from llamastream.gateway.guarded import guarded
 from llamastream.gateway.lanes import Lane, Lanes, UnknownModelError, UnservedTaskError
+from llamastream.gateway.limits import Limiter
 from llamastream.gateway.listing import listing
 from llamastream.gateway.operations import Operations, Status, new_metrics
 from llamastream.gateway.passage import Passage, broken_stream
@@ -55,6 +56,7 @@ class Gateway:
         self.settings = settings or GatewaySettings()
         self.source = source
         self.lanes = Lanes(source, self.settings, listeners)
+        self.limits = Limiter(self.settings)
         self._leave: Callable[[], None] = lambda: None
         self._watch: asyncio.Task[None] | None = None
 
@@ -62,6 +64,7 @@ class Gateway:
         """Take over other settings, for requests that come from now on (see `GatewayServer.reload`)."""
         self.settings = settings
         self.lanes.reload(settings)
+        self.limits.reload(settings)
 
     async def start(self) -> None:
         """Follow the servers."""
@@ -95,11 +98,17 @@ class Gateway:
             runner = Relay(lane.core, lane.pools, request, None, send, scope.get("extensions", {}).get(EXTENSION))
             work: Coroutine[Any, Any, object] = runner.run()
         else:
-            runner = Passage(lane.core, lane.pools, send)
+            runner = Passage(lane.core, lane.pools, send, stream=body.get("stream") is True)
             work = runner.run("POST", path, raw)
         served = served_of(scope)
         served.generation(body, runner)
-        answer = asyncio.ensure_future(_admitted(lane, work, served))
+        try:
+            demand = demand_of(scope["headers"], body, self.limits.allowance(served.own))
+        except ValueError as wrong:
+            work.close()
+            raise RequestError(400, str(wrong)) from None
+        served.explain = demand.explain
+        answer = asyncio.ensure_future(self._charged(lane, demand, runner, work, served))
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -112,6 +121,23 @@ class Gateway:
         finally:
             gone.cancel()
             answer.cancel()
+
+    async def _charged(
+        self, lane: Lane, demand: Demand, runner: Relay | Passage, work: Coroutine[Any, Any, object], served: Served
+    ) -> None:
+        """As far as the key may, wait for a slot, and do the work."""
+        try:
+            tokens = lane.admission.scheduler.router.tokens(demand.prompt)
+            charge = self.limits.begin(served.key, demand.allowance, tokens)
+        except BaseException:
+            work.close()
+            raise
+        finally:
+            served.headers = self.limits.headers(served.key)
+        try:
+            await admitted(lane.admission, demand, runner, work, served)
+        finally:
+            self.limits.end(charge, served.used_tokens())
 
     async def _failed(self, path: str, error: BaseException, runner: Relay | Passage, send: Send) -> None:
         if not isinstance(error, LlamaStreamError):
@@ -279,19 +305,6 @@ class _Endpoint:
             if error.status != 499:
                 body = refusal(scope["path"], error.status, error.message)
                 await respond(send, error.status, body, [(b"connection", b"close")])
-
-
-async def _admitted(lane: Lane, work: Coroutine[Any, Any, object], served: Served) -> None:
-    try:
-        served.queue_wait = await lane.admission.enter()
-    except BaseException:
-        work.close()
-        raise
-    began = monotonic()
-    try:
-        await work
-    finally:
-        lane.admission.leave(monotonic() - began)
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -35,6 +35,7 @@ class Figures(Struct, frozen=True):
     cached_tokens: int | None = None
     completion_tokens: int | None = None
     finish_reason: str = ""
+    prompt_ms: float | None = None
 
 
 class Glimpse:
@@ -44,11 +45,13 @@ class Glimpse:
         self.stream = False
         self._body = bytearray()
         self._lost = False
+        self._found: Figures | None = None
 
     def take(self, body: bytes) -> None:
         """The next piece of the body."""
         if self._lost:
             return
+        self._found = None
         self._body += body
         if self.stream:
             if len(self._body) > 2 * TAIL:
@@ -59,6 +62,11 @@ class Glimpse:
 
     def figures(self) -> Figures:
         """What it said."""
+        if self._found is None:
+            self._found = self._look()
+        return self._found
+
+    def _look(self) -> Figures:
         if self._lost:
             return Figures()
         if not self.stream:
@@ -85,6 +93,7 @@ def _joined(earlier: Figures, later: Figures) -> Figures:
         later.cached_tokens if later.cached_tokens is not None else earlier.cached_tokens,
         later.completion_tokens if later.completion_tokens is not None else earlier.completion_tokens,
         later.finish_reason or earlier.finish_reason,
+        later.prompt_ms if later.prompt_ms is not None else earlier.prompt_ms,
     )
 
 
@@ -101,6 +110,8 @@ def figures_of(data: Any) -> Figures:
     details = _dict(usage.get("prompt_tokens_details")) or _dict(usage.get("input_tokens_details"))
     cached = _count(details.get("cached_tokens"), usage.get("cache_read_input_tokens"), timings.get("cache_n"))
     prompt = _count(usage.get("prompt_tokens"), data.get("tokens_evaluated"))
+    if prompt is None and timings:
+        prompt = (_count(timings.get("prompt_n")) or 0) + (_count(timings.get("cache_n")) or 0)
     if prompt is None and (given := _count(usage.get("input_tokens"))) is not None:
         # Anthropic counts what came from the cache apart
         prompt = given + (_count(usage.get("cache_read_input_tokens")) or 0)
@@ -113,7 +124,12 @@ def figures_of(data: Any) -> Figures:
             data.get("tokens_predicted") if data.get("stop") else None,
         ),
         _reason(data),
+        _milliseconds(timings.get("prompt_ms")),
     )
+
+
+def _milliseconds(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _reason(data: dict[str, Any]) -> str:

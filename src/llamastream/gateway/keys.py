@@ -9,11 +9,14 @@ import secrets
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from msgspec import Struct
+import msgspec
+from msgspec import Meta, Struct, structs
 
 from llamastream.errors import SettingError
+from llamastream.policy.fairness import Priority
+from llamastream.settings import describe_type
 
 Scope: TypeAlias = Literal["inference", "metrics", "admin"]
 """What a key may do: ask models; read `/metrics` and `/fleet`; change servers, and all of the others."""
@@ -25,15 +28,31 @@ LONGEST = 512
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _HASHED = "sha256:"
-_FORMS = "KEY, NAME:SCOPE[,SCOPE]:KEY, or either with sha256:HEX in place of KEY"
+_FORMS = (
+    "KEY, NAME:SCOPE[,SCOPE]:KEY, or either with sha256:HEX in place of KEY; behind it, separated by blanks, what it "
+    "may use: weight=, priority=, requests_per_minute=, tokens_per_minute=, requests_at_once="
+)
+
+
+_Number = Annotated[int, Meta(ge=0, le=1 << 40)]
+_OWN: dict[str, Any] = {
+    "weight": Annotated[float, Meta(ge=0.01, le=1000)],
+    "priority": Priority,
+    "requests_per_minute": _Number,
+    "tokens_per_minute": _Number,
+    "requests_at_once": _Number,
+}
+"""What a line may say of its key; 0: no limit."""
 
 
 class Key(Struct, frozen=True):
-    """One key. `name` stands in logs; `scopes` is what it may do; `digest` is the SHA-256 of its text."""
+    """One key. `name` stands in logs; `scopes` is what it may do; `digest` is the SHA-256 of its text; `own`: what it
+    may use, as far as that is not as for all keys (fields of `policy.allowance.Allowance`)."""
 
     name: str
     scopes: frozenset[Scope]
     digest: bytes
+    own: tuple[tuple[str, Any], ...] = ()
 
     def may(self, scope: Scope) -> bool:
         """Whether it is good for this."""
@@ -106,16 +125,35 @@ def _parse(text: str, where: str, name: str) -> Key:
         scopes = frozenset(scope for scope in SCOPES if scope in given)
         if unknown := given.difference(SCOPES):
             raise SettingError(f"{where}: the scope {min(unknown)!r} is unknown; allowed: {', '.join(SCOPES)}")
+    text, *words_behind = text.split() or [""]
+    own = _own(words_behind, where)
     if text.startswith(_HASHED):
         if not re.fullmatch(r"[0-9a-fA-F]{64}", text.removeprefix(_HASHED)):
             raise SettingError(f"{where}: {_HASHED} must be followed by 64 hexadecimal digits")
-        return Key(name, scopes, bytes.fromhex(text.removeprefix(_HASHED)))
+        return Key(name, scopes, bytes.fromhex(text.removeprefix(_HASHED)), own)
     if not SHORTEST <= len(text) <= LONGEST or not text.isascii() or not text.isprintable() or " " in text:
         raise SettingError(
             f"{where}: the key is not allowed; allowed: {SHORTEST} to {LONGEST} printable ASCII characters without "
             "blanks (`llamastream keys new` makes one)"
         )
-    return Key(name, scopes, digest_of(text))
+    return Key(name, scopes, digest_of(text), own)
+
+
+def _own(words: Sequence[str], where: str) -> tuple[tuple[str, Any], ...]:
+    """What stands behind a key."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or name not in _OWN or name in found:
+            raise SettingError(
+                f"{where}: a key is printable ASCII without blanks, and behind it, separated by blanks, may stand what "
+                f"it may use, each once: {', '.join(f'{each}=' for each in _OWN)}"
+            )
+        try:
+            found[name] = msgspec.convert(value, _OWN[name], strict=False)
+        except msgspec.ValidationError:
+            raise SettingError(f"{where}: {name} is not allowed; allowed: {describe_type(_OWN[name])}") from None
+    return tuple((name, None if value == 0 else value) for name, value in found.items())
 
 
 def read_key_file(path: str) -> tuple[list[Key], list[str]]:
@@ -152,7 +190,7 @@ def load_keys(keys_file: str | None, api_keys: str | None) -> tuple[KeyRing, lis
             raise SettingError(f"keys_file = {keys_file!r} holds no key; `llamastream keys new` makes one")
     if api_keys is not None:
         given = parse_keys(api_keys.split(), "api_keys")
-        keys += [Key(f"env-{key.name}", key.scopes, key.digest) if _unnamed(key) else key for key in given]
+        keys += [structs.replace(key, name=f"env-{key.name}") if _unnamed(key) else key for key in given]
     return KeyRing(keys), notes
 
 

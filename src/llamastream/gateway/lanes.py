@@ -79,7 +79,7 @@ class Lane:
         # the runners of its streams are built of the same parts, with another end
         self.core: ClientCore = self._client._core  # noqa: SLF001
         self.pools: Sequence[AsyncConnectionPool] = self._client._pools  # noqa: SLF001
-        self.admission = Admission(self._slots, limit=settings.queue_limit, timeout=settings.queue_timeout)
+        self.admission = Admission(self.core, self.backends, settings)
 
     def backends(self) -> Iterator[Backend]:
         """Its servers, as they are now."""
@@ -87,11 +87,9 @@ class Lane:
             if self.model is None or self.model in backend.models:
                 yield backend
 
-    def _slots(self) -> int:
-        return sum(max(1, backend.slots) for backend in self.backends() if backend.routable)
-
     async def close(self) -> None:
         """Close the connections."""
+        self.admission.close()
         await self._client.close()
 
 
@@ -173,8 +171,7 @@ class Lanes:
         """Take over other settings; those who wait already, wait as long as they were told."""
         self._settings = settings
         for lane in self:
-            lane.admission.limit = settings.queue_limit
-            lane.admission.timeout = settings.queue_timeout
+            lane.admission.reload(settings)
 
     def look(self) -> None:
         """Something changed with the servers."""

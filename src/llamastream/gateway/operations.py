@@ -61,6 +61,8 @@ def samples(gateway: Gateway, connections: Callable[[], int] | None = None) -> I
         values["connections"] = connections()
     for name, value in values.items():
         yield Sample(name, (), value)
+    for limit, count in gateway.limits.refused.items():
+        yield Sample("rate_limited_requests", (limit,), count)
     for backend in backends:
         for state in STATES:
             yield Sample("instance_state", (backend.id, state), backend.state == state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Any
 
@@ -13,8 +13,9 @@ from llamastream.client.core import ClientCore
 from llamastream.client.oserrors import connection_lost
 from llamastream.client.pool import Place
 from llamastream.client.servers import Server
-from llamastream.errors import ConnectionLostError, ContentIdleTimeoutError, LlamaStreamError
-from llamastream.gateway.frames import event
+from llamastream.errors import BadRequestError, ConnectionLostError, ContentIdleTimeoutError, LlamaStreamError
+from llamastream.gateway import relay
+from llamastream.gateway.frames import WAITING, event
 from llamastream.gateway.refusals import in_form, public
 from llamastream.gateway.relay import HEADERS, Send
 from llamastream.protocol.failures import response_error
@@ -117,14 +118,18 @@ class _Arrivals:
         self.over, self.error, self.reader = False, None, ResponseReader()
         return True
 
-    async def header(self) -> None:
-        """Wait for the header of the response.
+    async def header(self, sign: Callable[[], Awaitable[None]] | None) -> None:
+        """Wait for the header of the response; `sign` is called now and then while it does not come.
 
         Raises:
             LlamaStreamError: there will be none.
         """
         while not (self.reader.header_complete or self.over):
-            await self.news()
+            try:
+                await self.news(None if sign is None else relay.SIGN_OF_LIFE)
+            except TimeoutError:
+                assert sign is not None
+                await sign()
         if self.error is not None:
             raise self.error
 
@@ -135,11 +140,17 @@ class Passage:
 
     Attributes:
         began: the response has begun, so that an error can only be told inside of it. server: which answers.
-        events: of the stream, that its client got.
+        events: of the stream, that its client got. lease: the slot that it uses, if it needs one.
     """
 
-    def __init__(self, core: ClientCore, pools: Sequence[AsyncConnectionPool], send: Send) -> None:
+    def __init__(
+        self, core: ClientCore, pools: Sequence[AsyncConnectionPool], send: Send, *, stream: bool = False
+    ) -> None:
+        """`stream`: the client wants events, and can be told that it has to wait."""
         self.began = False
+        self.lease: relay.Lease | None = None
+        self._stream = stream
+        self._answered = False
         self.events = 0
         self.server: Server | None = None
         self._core = core
@@ -165,18 +176,24 @@ class Passage:
         Raises:
             LlamaStreamError: no server answered; if `began`, the answer broke off.
         """
-        servers = self._core.servers
+        servers, lease = self._core.servers, self.lease
+        prefer = None if lease is None else lease.server
         failed: list[Server] = []
         while True:
-            server, _ = servers.choose(monotonic(), failed)
+            server, _ = servers.choose(monotonic(), failed, prefer)
+            prefer = None
             self.server = server
+            if lease is not None:
+                lease.at(server)
             use = servers.began(server)
             try:
                 return await self._attempt(server, method, path, body, headers)
             except LlamaStreamError as error:
+                if isinstance(error, BadRequestError):
+                    raise  # it is the request's fault
                 servers.failed(server, monotonic(), certain=isinstance(error, ConnectionLostError))
                 failed.append(server)
-                if self.began or len(failed) >= ATTEMPTS:
+                if self._answered or len(failed) >= ATTEMPTS:
                     raise
                 if not servers.elsewhere(monotonic(), failed):
                     await asyncio.sleep(0.25 * 2 ** len(failed))
@@ -202,7 +219,7 @@ class Passage:
                 connection = pool.replace(connection)
                 await connection.connect(arrivals, server.address, server.tls, self._core.timeouts.connect)
                 connection.send(request)
-            await arrivals.header()
+            await arrivals.header(self.sign if self._stream else None)
             reader = arrivals.reader
             if reader.status in (401, 503):
                 while not arrivals.over:
@@ -215,6 +232,17 @@ class Passage:
         finally:
             whole = arrivals.reader if arrivals.over and arrivals.error is None else None
             pool.release(place, connection, whole)
+
+    async def sign(self) -> None:
+        """The client of a stream hears that we are there; an error has to be told inside of the response from now
+        on."""
+        await self._begin(200, HEADERS)
+        await self._send({"type": "http.response.body", "body": WAITING, "more_body": True})
+
+    async def _begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        if not self.began:
+            self.began = True
+            await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
 
     def _request(self, server: Server, method: str, path: str, body: bytes | None) -> bytes:
         key = self._core.settings.api_key
@@ -234,11 +262,12 @@ class Passage:
             await arrivals.news()
         if arrivals.error is not None:
             raise arrivals.error
+        if self.began:  # the client was told to wait for events
+            raise response_error(reader.status, reader.headers, bytes(arrivals.body), arrivals.url)
         kept = [(name.encode(), value.encode("latin-1")) for name, value in reader.headers.items() if name in PASSED_ON]
         body = bytes(arrivals.body) if reader.status < 400 else in_form(path, bytes(arrivals.body))
         kept.append((b"content-length", str(len(body)).encode()))
-        self.began = True
-        await self._send({"type": "http.response.start", "status": reader.status, "headers": [*kept, *headers]})
+        await self._begin(reader.status, [*kept, *headers])
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _hand_on_events(
@@ -246,9 +275,11 @@ class Passage:
     ) -> None:
         idle = self._core.timeouts.content_idle
         while body := await arrivals.events(idle):
-            if not self.began:  # only now: until then another server may be asked
-                self.began = True
-                await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+            if not self._answered:  # only now: until then another server may be asked
+                self._answered = True
+                await self._begin(200, headers)
+                if self.lease is not None:
+                    self.lease.begun()
             self.events += body.count(b"\ndata:") + body.startswith(b"data:")
             arrivals.filled = connection.pause
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
@@ -256,7 +287,7 @@ class Passage:
             connection.resume()
         if arrivals.error is not None:
             raise arrivals.error
-        if not self.began:
+        if not self._answered:
             raise ConnectionLostError(f"{arrivals.url} sent nothing")
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 

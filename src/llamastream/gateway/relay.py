@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from llamastream.client.apool import AsyncConnectionPool
 from llamastream.client.arunner import AsyncRunner
 from llamastream.client.core import ClientCore
+from llamastream.client.servers import Server
 from llamastream.gateway.frames import WAITING, Continuation, chunk, unchunked
 from llamastream.protocol.http1 import ResponseReader
 from llamastream.protocol.requests import CHAT_PATH, GenerationRequest
@@ -48,6 +49,15 @@ class Outlet(Protocol):
     def transport(self) -> asyncio.Transport: ...
 
 
+class Lease(Protocol):
+    """A slot (see `gateway.admission.Lease`)."""
+
+    server: Server | None
+
+    def at(self, server: Server) -> None: ...
+    def begun(self) -> None: ...
+
+
 class RawRequest(GenerationRequest, frozen=True):
     """A request as its client sent it: what goes out first are its own bytes."""
 
@@ -62,6 +72,7 @@ class Relay(AsyncRunner):
 
     Attributes:
         began: the response has begun, so that an error can only be told inside of it. events: not counted here.
+        lease: the slot that it uses.
     """
 
     events = 0
@@ -78,7 +89,9 @@ class Relay(AsyncRunner):
     ) -> None:
         super().__init__(core, pools, request, timeouts)
         self.began = False
+        self.lease: Lease | None = None
         self._early = False
+        self._sign: asyncio.TimerHandle | None = None
         self._send = send
         self._outlet = outlet
         self._headers = [*HEADERS, *headers]
@@ -98,16 +111,27 @@ class Relay(AsyncRunner):
         Raises:
             LlamaStreamError: what ended the stream; if `began`, it has to be told inside the response.
         """
-        sign = asyncio.get_running_loop().call_later(SIGN_OF_LIFE, self._give_sign)
+        self._expect_silence()
+        lease = self.lease
+        if lease is not None:
+            self.prefer = lease.server
         try:
             more = True
             while more:
                 more = await self.advance()
+                if lease is not None and self.session is not None:
+                    lease.at(self.session.server)
                 await self._write()
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._direct = None
-            sign.cancel()
+            self._expect_no_silence()
+
+    async def sign(self) -> None:
+        """The client hears that we are there; an error has to be told inside of the response from now on."""
+        if not self.began:
+            await self.begin()
+        await self._send({"type": "http.response.body", "body": WAITING, "more_body": True})
 
     async def begin(self) -> None:
         """Send the response's header."""
@@ -129,9 +153,13 @@ class Relay(AsyncRunner):
             self.queue.clear()  # their bytes are forwarded
         if session.ended and session.error is not None and not self.began:
             return  # it becomes a plain response
-        if self._early and not self.began:
-            await self.begin()
-            await self._send({"type": "http.response.body", "body": WAITING, "more_body": True})
+        if session.has_content and self._sign is not None:
+            self._expect_no_silence()
+            if self.lease is not None:
+                self.lease.begun()
+        if self._early:
+            self._early = False
+            await self.sign()
         if not (self._out and (session.has_content or session.ended)):
             return  # another attempt would begin anew
         if not self.began:
@@ -144,11 +172,21 @@ class Relay(AsyncRunner):
             self._flow = outlet.flow
             self._direct = outlet.transport.write
 
+    def _expect_silence(self) -> None:
+        """As long as there is no content, say now and then that we are there. Nothing that could still be tried
+        elsewhere is lost by that."""
+        self._sign = asyncio.get_running_loop().call_later(SIGN_OF_LIFE, self._give_sign)
+
+    def _expect_no_silence(self) -> None:
+        self._early = False
+        if self._sign is not None:
+            self._sign.cancel()
+            self._sign = None
+
     def _give_sign(self) -> None:
-        """The client hears that we are there; nothing that could still be tried elsewhere is lost by that, but an error
-        will have to be told inside of the response."""
-        if not self.began and not self._cancelled:
+        if not self._cancelled:
             self._early = True
+            self._expect_silence()
             self._wake()
 
     # -- the server's side --------------------------------------------------------------------------------------

@@ -9,9 +9,11 @@ from typing import Any
 from llamastream.address import parse_address
 from llamastream.backends import BackendSource
 from llamastream.events import RequestServed
+from llamastream.gateway.admission import Lease
 from llamastream.gateway.glimpse import Glimpse
 from llamastream.gateway.passage import Passage
 from llamastream.gateway.relay import Relay
+from llamastream.policy.routing import Report
 
 SCOPE_KEY = "llamastream.served"
 OTHER = "other"
@@ -26,7 +28,9 @@ class Served:
         request_id, method, route, client: see `RequestServed`. key: the name of its key. model: that was asked for,
             None where none is. asked: the request's body was read. runner: who brings the answer. queue_wait: seconds.
         status: of the response, 0 before it began. ended: the response is complete. error: what went wrong.
-        glimpse: reads along what is not read otherwise.
+        glimpse: reads along what is not read otherwise. own: what the keys file says of its key. lease: its slot.
+        report:
+            what it took. headers: for its response. explain: its client wants to know why it went where it went.
     """
 
     def __init__(self, request_id: str, method: str, route: str, client: str) -> None:
@@ -38,7 +42,11 @@ class Served:
         self.model: str | None = None
         self.asked = False
         self.runner: Relay | Passage | None = None
-        self.queue_wait: float | None = None
+        self.own: tuple[tuple[str, Any], ...] = ()
+        self.lease: Lease | None = None
+        self.report: Report | None = None
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.explain = False
         self.status = 0
         self.ended = False
         self.error = ""
@@ -58,6 +66,8 @@ class Served:
 
     def instance(self, source: BackendSource) -> str:
         """The id of the server that answers, or ""."""
+        if self.lease is not None and self.lease.id:
+            return self.lease.id
         runner = self.runner
         if isinstance(runner, Passage):
             server = runner.server
@@ -68,6 +78,49 @@ class Served:
         return next(
             (each.id for each in source.snapshot() if each.url and parse_address(each.url).url == server.url), ""
         )
+
+    @property
+    def queue_wait(self) -> float | None:
+        """Seconds in line."""
+        return None if self.lease is None else self.lease.waited
+
+    def used_tokens(self) -> float | None:
+        """Tokens of prompt and answer; None: not known."""
+        if self.lease is None:
+            return 0.0  # nobody was asked
+        report = self.report
+        if report is None or report.prompt_tokens is None:
+            return None
+        return float(report.prompt_tokens + (report.answer_tokens or 0))
+
+    def own_headers(self, source: BackendSource) -> list[tuple[bytes, bytes]]:
+        """The headers that say of a response what happened to its request."""
+        found = [(b"x-request-id", self.request_id.encode()), *self.headers]
+        if instance := self.instance(source):
+            found.append((b"x-llamastream-instance", instance.encode()))
+        if self.explain and self.lease is not None and (decision := self.lease.decision) is not None:
+            found.append((b"x-llamastream-route-reason", decision.reason.encode()))
+            seconds = f"{decision.seconds:.3f}".encode()
+            found.append(
+                (
+                    b"x-llamastream-expected",
+                    b"seconds=%b, tokens=%d, cached=%d" % (seconds, decision.tokens, decision.cached),
+                )
+            )
+        return found
+
+    def _expected(self) -> dict[str, Any]:
+        """What routing thought of it, and what came of that."""
+        lease = self.lease
+        if lease is None or (decision := lease.decision) is None:
+            return {}
+        begun = None if lease.first_token_at is None else lease.first_token_at - lease.admitted_at
+        return {
+            "route_reason": decision.reason,
+            "expected_first_token": decision.seconds,
+            "first_token": begun,
+            "expected_cached_tokens": round(decision.cached),
+        }
 
     def finish(self, source: BackendSource) -> RequestServed:
         """It is over."""
@@ -106,6 +159,7 @@ class Served:
             instance=self.instance(source),
             key=self.key,
             client=self.client,
+            **self._expected(),
             **known,
         )
 

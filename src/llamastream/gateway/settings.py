@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 from llamastream.address import parse_address
 from llamastream.errors import SettingError
+from llamastream.policy.routing import Strategy
 
 Seconds = Annotated[float, Meta(gt=0, le=1e7)]
 
@@ -50,6 +51,33 @@ class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     queue_timeout: Annotated[
         Seconds, Meta(description="Seconds that a request may wait for a slot; then it is refused with 503.")
     ] = 300.0
+    queue_limit_per_key: Annotated[
+        Annotated[int, Meta(ge=1, le=1 << 20)] | None,
+        Meta(description="Requests of one API key that may wait for a slot; unset: as many as of all together."),
+    ] = None
+    routing: Annotated[
+        Strategy,
+        Meta(
+            description="Which instance a request goes to: `expected` (the one from which its first token is expected "
+            "soonest), `least-busy`, `round-robin`, `affinity` (a conversation stays where it was), or `prefix-only` "
+            "(the longest cached prompt, however busy; for comparisons)."
+        ),
+    ] = "expected"
+    requests_per_minute: Annotated[
+        Annotated[int, Meta(ge=1, le=1 << 40)] | None,
+        Meta(
+            description="Requests to models that an API key may make in a minute; more are refused with 429. Unset: no "
+            "limit. What the keys file says of a key wins; without keys, all clients share it."
+        ),
+    ] = None
+    tokens_per_minute: Annotated[
+        Annotated[int, Meta(ge=1, le=1 << 40)] | None,
+        Meta(description="Tokens of prompts and answers that an API key may use in a minute; as above."),
+    ] = None
+    requests_at_once: Annotated[
+        Annotated[int, Meta(ge=1, le=1 << 20)] | None,
+        Meta(description="Requests to models that an API key may have in line and at work; as above."),
+    ] = None
     strict_model: Annotated[
         bool,
         Meta(

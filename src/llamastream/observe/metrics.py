@@ -19,9 +19,12 @@ from llamastream.observe.series import Metric, Sample, Series
 
 PREFIX = "llamastream_"
 STATES: tuple[InstanceState, ...] = get_args(InstanceState)
+MOST_KEYS = 64
+"""Keys that have series of their own."""
 FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "cancelled", "error", ""})
 
 _WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 METRICS: tuple[Metric, ...] = (
@@ -57,8 +60,38 @@ METRICS: tuple[Metric, ...] = (
         _GAPS,
     ),
     Metric("queue_wait_seconds", "histogram", "What requests waited for a slot.", (), "seconds", _WAITS),
+    Metric(
+        "first_token_expectation_ratio",
+        "histogram",
+        "From a request's slot to its first token, divided by what routing expected of the instance.",
+        (),
+        "",
+        _RATIOS,
+    ),
+    Metric(
+        "routed_requests",
+        "counter",
+        "Requests that were given a slot. reason: cached (that instance has the most of the prompt), least-busy, only, "
+        "round-robin, affinity, blocked (all others failed lately).",
+        ("reason",),
+    ),
+    Metric("key_requests", "counter", "Requests by the name of their API key; of many keys, the first 64.", ("key",)),
+    Metric(
+        "key_queue_wait_seconds",
+        "counter",
+        "What the requests of a key waited for slots altogether.",
+        ("key",),
+        "seconds",
+    ),
     Metric("prompt_tokens", "counter", "Tokens of prompts, those from the prompt cache included.", ("model",)),
     Metric("cached_prompt_tokens", "counter", "Tokens of prompts that the prompt cache saved.", ("model",)),
+    Metric(
+        "expected_cached_prompt_tokens",
+        "counter",
+        "Tokens of prompts that routing took to be in the prompt cache; the same as cached_prompt_tokens if it is "
+        "right.",
+        ("model",),
+    ),
     Metric("completion_tokens", "counter", "Tokens that were generated and given to clients.", ("model",)),
     Metric(
         "recoveries",
@@ -73,6 +106,13 @@ METRICS: tuple[Metric, ...] = (
     Metric("slots", "gauge", "Slots of all instances that take requests.", source="scrape"),
     Metric("admitted_requests", "counter", "Requests that were given a slot.", source="scrape"),
     Metric("refused_requests", "counter", "Requests that the full line, or its time limit, refused.", source="scrape"),
+    Metric(
+        "rate_limited_requests",
+        "counter",
+        "Requests beyond what their key may use. limit: requests_per_minute, tokens_per_minute, requests_at_once.",
+        ("limit",),
+        source="scrape",
+    ),
     Metric("connections", "gauge", "Connections of clients.", source="scrape"),
     Metric("instances_ready", "gauge", "Instances that take requests.", source="scrape"),
     Metric(
@@ -124,6 +164,7 @@ class Metrics:
         """`info`: labels of `build`."""
         self.series = Series(METRICS)
         self.info = dict(info or {})
+        self._keys: set[str] = set()
         self.scrapers: list[Callable[[], Iterable[Sample]]] = []
 
     def __call__(self, event: Event) -> None:
@@ -148,6 +189,7 @@ class Metrics:
             series.observe("queue_wait_seconds", [(event.queue_wait, 1)])
         if event.time_to_first_token is not None:
             series.observe("time_to_first_token_seconds", [(event.time_to_first_token, 1)], (event.route, event.model))
+        self._routed(event)
         if event.gaps:
             series.observe("inter_token_latency_seconds", event.gaps, (event.model,))
         for name, amount in (
@@ -157,6 +199,28 @@ class Metrics:
         ):
             if amount is not None:
                 series.count(name, (event.model,), amount)
+
+    def _routed(self, event: RequestServed) -> None:
+        series = self.series
+        if event.key:
+            key = self._name_of(event.key)
+            series.count("key_requests", (key,))
+            if event.queue_wait:
+                series.count("key_queue_wait_seconds", (key,), event.queue_wait)
+        if not event.route_reason:
+            return
+        series.count("routed_requests", (event.route_reason,))
+        if event.expected_first_token and event.first_token is not None:
+            series.observe("first_token_expectation_ratio", [(event.first_token / event.expected_first_token, 1)])
+        if event.cached_tokens is not None and event.expected_cached_tokens is not None:
+            series.count("expected_cached_prompt_tokens", (event.model,), event.expected_cached_tokens)
+
+    def _name_of(self, key: str) -> str:
+        if key not in self._keys:
+            if len(self._keys) >= MOST_KEYS:
+                return "other"
+            self._keys.add(key)
+        return key
 
     def scraped(self) -> list[Sample]:
         """What is read now."""

@@ -90,8 +90,9 @@ def test_errors(fleet: Watched, gateway: Running) -> None:
         model(gateway, api_key="sk-wrong-0123456789").invoke("hi")
     with serving(fleet.fleet, GatewaySettings(queue_limit=0)) as full:
         lane = full.gateway.lanes.find("demo")
-        slots, lane.admission._slots = lane.admission._slots, lambda: 0
+        router = lane.admission.scheduler.router
+        free, router.free = router.free, 0
         with pytest.raises(RateLimitedError, match="queue_limit"):
             model(full, max_retries=0).invoke("hi")
-        lane.admission._slots = slots
+        router.free = free
         assert model(full).invoke("hi").text

@@ -1,0 +1,80 @@
+"""What routing knows of an instance, what it decides, and what it is told when a request is over."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from llamastream.policy.prefixes import NOTHING, Held
+from llamastream.policy.speeds import Mean, RunningMedian
+
+
+class InstanceFacts(Struct, frozen=True):
+    """An instance as its source describes it. `restored`: the prompts in its slots came back with this generation."""
+
+    id: str
+    slots: int
+    routable: bool = True
+    generation: int = 0
+    restored: bool = False
+
+
+class Instance:
+    """What routing knows of an instance.
+
+    Attributes:
+        number: by which it is known here. facts: what its source says. load: requests that it has.
+        reading: of these, prompts that are not read yet. read_at: when they will be.
+    """
+
+    __slots__ = ("facts", "generation", "load", "number", "prefill", "rank", "read_at", "reading", "service")
+
+    def __init__(self, number: int, facts: InstanceFacts) -> None:
+        self.number = number
+        self.facts = facts
+        self.generation = facts.generation
+        self.load = 0
+        self.reading = 0
+        self.read_at = 0.0
+        self.prefill = RunningMedian(0.0)
+        self.service = Mean()
+        self.rank: tuple[float, int, int] | None = None  # its place among those with a free slot
+
+    @property
+    def slots(self) -> int:
+        return max(1, self.facts.slots)
+
+
+class Decision(Struct, frozen=True):
+    """Where a request goes.
+
+    Attributes:
+        instance: number of the instance. reason: `cached` (it has the most of the prompt), `least-busy`, `only` (there
+        is
+            no other), `round-robin`, `affinity`, `blocked` (all others failed lately).
+        wait: seconds until it has a free slot; 0: now. seconds: from then to the first token.
+        tokens: of the prompt, cached: of these in the cache, both estimated. held: what the cache was taken to have.
+    """
+
+    instance: int
+    reason: str
+    wait: float = 0.0
+    seconds: float = 0.0
+    tokens: float = 0.0
+    cached: float = 0.0
+    held: Held = NOTHING
+
+
+class Report(Struct, frozen=True):
+    """What is known of a request when it is over; None: the server did not say.
+
+    Attributes:
+        seconds: at work. prompt_tokens, cached_tokens, answer_tokens: as the server counted. prompt_ms: to read what
+        was
+            not cached.
+    """
+
+    seconds: float
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    answer_tokens: int | None = None
+    prompt_ms: float | None = None
