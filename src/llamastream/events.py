@@ -155,6 +155,7 @@ class RequestServed(Struct, frozen=True, kw_only=True):
         expected_first_token, first_token: from its slot to its first token, as routing expected it and as it was.
             expected_cached_tokens: that routing took to be in the prompt cache.
         instance: id of the server that answered last. key: the name of the client's key. client: its address.
+        cache: what the response cache did: hit, miss, shared (with a request in flight), or "".
     """
 
     time: float
@@ -181,6 +182,7 @@ class RequestServed(Struct, frozen=True, kw_only=True):
     instance: str = ""
     key: str = ""
     client: str = ""
+    cache: str = ""
 
 
 GatewayEvent: TypeAlias = RequestServed

@@ -25,6 +25,7 @@ class Generation:
         asked_for: the request has gone out, or may have. answered: the response has begun.
         offset: bytes of its body that have been taken, up to the last whole event.
         lost: it cannot be taken up again. refused: it was never begun.
+        unrepeatable: it is sampled with a seed that we chose, so that no cache has to keep it.
     """
 
     __slots__ = (
@@ -37,6 +38,7 @@ class Generation:
         "request",
         "resumed",
         "server",
+        "unrepeatable",
     )
 
     def __init__(
@@ -51,6 +53,7 @@ class Generation:
         self.offset = 0
         self.lost = False
         self.refused = False
+        self.unrepeatable = False
 
     @property
     def held(self) -> bool:

@@ -80,8 +80,11 @@ class AttemptPlanner:
         whole_only: WholeOnly | None = None,
         prefer: Server | None = None,
     ) -> None:
+        seeded = request
         if recovery.mode == "full" and repetition(request) != "no":
-            request = with_seed(request, int(random() * 2**31))
+            seeded = with_seed(request, int(random() * 2**31))
+        self._unrepeatable = seeded is not request and request.body.get("temperature") != 0
+        request = seeded
         self._whole_only = whole_only
         self._prefer = prefer
         self.journal = Journal(request)
@@ -181,6 +184,7 @@ class AttemptPlanner:
         if kind in ("first", "restart") and self._whole_only and self._whole_only.applies(server, request, self._now):
             request = request.without_stream()
         self.generation = Generation(server, request, resumed, self._conversation_id(server, request))
+        self.generation.unrepeatable = self._unrepeatable
         self.attempt = Attempt(kind, self.generation)
 
     def _choose(self) -> Generator[Errand, Any, Server]:

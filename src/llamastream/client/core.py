@@ -183,18 +183,21 @@ class ClientCore:
         if attempt.kind == "reattach":
             return self._bytes(generation.server, "GET", generation.reattach_path, None)
         request = generation.request
-        return self._bytes(generation.server, "POST", request.path, request.encoded(), generation.conversation_id)
+        more = {} if generation.conversation_id is None else {"X-Conversation-Id": generation.conversation_id}
+        if generation.unrepeatable:
+            more["Cache-Control"] = "no-store"
+        return self._bytes(generation.server, "POST", request.path, request.encoded(), more)
 
     def call_bytes(self, server: Server, call: Call[Any]) -> bytes:
         """A request with a whole answer, ready to send."""
         return self._bytes(server, call.method, call.path, call.body)
 
     def _bytes(
-        self, server: Server, method: str, path: str, body: bytes | None, conversation_id: str | None = None
+        self, server: Server, method: str, path: str, body: bytes | None, more: Mapping[str, str] | None = None
     ) -> bytes:
         headers = self._bare_headers if body is None else self._headers
-        if conversation_id is not None:
-            headers = {**headers, "X-Conversation-Id": conversation_id}
+        if more:
+            headers = {**headers, **more}
         return build_request(method, server.address.target(path), server.address.host_header, headers, body)
 
 

@@ -101,6 +101,11 @@ def props() -> Call[dict[str, Any]]:
     return Call("GET", "/props", _read_object)
 
 
+def lora_adapters() -> Call[list[Any]]:
+    """Adapters that a server has loaded, with their scales."""
+    return Call("GET", "/lora-adapters", _read_list)
+
+
 def slots() -> Call[list[dict[str, Any]]]:
     return Call("GET", "/slots", _read_slots)
 
@@ -173,9 +178,16 @@ def _read_object(status: int, headers: Mapping[str, str], body: bytes, url: str)
     return decoded
 
 
-def _read_slots(status: int, headers: Mapping[str, str], body: bytes, url: str) -> list[dict[str, Any]]:
+def _read_list(status: int, headers: Mapping[str, str], body: bytes, url: str) -> list[Any]:
     decoded = _read_json(status, headers, body, url)
-    if not isinstance(decoded, list) or not all(isinstance(slot, dict) for slot in decoded):
+    if not isinstance(decoded, list):
+        raise ProtocolError(f"{url} answered with JSON of another shape than a llama-server's")
+    return decoded
+
+
+def _read_slots(status: int, headers: Mapping[str, str], body: bytes, url: str) -> list[dict[str, Any]]:
+    decoded = _read_list(status, headers, body, url)
+    if not all(isinstance(slot, dict) for slot in decoded):
         raise ProtocolError(f"{url} answered with JSON of another shape than a llama-server's")
     return decoded
 

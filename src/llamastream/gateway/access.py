@@ -160,6 +160,7 @@ class KeyCheck:
         if key is None:
             return 401, "the API key is unknown"
         scope[SCOPE_KEY].key, scope[SCOPE_KEY].own = key.name, key.own
+        scope[SCOPE_KEY].owner = key.digest.hex()
         if not key.may(scope_needed):
             return 403, f"the API key {key.name!r} lacks the scope {scope_needed}"
         return None

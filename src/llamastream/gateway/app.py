@@ -15,6 +15,7 @@ from starlette.routing import Route
 from llamastream.backends import BackendSource
 from llamastream.errors import LlamaStreamError, UnavailableError
 from llamastream.events import GatewayListener, Listener
+from llamastream.gateway.attendance import attended
 from llamastream.gateway.demand import Demand, admitted, demand_of
 from llamastream.gateway.guarded import guarded
 from llamastream.gateway.lanes import Lane, Lanes, UnknownModelError, UnservedTaskError
@@ -22,11 +23,13 @@ from llamastream.gateway.limits import Limiter
 from llamastream.gateway.listing import listing
 from llamastream.gateway.operations import Operations, Status, new_metrics
 from llamastream.gateway.passage import Passage, broken_stream
+from llamastream.gateway.reattach import Reattach
 from llamastream.gateway.refusals import error_response, refusal, respond
 from llamastream.gateway.relay import RawRequest, Relay
-from llamastream.gateway.routes import ADMIN, ALIASES, AT_ONCE, FLEET, GENERATION, HEALTH, METRICS, named
+from llamastream.gateway.routes import ADMIN, ALIASES, AT_ONCE, FLEET, GENERATION, HEALTH, LOOKUP, METRICS, STREAM, named
 from llamastream.gateway.served import Served, served_of
 from llamastream.gateway.settings import GatewaySettings
+from llamastream.gateway.sharing import Sharing
 from llamastream.gateway.tasks import task_of
 from llamastream.gateway.upstreams import Upstreams
 from llamastream.gateway.wire import EXTENSION
@@ -57,6 +60,7 @@ class Gateway:
         self.source = source
         self.lanes = Lanes(source, self.settings, listeners)
         self.limits = Limiter(self.settings)
+        self.sharing = Sharing(self.settings)
         self._leave: Callable[[], None] = lambda: None
         self._watch: asyncio.Task[None] | None = None
 
@@ -77,21 +81,34 @@ class Gateway:
         self._leave = self.source.subscribe(changed)
         if isinstance(self.source, Upstreams):
             self._watch = loop.create_task(self.source.watch())
+        await self.sharing.start()
 
     async def close(self) -> None:
         self._leave()
         if self._watch is not None:
             self._watch.cancel()
+        await self.sharing.close()
         await self.lanes.close()
 
     # -- generation ---------------------------------------------------------------------------------------------
 
     async def generate(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        """A generation endpoint: wait for a slot, hand on the answer, mend it where that is possible."""
+        """A generation endpoint."""
         path: str = ALIASES.get(scope["path"], scope["path"])
         raw = await self.body(receive)
         body = _json(raw)
         lane = self._lane(lambda model: self.lanes.find(model, task_of(path)), body)
+        plan = self.sharing.plan(scope, path, body, lane)
+        if plan is None:
+            await attended(self._answer(scope, send, path, raw, body, lane), receive)
+            return
+        work = _endpoint(lambda scope, _, send: self._answer(scope, send, path, raw, body, lane))
+        await self.sharing.serve(plan, lambda scope, send: work(scope, receive, send), scope, receive, send)
+
+    async def _answer(
+        self, scope: dict[str, Any], send: Send, path: str, raw: bytes, body: dict[str, Any], lane: Lane
+    ) -> None:
+        """Wait for a slot, hand on the answer, mend it where that is possible."""
         runner: Relay | Passage
         if mendable(path, body):
             request = RawRequest(path, body, _choices(body), raw)
@@ -108,19 +125,11 @@ class Gateway:
             work.close()
             raise RequestError(400, str(wrong)) from None
         served.explain = demand.explain
-        answer = asyncio.ensure_future(self._charged(lane, demand, runner, work, served))
-        gone = asyncio.ensure_future(_disconnected(receive))
         try:
-            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
-                answer.cancel()
-                await asyncio.wait((answer,))
-            elif not answer.cancelled() and (error := answer.exception()) is not None:
-                served.error = type(error).__name__
-                await self._failed(path, error, runner, send)
-        finally:
-            gone.cancel()
-            answer.cancel()
+            await self._charged(lane, demand, runner, work, served)
+        except LlamaStreamError as error:
+            served.error = type(error).__name__
+            await self._failed(path, error, runner, send)
 
     async def _charged(
         self, lane: Lane, demand: Demand, runner: Relay | Passage, work: Coroutine[Any, Any, object], served: Served
@@ -139,9 +148,7 @@ class Gateway:
         finally:
             self.limits.end(charge, served.used_tokens())
 
-    async def _failed(self, path: str, error: BaseException, runner: Relay | Passage, send: Send) -> None:
-        if not isinstance(error, LlamaStreamError):
-            raise error
+    async def _failed(self, path: str, error: LlamaStreamError, runner: Relay | Passage, send: Send) -> None:
         if runner.began:
             last = broken_stream(path, error, runner.events)
             await send({"type": "http.response.body", "body": last, "more_body": True})
@@ -266,6 +273,7 @@ def create_app(
 
 
 def _routes(gateway: Gateway, operations: Operations) -> list[Route]:
+    reattach = Reattach(gateway)
     taken: list[tuple[Iterable[str], Handler, list[str]]] = [
         (GENERATION, gateway.generate, ["POST"]),
         (AT_ONCE, gateway.pass_on, ["POST"]),
@@ -273,6 +281,8 @@ def _routes(gateway: Gateway, operations: Operations) -> list[Route]:
         (["/props"], gateway.pass_on, ["GET"]),
         (["/v1/models", "/v1/models/{model:path}"], gateway.models, ["GET"]),
         ([HEALTH], gateway.health, ["GET"]),
+        ([STREAM], reattach.stream, ["GET", "DELETE"]),
+        ([LOOKUP], reattach.lookup, ["POST"]),
         ([METRICS], operations.metrics, ["GET"]),
         ([FLEET], operations.fleet, ["GET"]),
     ]
@@ -305,11 +315,6 @@ class _Endpoint:
             if error.status != 499:
                 body = refusal(scope["path"], error.status, error.message)
                 await respond(send, error.status, body, [(b"connection", b"close")])
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _json(raw: bytes) -> dict[str, Any]:

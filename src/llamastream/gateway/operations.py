@@ -61,6 +61,7 @@ def samples(gateway: Gateway, connections: Callable[[], int] | None = None) -> I
         values["connections"] = connections()
     for name, value in values.items():
         yield Sample(name, (), value)
+    yield from gateway.sharing.samples()
     for limit, count in gateway.limits.refused.items():
         yield Sample("rate_limited_requests", (limit,), count)
     for backend in backends:
@@ -130,17 +131,22 @@ class Operations:
             await respond(send, status, refusal(scope["path"], status, message), [(b"connection", b"close")])
             return
         lane = gateway.lanes.of(found[0])
-        server = _server(lane, found[0])
+        server = server_of(lane, found[0])
         if server is None:
             message = f"instance {found[0].id} is not reachable now"
             await respond(send, 503, refusal(scope["path"], 503, message), [(b"connection", b"close")])
             return
         raw = await gateway.body(receive) if scope["method"] == "POST" else None
         passage = Passage(lane.core, lane.pools, send)
-        await gateway.hand_on(scope, raw, send, passage, lambda *asked: passage.run_at(server, *asked))
+        try:
+            await gateway.hand_on(scope, raw, send, passage, lambda *asked: passage.run_at(server, *asked))
+        finally:
+            if raw is not None:
+                gateway.sharing.identities.forget()  # it may have changed what the server is
 
 
-def _server(lane: Lane, backend: Backend) -> Server | None:
+def server_of(lane: Lane, backend: Backend) -> Server | None:
+    """The one of a lane's servers that a backend is, None if it is not among them now."""
     servers = lane.core.servers
     servers.elsewhere(0.0, ())  # takes over what is new in the source
     url = parse_address(backend.url).url

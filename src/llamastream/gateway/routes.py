@@ -45,6 +45,8 @@ ALIASES = {
 FACTS = ("/props", "/v1/models", "/v1/models/{model}")
 HEALTH = "/health"
 METRICS, FLEET = "/metrics", "/fleet"
+STREAM, LOOKUP = "/v1/stream", "/v1/streams/lookup"
+"""Streams that are kept for clients which lost their connection."""
 ADMIN = ("/slots", "/slots/{id}", "/lora-adapters", "/tools", "/cors-proxy")
 """Endpoints of one server that change it, or reach beyond it: for keys with the scope `admin`, and never without."""
 
@@ -53,6 +55,8 @@ Need: TypeAlias = Scope | None
 _NEEDS: dict[str, Need] = {
     **dict.fromkeys((*GENERATION, *AT_ONCE, *FACTS), "inference"),
     HEALTH: None,
+    STREAM: "inference",
+    LOOKUP: "inference",
     METRICS: "metrics",
     FLEET: "metrics",
     **dict.fromkeys(ADMIN, "admin"),

@@ -28,9 +28,10 @@ class Served:
         request_id, method, route, client: see `RequestServed`. key: the name of its key. model: that was asked for,
             None where none is. asked: the request's body was read. runner: who brings the answer. queue_wait: seconds.
         status: of the response, 0 before it began. ended: the response is complete. error: what went wrong.
-        glimpse: reads along what is not read otherwise. own: what the keys file says of its key. lease: its slot.
-        report:
-            what it took. headers: for its response. explain: its client wants to know why it went where it went.
+        glimpse: reads along what is not read otherwise. owner: tells its key from all others, also where names change.
+        own: what the keys file says of its key. lease: its slot. report: what it took. headers: for its response.
+        explain: its client wants to know why it went where it went.
+        cache: what the response cache did: hit, miss, shared, or "".
     """
 
     def __init__(self, request_id: str, method: str, route: str, client: str) -> None:
@@ -39,6 +40,8 @@ class Served:
         self.route = route
         self.client = client
         self.key = ""
+        self.owner = ""
+        self.cache = ""
         self.model: str | None = None
         self.asked = False
         self.runner: Relay | Passage | None = None
@@ -63,6 +66,14 @@ class Served:
         self.runner = runner
         if isinstance(runner, Passage):
             self.glimpse = Glimpse()
+
+    def repeated(self, body: dict[str, Any], how: str) -> None:
+        """It is answered by what was generated for another request."""
+        model = body.get("model")
+        self.model = model if isinstance(model, str) else ""
+        self.asked = True
+        self.cache = how
+        self.glimpse = Glimpse()
 
     def instance(self, source: BackendSource) -> str:
         """The id of the server that answers, or ""."""
@@ -159,6 +170,7 @@ class Served:
             instance=self.instance(source),
             key=self.key,
             client=self.client,
+            cache=self.cache,
             **self._expected(),
             **known,
         )
@@ -169,10 +181,10 @@ class Served:
         begun = None
         if glimpse.stream and self.first_body is not None:
             begun = self.first_body - self._began
-        return {
-            "streamed": glimpse.stream,
-            "finish_reason": reason,
-            "time_to_first_token": begun,
+        known = {"streamed": glimpse.stream, "finish_reason": reason, "time_to_first_token": begun}
+        if self.cache in ("hit", "shared"):
+            return known  # its tokens count where they were generated
+        return known | {
             "prompt_tokens": seen.prompt_tokens,
             "cached_tokens": seen.cached_tokens,
             "completion_tokens": seen.completion_tokens,

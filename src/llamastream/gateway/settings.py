@@ -125,6 +125,44 @@ class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "Behind a proxy all clients have its address."
         ),
     ] = None
+    detach_grace: Annotated[
+        Seconds,
+        Meta(
+            description="Seconds for which a stream with an X-Conversation-Id goes on while nobody reads it; then it is "
+            "ended, and its slot is free."
+        ),
+    ] = 30.0
+    replay_ttl: Annotated[
+        Seconds, Meta(description="Seconds for which such a stream can still be read after its end.")
+    ] = 300.0
+    replay_bytes: Annotated[
+        int,
+        Meta(ge=4096, le=1 << 30, description="Bytes of each such stream that are kept; of a longer one, the last."),
+    ] = 4 * 1024 * 1024
+    replay_memory: Annotated[
+        int, Meta(ge=4096, le=1 << 40, description="Bytes of all such streams together that are kept.")
+    ] = 64 * 1024 * 1024
+    response_cache: Annotated[
+        bool,
+        Meta(
+            description="Keep answers to deterministic requests (temperature 0, or a seed of the client's), and give "
+            "them again to the same request."
+        ),
+    ] = False
+    response_cache_dir: Annotated[
+        str | None,
+        Meta(description="Directory where they are kept, so that they survive a restart; unset: in memory only."),
+    ] = None
+    response_cache_size: Annotated[
+        int, Meta(ge=1 << 18, le=1 << 40, description="Bytes that they may take on disk.")
+    ] = 1024 * 1024 * 1024
+    response_cache_memory: Annotated[
+        int, Meta(ge=1 << 16, le=1 << 40, description="Bytes that they may take in memory.")
+    ] = 64 * 1024 * 1024
+    response_cache_ttl: Annotated[Seconds, Meta(description="Seconds for which they are good.")] = 86400.0
+    response_cache_shared: Annotated[
+        bool, Meta(description="Give answers also to other API keys than the one whose request they answered.")
+    ] = False
     keys_file: Annotated[
         str | None,
         Meta(

@@ -51,6 +51,7 @@ def describe_served(event: RequestServed) -> dict[str, Any]:
         "cached_tokens": event.cached_tokens,
         "completion_tokens": event.completion_tokens,
         "recoveries": len(event.recoveries) or None,
+        "cache": event.cache,
         "instance": event.instance,
         "key": event.key,
         "client": event.client,

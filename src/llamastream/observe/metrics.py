@@ -114,6 +114,40 @@ METRICS: tuple[Metric, ...] = (
         source="scrape",
     ),
     Metric("connections", "gauge", "Connections of clients.", source="scrape"),
+    Metric(
+        "response_cache_requests",
+        "counter",
+        "Requests that the response cache looked at. result: hit, miss, shared (with the same request in flight).",
+        ("result",),
+        source="scrape",
+    ),
+    Metric(
+        "response_cache_entries", "gauge", "Answers that are kept. where: memory, disk.", ("where",), source="scrape"
+    ),
+    Metric(
+        "response_cache_bytes",
+        "gauge",
+        "What the answers that are kept take. where: memory, disk.",
+        ("where",),
+        "bytes",
+        source="scrape",
+    ),
+    Metric(
+        "response_cache_tokens_saved",
+        "counter",
+        "Tokens of answers that were given again, and not generated.",
+        source="scrape",
+    ),
+    Metric("response_cache_errors", "counter", "Failures to read or write answers on disk.", source="scrape"),
+    Metric(
+        "held_streams",
+        "gauge",
+        "Streams that are kept for clients who may come back, those that have ended included.",
+        source="scrape",
+    ),
+    Metric("detached_streams", "gauge", "Of these, the ones that run while nobody reads them.", source="scrape"),
+    Metric("reattached_requests", "counter", "Clients that came back to a stream.", source="scrape"),
+    Metric("replay_bytes", "gauge", "What streams that can be read again take.", (), "bytes", source="scrape"),
     Metric("instances_ready", "gauge", "Instances that take requests.", source="scrape"),
     Metric(
         "instance_state",
