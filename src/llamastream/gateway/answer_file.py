@@ -1,5 +1,5 @@
-"""Answers on disk: one SQLite file, within a bound, behind a thread of its own. Whatever fails here costs an entry and a
-warning, never a request."""
+"""Answers on disk: one SQLite file, within a bound, behind a thread of its own. Whatever fails here costs an entry and
+a warning, never a request."""
 
 from __future__ import annotations
 

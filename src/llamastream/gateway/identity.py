@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -106,7 +106,7 @@ def identity_of(props: Mapping[str, Any], adapters: list[Any]) -> str:
     path = props.get("model_path")
     if isinstance(path, str):
         try:
-            status = os.stat(path)
+            status = Path(path).stat()
         except (OSError, ValueError):
             pass
         else:

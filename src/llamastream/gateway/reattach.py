@@ -46,9 +46,11 @@ class Reattach:
         elif scope["method"] == "HEAD":
             await respond(send, 200, b"", content_type=b"text/event-stream")
         else:
+            self._held.reattached += 1
             try:
                 await self._gateway.sharing.read(held, int(start), receive, send, [])
             except OffsetLostError:
+                self._held.reattached -= 1
                 kept = held.broadcast.dropped
                 message = f"from = {start} is lost: only what follows byte {kept} is kept (replay_bytes)"
                 await self._refuse(scope, send, 400, message)

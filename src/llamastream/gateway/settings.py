@@ -128,8 +128,8 @@ class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     detach_grace: Annotated[
         Seconds,
         Meta(
-            description="Seconds for which a stream with an X-Conversation-Id goes on while nobody reads it; then it is "
-            "ended, and its slot is free."
+            description="Seconds for which a stream with an X-Conversation-Id goes on while nobody reads it; then it "
+            "is ended, and its slot is free."
         ),
     ] = 30.0
     replay_ttl: Annotated[

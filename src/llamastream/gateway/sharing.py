@@ -1,4 +1,5 @@
-"""Answers that more than the client which asked may want: one that comes back, others with the same request, later ones.
+"""Answers that more than the client which asked may want: one that comes back, others with the same request, later
+ones.
 
 A request with an `X-Conversation-Id`, or one whose answer may be kept, does not write to its client, but into a
 `gateway.broadcast.Broadcast`, from which its client reads like anybody else.
