@@ -44,24 +44,24 @@ def gateway(fleet: Watched) -> Iterator[Running]:
         yield there
 
 
-def begin(url: str, id_: str, body: dict[str, Any] = LONG, **headers: str) -> Heard:
+def begin(url: str, id_: str, body: dict[str, Any] = LONG, key: str = "") -> Heard:
     """Hear the beginning of an answer, and hang up."""
     with dial(url) as connection:
-        head = {"X-Conversation-Id": id_, **headers}
+        head = {"X-Conversation-Id": id_, "Authorization": f"Bearer {key}"}
         connection.sendall(request_bytes("POST", "/v1/chat/completions", body, **head))
         return hear(connection, lambda raw: raw.count(b'"content":"') >= 3)
 
 
-def come_back(url: str, id_: str, start: int = 0, **headers: str) -> Heard:
-    return ask(url, "GET", f"/v1/stream?conv_id={quote(id_)}&from={start}", **headers)
+def come_back(url: str, id_: str, start: int = 0, key: str = "") -> Heard:
+    return ask(url, "GET", f"/v1/stream?conv_id={quote(id_)}&from={start}", Authorization=f"Bearer {key}")
 
 
-def drop(url: str, id_: str, **headers: str) -> int:
-    return ask(url, "DELETE", f"/v1/stream?conv_id={quote(id_)}", **headers).status
+def drop(url: str, id_: str, key: str = "") -> int:
+    return ask(url, "DELETE", f"/v1/stream?conv_id={quote(id_)}", Authorization=f"Bearer {key}").status
 
 
-def look_up(url: str, *ids: str, **headers: str) -> Any:
-    return ask(url, path="/v1/streams/lookup", body={"conversation_ids": ids}, **headers).json
+def look_up(url: str, *ids: str, key: str = "") -> Any:
+    return ask(url, path="/v1/streams/lookup", body={"conversation_ids": ids}, Authorization=f"Bearer {key}").json
 
 
 def content(body: bytes) -> str:
@@ -170,19 +170,18 @@ def test_what_is_no_stream_of_recovery_can_be_taken_up_too(gateway: Running) -> 
 def test_nobody_reads_drops_or_sees_what_belongs_to_another_key(fleet: Watched) -> None:
     settings = GatewaySettings(api_keys=f"{ANNA} {BERT}")
     with serving(fleet.fleet, settings) as gateway:
-        anna, bert = {"Authorization": f"Bearer {ANNA}"}, {"Authorization": f"Bearer {BERT}"}
-        first = begin(gateway.url, "same", **anna)
-        nothing = come_back(gateway.url, "never", **bert)
-        hers = come_back(gateway.url, "same", **bert)
+        first = begin(gateway.url, "same", key=ANNA)
+        nothing = come_back(gateway.url, "never", key=BERT)
+        hers = come_back(gateway.url, "same", key=BERT)
         assert (hers.status, hers.body) == (404, nothing.body)
-        assert look_up(gateway.url, "same", **bert) == []
-        assert drop(gateway.url, "same", **bert) == drop(gateway.url, "never", **bert) == 204
+        assert look_up(gateway.url, "same", key=BERT) == []
+        assert drop(gateway.url, "same", key=BERT) == drop(gateway.url, "never", key=BERT) == 204
         assert come_back(gateway.url, "same").status == 401
         # an id of her own, which takes nothing away
-        begin(gateway.url, "same", {**LONG, "max_tokens": 5}, **bert)
-        rest = come_back(gateway.url, "same", len(first.body), **anna)
+        begin(gateway.url, "same", {**LONG, "max_tokens": 5}, key=BERT)
+        rest = come_back(gateway.url, "same", len(first.body), key=ANNA)
         assert rest.body.endswith(b"data: [DONE]\n\n")
-        assert [each["conversation_id"] for each in look_up(gateway.url, "same", "other", **anna)] == ["same"]
+        assert [each["conversation_id"] for each in look_up(gateway.url, "same", "other", key=ANNA)] == ["same"]
 
 
 def test_a_server_never_sees_the_ids_of_clients() -> None:

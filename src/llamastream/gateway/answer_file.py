@@ -114,12 +114,25 @@ class AnswerFile:
 
     def _safely(self, work: Callable[[], T], then: Callable[[], None] = lambda: None) -> T | None:
         try:
-            return work()
+            return self._patiently(work)
         except (sqlite3.Error, OSError, zlib.error, MemoryError) as error:
             self._failed(error)
             return None
         finally:
             then()
+
+    @staticmethod
+    def _patiently(work: Callable[[], T]) -> T:
+        """SQLite waits by itself for others who use the file, but not where two open it at the same time."""
+        end = time.monotonic() + BUSY
+        while True:
+            try:
+                return work()
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+                if not busy or time.monotonic() > end:
+                    raise
+            time.sleep(0.01)
 
     def _failed(self, error: Exception) -> None:
         self.errors += 1
