@@ -7,13 +7,16 @@ which on the beginning is given up, as llama-server's own ring does. It runs as 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from llamastream.errors import LlamaStreamError
+from llamastream.gateway.frames import chunk
 from llamastream.gateway.passage import broken_stream
 from llamastream.gateway.refusals import refusal, respond
+from llamastream.gateway.relay import Outlet
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
@@ -33,13 +36,23 @@ class OffsetLostError(LookupError):
 
 
 class Reader:
-    """Somebody who reads. `offset`: what comes next for them. `left`: they are to get no more."""
+    """Somebody who reads. `offset`: what comes next for them. `left`: they are to get no more. `live`: the way past
+    ASGI to them, while they have all that there is and wait for more."""
 
-    __slots__ = ("left", "offset")
+    __slots__ = ("left", "live", "offset")
 
     def __init__(self, offset: int = 0) -> None:
         self.offset = offset
         self.left = False
+        self.live: Outlet | None = None
+
+    def write(self, frame: bytes, size: int) -> None:
+        """A frame with so many bytes of the body that come next, if they can take it now."""
+        live = self.live
+        if live is not None and live.open and not live.flow.write_paused:
+            self.offset += size
+            with contextlib.suppress(RuntimeError):  # uvloop's word for a connection that was closed a moment ago
+                live.transport.write(frame)
 
 
 class Broadcast:
@@ -126,14 +139,20 @@ class Broadcast:
         while self.behind > BEHIND and not self.ended:
             await self._news()
 
-    def append(self, body: bytes) -> None:
-        """More of the body."""
+    def append(self, body: bytes, frame: bytes | None = None) -> None:
+        """More of the body. `frame`: the same as an HTTP chunk, if it is one already."""
+        end = self.end
+        for reader in self.readers:
+            if reader.live is not None and reader.offset == end:
+                frame = frame or chunk(body)
+                reader.write(frame, len(body))
         self.body += body
         self._account(len(body))
         self._accounted += len(body)
         if len(self.body) > self._limit:
             self.trim(self._limit)
-        self._tell()
+        if self.behind:
+            self._tell()
 
     def trim(self, keep: int) -> None:
         """Give up the beginning beyond so many bytes, but nothing that somebody who is there has yet to get."""
@@ -164,8 +183,14 @@ class Broadcast:
         self.readers.add(reader)
         return reader
 
-    async def read(self, reader: Reader, send: Send, headers: Headers = ()) -> None:
-        """Send all that there is and will be, until it ends or the reader leaves. `headers`: further ones."""
+    async def read(
+        self, reader: Reader, send: Send, headers: Headers = (), past: Callable[[], Outlet | None] = lambda: None
+    ) -> None:
+        """Send all that there is and will be, until it ends or the reader leaves.
+
+        Args:
+            headers: further ones. past: the way past ASGI to the reader, if it may be taken; asked once it began.
+        """
         try:
             while not (self.status or self.ended or reader.left):
                 await self._news()
@@ -173,6 +198,7 @@ class Broadcast:
                 reader.offset = self.dropped  # an error is told from its beginning
             own = self.headers if self.status else ((b"content-type", b"text/event-stream"),)
             await send({"type": "http.response.start", "status": self.status or 200, "headers": [*own, *headers]})
+            live = past()
             while not reader.left:
                 start = reader.offset - self.dropped
                 if piece := bytes(self.body[start : start + PIECE]) if start >= 0 else b"":
@@ -183,7 +209,9 @@ class Broadcast:
                 elif self.ended:
                     break
                 else:
+                    reader.live = live
                     await self._news()
+                    reader.live = None
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self.detach(reader)
@@ -191,6 +219,7 @@ class Broadcast:
     def detach(self, reader: Reader) -> None:
         """They are gone, or are to go. Idempotent."""
         reader.left = True
+        reader.live = None
         if reader in self.readers:
             self.readers.discard(reader)
             self._tell()
@@ -260,4 +289,4 @@ class Inlet:
 
     def write(self, frame: bytes) -> None:
         """One HTTP chunk."""
-        self._broadcast.append(frame[frame.index(b"\r\n") + 2 : -2])
+        self._broadcast.append(frame[frame.index(b"\r\n") + 2 : -2], frame)

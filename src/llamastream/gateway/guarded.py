@@ -85,7 +85,14 @@ def guarded(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id", "x-conversation-id"],
+            allow_headers=[
+                "authorization",
+                "content-type",
+                "x-api-key",
+                "x-request-id",
+                "x-conversation-id",
+                "cache-control",
+            ],
             expose_headers=["x-request-id", "retry-after", "x-llamastream-cache"],
         )
         middleware.insert(1, cors)  # before the keys: a browser asks first, and without one

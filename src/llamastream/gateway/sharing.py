@@ -22,7 +22,7 @@ from llamastream.gateway.held import LONGEST_ID, Held, HeldStreams
 from llamastream.gateway.identity import Identities
 from llamastream.gateway.lanes import Lane
 from llamastream.gateway.refusals import refusal, respond
-from llamastream.gateway.relay import Relay
+from llamastream.gateway.relay import Outlet, Relay
 from llamastream.gateway.served import Served, served_of
 from llamastream.gateway.settings import GatewaySettings
 from llamastream.gateway.wire import EXTENSION
@@ -130,13 +130,20 @@ class Sharing:
             broadcast = self._begin(plan, work, scope)
         headers = [(CACHE_HEADER, how.encode())] if how else []
         if plan.conversation is None:
-            await attended(broadcast.read(broadcast.attach(), send, headers), receive)
+            reading = broadcast.read(broadcast.attach(), send, headers, lambda: _past(scope))
+            await attended(reading, receive)
             return
         held = self.held.hold(served.owner, plan.conversation, broadcast)
-        await self.read(held, 0, receive, send, headers)
+        await self.read(held, 0, scope, receive, send, headers)
 
     async def read(
-        self, held: Held, offset: int, receive: Receive, send: Send, headers: list[tuple[bytes, bytes]]
+        self,
+        held: Held,
+        offset: int,
+        scope: dict[str, Any],
+        receive: Receive,
+        send: Send,
+        headers: list[tuple[bytes, bytes]],
     ) -> None:
         """Give out what is held, from this byte on.
 
@@ -145,7 +152,7 @@ class Sharing:
         """
         reader = self.held.attach(held, offset)
         try:
-            await attended(held.broadcast.read(reader, send, headers), receive)
+            await attended(held.broadcast.read(reader, send, headers, lambda: _past(scope)), receive)
         finally:
             held.broadcast.detach(reader)
             self.held.left(held, reader)
@@ -245,6 +252,12 @@ class Sharing:
             yield Sample("response_cache_entries", ("disk",), self._file.entries)
             yield Sample("response_cache_bytes", ("disk",), self._file.used)
             yield Sample("response_cache_errors", (), self._file.errors)
+
+
+def _past(scope: dict[str, Any]) -> Outlet | None:
+    """The way past ASGI to the client of a request, unless somebody reads along there."""
+    outlet: Outlet | None = scope.get("extensions", {}).get(EXTENSION)
+    return outlet if served_of(scope).glimpse is None else None
 
 
 def _mended(served: Served) -> bool:
