@@ -26,7 +26,8 @@ from llamastream.gateway.passage import Passage, broken_stream
 from llamastream.gateway.reattach import Reattach
 from llamastream.gateway.refusals import error_response, refusal, respond
 from llamastream.gateway.relay import RawRequest, Relay
-from llamastream.gateway.routes import ADMIN, ALIASES, AT_ONCE, FLEET, GENERATION, HEALTH, LOOKUP, METRICS, STREAM, named
+from llamastream.gateway.routes import ADMIN, ALIASES, AT_ONCE, FLEET, GENERATION, HEALTH, LOOKUP, METRICS, STREAM
+from llamastream.gateway.routes import named as all_names
 from llamastream.gateway.served import Served, served_of
 from llamastream.gateway.settings import GatewaySettings
 from llamastream.gateway.sharing import Sharing
@@ -290,7 +291,7 @@ def _routes(gateway: Gateway, operations: Operations) -> list[Route]:
         Route(name, _endpoint(handler), methods=methods)
         for routes, handler, methods in taken
         for route in routes
-        for name in named(route)
+        for name in all_names(route)
     ]
 
 

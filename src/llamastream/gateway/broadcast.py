@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from llamastream.errors import LlamaStreamError
-from llamastream.gateway.frames import chunk
+from llamastream.gateway.frames import chunk, unchunked
 from llamastream.gateway.passage import broken_stream
 from llamastream.gateway.refusals import refusal, respond
 from llamastream.gateway.relay import Outlet
@@ -27,6 +27,8 @@ PIECE = 64 * 1024
 """Bytes that are handed to a client at once."""
 BEHIND = 1 << 20
 """Bytes that the slowest client which is there may be behind, before the server is made to wait."""
+LAST_READERS = 1.0
+"""Seconds that the work waits, at its end, for those who read."""
 OVERHEAD = 2048
 """Bytes that an answer is taken to need besides its body."""
 
@@ -47,7 +49,7 @@ class Reader:
         self.live: Outlet | None = None
 
     def write(self, frame: bytes, size: int) -> None:
-        """A frame with so many bytes of the body that come next, if they can take it now."""
+        """HTTP chunks with so many bytes of the body, that come next, if they can be taken now."""
         live = self.live
         if live is not None and live.open and not live.flow.write_paused:
             self.offset += size
@@ -136,11 +138,22 @@ class Broadcast:
             self.append(body)
         if not message.get("more_body", False):
             self._end(cut=False)
+            await self._until_read()
         while self.behind > BEHIND and not self.ended:
             await self._news()
 
+    async def _until_read(self) -> None:
+        """Those who are there get the end before the work is over, so that what it took can be counted from what they
+        got; a slow one is not waited for."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_READERS):
+                while self.readers:
+                    await self._news()
+
     def append(self, body: bytes, frame: bytes | None = None) -> None:
-        """More of the body. `frame`: the same as an HTTP chunk, if it is one already."""
+        """More of the body. `frame`: the same as HTTP chunks, if it is there already."""
+        if self.ended:
+            return  # what still came while it was being ended
         end = self.end
         for reader in self.readers:
             if reader.live is not None and reader.offset == end:
@@ -241,10 +254,11 @@ class Broadcast:
 
     def abandon(self) -> None:
         """End the work; idempotent."""
+        if self.ended:
+            return
         if self._task is not None:
             self._task.cancel()
-        if not self.ended:
-            self._end(cut=True)
+        self._end(cut=True)
 
     # -- news ---------------------------------------------------------------------------------------------------
 
@@ -288,5 +302,5 @@ class Inlet:
         return self._broadcast.behind > BEHIND
 
     def write(self, frame: bytes) -> None:
-        """One HTTP chunk."""
-        self._broadcast.append(frame[frame.index(b"\r\n") + 2 : -2], frame)
+        """One HTTP chunk, or several."""
+        self._broadcast.append(unchunked(frame), frame)
