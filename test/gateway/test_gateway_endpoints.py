@@ -267,7 +267,7 @@ def test_our_asynchronous_client(engine: Engine) -> None:
 
 
 def test_a_break_before_the_gateway_is_mended_by_our_client(engine: Engine) -> None:
-    """The client's own recovery, over a gateway that takes no stream up again: it goes on, and does not begin anew."""
+    """The client's own recovery: the gateway holds the stream, and the client takes it up again."""
     with (
         serving(Upstreams([engine.url])) as gateway,
         ChaosProxy(gateway.url, Reset(after_events=10)) as proxy,
