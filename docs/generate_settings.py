@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from llamastream.bench.settings import BenchSettings
+from llamastream.alerts.settings import AlertSettings
 from llamastream.cli.options import secret_flag
 from llamastream.engine import EngineOptions
 from llamastream.fleet.settings import FleetSettings
@@ -66,6 +67,11 @@ BENCH = """
 
 The fields of `BenchSettings`, and options of `llamastream bench`. [The page on measurements](bench.md) shows them at
 work.
+ALERTS = """
+## Alerts
+
+The fields of `AlertSettings`: what `llamastream serve` watches, and whom it tells. Secrets may be written as `@FILE`,
+which stands for what that file holds. [The page on alerts](alerts.md) shows them at work.
 """
 
 MODELS = """
@@ -88,6 +94,8 @@ def page() -> str:
         + table(GatewaySettings)
         + BENCH
         + table(BenchSettings)
+        + ALERTS
+        + table(AlertSettings)
         + MODELS
     )
 

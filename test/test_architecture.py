@@ -30,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "observe": {"errors", "types", "backends", "events"},
     "client": {"errors", "tools", "types", "address", "backends", "events", "settings", "protocol", "policy"},
     "engine": {"errors", "tools", "types", "settings", "protocol", "policy"},
-    "fleet": {"errors", "types", "backends", "events", "settings", "policy", "engine"},
+    "alerts": {"_version", "errors", "backends", "events", "settings"},
+    "fleet": {"errors", "types", "backends", "events", "settings", "policy", "engine", "alerts"},
     "gateway": {
         "_version",
         "errors",
@@ -65,6 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "gateway",
         "observe",
         "bench",
+        "alerts",
         "compose",
     },
     "__main__": {"cli"},

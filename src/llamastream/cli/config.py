@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llamastream.bench.settings import BenchSettings
+from llamastream.alerts.settings import AlertSettings
 from llamastream.cli.options import unknown_variables
 from llamastream.cli.screen import print_json
 from llamastream.engine import EngineOptions
@@ -28,6 +29,7 @@ GROUPS: dict[str, type[Struct]] = {
     "fleet": FleetSettings,
     "gateway": GatewaySettings,
     "bench": BenchSettings,
+    "alerts": AlertSettings,
 }
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from llamastream.backends import BackendSource
 from llamastream.errors import SettingError
-from llamastream.events import FleetEvent, RequestServed
+from llamastream.events import FleetEvent, GatewayListener, RequestServed
 from llamastream.fleet.behind import Front
 from llamastream.fleet.records import Record
 from llamastream.gateway.settings import GatewaySettings
@@ -34,12 +34,13 @@ class FrontGateway:
         *,
         status: Callable[[], Any] | None = None,
         on_end: Callable[[], None] = lambda: None,
+        listeners: Iterable[GatewayListener] = (),
     ) -> None:
         """Nothing is bound yet.
 
         Args:
             take: gets a record of each request that is over. status: what `/fleet` says. on_end: called when it serves
-                no more.
+                no more. listeners: told of each request that is over, too.
 
         Raises:
             SettingError: others can reach the address and there are no keys, or keys or certificates cannot be used.
@@ -58,9 +59,8 @@ class FrontGateway:
 
         metrics = new_metrics()
         self.hear: Callable[[FleetEvent], None] = metrics
-        app = create_app(
-            source, settings, metrics=metrics, listeners=[lambda event: take(record_of(event))], status=status
-        )
+        heard = [lambda event: take(record_of(event)), *listeners]
+        app = create_app(source, settings, metrics=metrics, listeners=heard, status=status)
         server = GatewayServer(app, settings, host=front.host, port=front.port, socket=front.socket)
         self._thread = GatewayThread(server, on_end)
         self._lanes = app.state.gateway.lanes
