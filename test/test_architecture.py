@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "protocol": {"errors", "tools", "types", "address"},
     "policy": {"errors", "types", "backends"},
     "events": {"types", "backends"},
-    "observe": {"errors", "types", "backends", "events"},
+    "observe": {"_version", "errors", "types", "backends", "events"},
     "client": {"errors", "tools", "types", "address", "backends", "events", "settings", "protocol", "policy"},
     "engine": {"errors", "tools", "types", "settings", "protocol", "policy"},
     "alerts": {"_version", "errors", "backends", "events", "settings"},

@@ -145,9 +145,10 @@ class Book:
             return
         if before.phase in ("well", "pending") and after.phase == "firing":
             self._say(rule, "firing", Said("firing", key, after), now)
-        elif before.phase == "clearing" and after.phase == "well":
+        elif before.phase in ("firing", "clearing") and after.phase == "well":
             began = before.since if before.bad_since is None else before.bad_since
-            self._say(rule, "recovered", Said("recovered", key, before, before.since - began), now)
+            over = before.since if before.phase == "clearing" else now
+            self._say(rule, "recovered", Said("recovered", key, before, over - began), now)
 
     def _say(self, rule: Rule, kind: Kind, said: Said, now: float) -> None:
         if self._is_silenced(rule.name, now):

@@ -97,5 +97,5 @@ class Outcome(Struct, frozen=True, kw_only=True):
 
 def as_fields(message: Message) -> dict[str, Any]:
     """For a record of the log."""
-    found = {"rule": message.rule, "kind": message.kind, "severity": message.severity, "id": message.id}
+    found = {"rule": message.rule, "alert": message.kind, "severity": message.severity, "id": message.id}
     return found | {"subjects": [msgspec.to_builtins(subject) for subject in message.subjects]}

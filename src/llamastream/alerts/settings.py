@@ -106,7 +106,7 @@ def _check_rules(names: tuple[str, ...], source: str) -> None:
 
 
 def _check_bytes(text: str, source: str) -> None:
-    if parse_size(text) is None:
+    if not parse_size(text):  # None, or a share of nothing
         raise SettingError(f"disk_free = {text!r} from {source} is not allowed; allowed: a size such as 500MiB")
 
 
@@ -115,7 +115,7 @@ class AlertSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     SECTION: ClassVar[str] = "alerts"
 
-    enabled: Annotated[
+    watch: Annotated[
         bool,
         Meta(description="Watch for what is not well, and tell the receivers.", extra={"flags": ["--alerts"]}),
     ] = True

@@ -54,8 +54,8 @@ def show(context: typer.Context, *, json: AsJson = False, name: Name = None) -> 
     raise typer.Exit(FIRING if any(each.phase in ("firing", "clearing") for each in found.rules) else 0)
 
 
-@alerts.command()
-def test(
+@alerts.command("test")
+def send_test(
     *,
     rule: Annotated[
         str | None, typer.Option("--rule", help="As of this rule.", autocompletion=_complete, show_default=False)
@@ -105,9 +105,8 @@ def silence(
     if seconds == 0:
         typer.echo(f"{rule} is told of again")
     else:
-        until = (
-            "the fleet ends" if seconds is None else time.strftime("%H:%M:%S", time.localtime(time.time() + seconds))
-        )
+        end = time.localtime(time.time() + (seconds or 0))
+        until = "the fleet ends" if seconds is None else time.strftime("%H:%M:%S", end)
         typer.echo(f"{rule} is silent until {until}")
 
 

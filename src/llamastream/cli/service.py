@@ -88,7 +88,7 @@ class Service:
                 on_log=self._logged,
             )
             self._front: FrontGateway | None = None
-            if plan.alerts.enabled:
+            if plan.alerts.watch:
                 self.alerts = watchman_of(plan.alerts, self.fleet, lambda: self._front, self._take, self.configuration)
             if plan.front is not None:
                 self._front = FrontGateway(
@@ -332,7 +332,7 @@ class Service:
         self._log.hide(plan.secrets)
         if (plan.front is None) != (self._front is None):
             raise SettingError("the gateway cannot be switched on or off by a reload: start `serve` again")
-        if plan.alerts.enabled != (self.alerts is not None):
+        if plan.alerts.watch != (self.alerts is not None):
             raise SettingError("alerts cannot be switched on or off by a reload: start `serve` again")
         if self.alerts is not None:
             receivers_of(plan.alerts)  # raises before anything has changed

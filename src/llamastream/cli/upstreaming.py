@@ -45,7 +45,7 @@ class Upstreaming:
         self._urls = settings.upstreams
         source = Upstreams(settings.upstreams, settings.upstream_api_key)
         self._alerts: Watchman | None = None
-        if alerts.enabled:
+        if alerts.watch:
             self._alerts = watchman_of(alerts, source, lambda: self._front, log.take)
         listeners = [] if self._alerts is None else [self._alerts.hear]
         self._front: FrontGateway = FrontGateway(

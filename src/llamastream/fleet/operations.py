@@ -171,7 +171,7 @@ def _stop(request: AskStop, host: Host) -> Iterator[Reply | None]:
 def _alerts(request: AskAlerts | AskAlertTest | AskSilence, host: Host) -> Iterator[Reply | None]:
     alerts = host.alerts
     if alerts is None:
-        raise SettingError("alerts are switched off here (enabled in [alerts])")
+        raise SettingError("alerts are switched off here (`watch` in [alerts])")
     if isinstance(request, AskAlerts):
         yield AlertStatus(rules=alerts.reports(), receivers=alerts.receivers())
         yield Done()
