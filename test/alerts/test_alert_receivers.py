@@ -31,6 +31,8 @@ from llamastream.events import RequestServed
 from llamastream.settings import load
 from polling import wait_for
 
+apprise_there = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # which it imports
+
 MESSAGE = Message(
     id="1-2", time=5.0, kind="firing", rule="disk", severity="critical", title="disk (/x)", text="/x: there is\nlittle"
 )
@@ -153,6 +155,7 @@ def test_a_command_that_hangs_is_killed_with_what_it_has_started(tmp_path: Path)
 # -- mail and chat --------------------------------------------------------------------------------------------------
 
 
+@apprise_there
 def test_apprise_posts_to_a_service_of_its_own() -> None:
     pytest.importorskip("apprise", reason="the extra alerts is not installed")
     with hook() as server:
@@ -161,6 +164,7 @@ def test_apprise_posts_to_a_service_of_its_own() -> None:
     assert (sent["title"], sent["message"], sent["type"]) == ("disk (/x)", MESSAGE.text, "failure")
 
 
+@apprise_there
 def test_apprise_that_is_refused_is_an_error_without_the_address() -> None:
     pytest.importorskip("apprise", reason="the extra alerts is not installed")
     with hook(500) as server, pytest.raises(ReceiverError) as caught:
@@ -168,6 +172,7 @@ def test_apprise_that_is_refused_is_an_error_without_the_address() -> None:
     assert "SECRET" not in str(caught.value)
 
 
+@apprise_there
 def test_an_address_that_apprise_does_not_know_is_a_setting_that_is_not_allowed() -> None:
     pytest.importorskip("apprise", reason="the extra alerts is not installed")
     with pytest.raises(SettingError, match="the form of address 2") as caught:
