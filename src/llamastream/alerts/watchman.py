@@ -126,10 +126,14 @@ class Watchman:
 
     def close(self) -> None:
         """Watch no more; what is still to be told has a few seconds. Idempotent."""
+        if self._closing:
+            return
         self._closing = True
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join(LAST_WORDS)
+            if not self._thread.is_alive():
+                self._look_once(last=True)
         for delivery in self._deliveries:
             delivery.close()
         end = time.monotonic() + LAST_WORDS
@@ -142,14 +146,17 @@ class Watchman:
         while not self._closing:
             self._wake.wait(TICK)
             self._wake.clear()
-            try:
-                self.tick()
-            except Exception:  # a mistake of ours must not end the watch for good
-                logger.exception("a look of the alerts failed")
-                time.sleep(TICK)
+            if not self._closing:
+                self._look_once()
 
-    def tick(self) -> None:
-        """One look: what has happened, how everything is, and who is to be told."""
+    def _look_once(self, *, last: bool = False) -> None:
+        try:
+            self.tick(last=last)
+        except Exception:  # a mistake of ours must not end the watch for good
+            logger.exception("a look of the alerts failed")
+
+    def tick(self, *, last: bool = False) -> None:
+        """One look: what has happened, how everything is, and who is to be told. `last`: none will follow."""
         look = self._look()
         with self._lock:
             book = self._book
@@ -165,7 +172,7 @@ class Watchman:
             book.take(self._requests.readings(now), now)
             book.take(of_look(look, sizes=self._settings.memory is not None), now)
             book.absent(now)
-            messages = book.messages(now, time.time() - now)
+            messages = book.messages(now, time.time() - now, last=last)
             deliveries = self._deliveries
         for message in messages:
             self._tell(message)
