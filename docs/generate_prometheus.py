@@ -17,7 +17,7 @@ DASHBOARD = FOLDER / "llamastream-dashboard.json"
 
 NAMES = {metric.name: full_name(metric) for metric in METRICS}
 NOT_OURS: dict[RuleName, str] = {
-    "memory": "set `memory` or the fleet's `memory_limit`, and compare llamastream_instance_memory_bytes with it",
+    "memory": "as a rule of your own: llamastream_instance_memory_bytes > BYTES",
     "memory_growth": "as a rule of your own: deriv(llamastream_instance_memory_bytes[1h]) * 3600 > BYTES",
     "tokens_per_second": "needs a baseline; see the last panels of the dashboard",
     "disk": "is the node exporter's matter: node_filesystem_avail_bytes",
@@ -82,7 +82,7 @@ def alert_rules(settings: AlertSettings) -> list[dict[str, Any]]:
         }
     ]
     for rule in rules_of(settings, memory=1):
-        if rule.threshold is None or rule.name == "disk":
+        if rule.threshold is None or rule.name == "disk" or (rule.name == "memory" and settings.memory is None):
             continue
         name = "Llamastream" + "".join(word.capitalize() for word in rule.name.split("_"))
         limit = "" if rule.unit == "state" else f" The limit is {value_text(rule.threshold, rule.unit)}."

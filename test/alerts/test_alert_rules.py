@@ -196,8 +196,12 @@ def test_thresholds_come_from_the_settings() -> None:
 
 
 def test_memory_is_judged_by_the_fleets_limit_where_there_is_no_other() -> None:
-    found = {each.name: each for each in rules_of(AlertSettings(), memory=1, fleet_limit=1000)}
-    assert found["memory"].threshold == 900
+    found = {each.name: each for each in rules_of(AlertSettings(), memory=1)}
+    look = Look(instances={"a": "ready", "b": "ready"}, memory={"a": 5, "b": 5}, heavy={"b": "5 bytes, 6 are allowed"})
+    (well, heavy) = [reading for reading in of_look(look, sizes=False) if reading.rule == "memory"]
+    assert not found["memory"].is_bad(well.value or 0)
+    assert found["memory"].is_bad(heavy.value or 0)
+    assert heavy.detail == "5 bytes, 6 are allowed"
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_prometheus_fires_at_samples_of_each_fault(tmp_path: Any) -> None:
         f'{waits}60.0"}}': "0+5x30",
         f'{waits}+Inf"}}': "0+5x30",
     }
-    expected = {
+    expected: dict[str, list[str | None]] = {
         "LlamastreamInstanceDown": ["demo-0"], "LlamastreamCrashLoop": ["demo-0"], "LlamastreamWedge": ["demo-1"],
         "LlamastreamQueueLength": [None], "LlamastreamErrorRate": [None], "LlamastreamRecoveries": [None],
         "LlamastreamQueueWait": [None], "LlamastreamGone": [], "LlamastreamTimeToFirstToken": [],

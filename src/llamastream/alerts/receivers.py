@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import hmac
-import http.client
 import os
 import signal
-import ssl
 import subprocess
 import time
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
 from llamastream._version import __version__
 from llamastream.alerts.messages import Message, encoded
 from llamastream.alerts.settings import AlertSettings, check_url, is_header, revealed
 from llamastream.errors import SettingError
+
+if TYPE_CHECKING:
+    import http.client
 
 MOST_SAID = 300
 """Characters of what a program or a server says about a failure that are passed on."""
@@ -57,6 +56,11 @@ class Webhook:
         self._timeout = timeout
 
     def tell(self, message: Message) -> None:
+        # here, and not above: who has no webhook, keeps none of that in memory
+        import hashlib
+        import hmac
+        import http.client
+
         body = encoded(message)
         headers = {"Content-Type": "application/json", "User-Agent": f"llamastream/{__version__}"}
         headers["X-Llamastream-Alert"] = message.id
@@ -84,6 +88,9 @@ class Webhook:
             raise ReceiverError(f"it answered {status}", final=400 <= status < 500 and status not in (408, 425, 429))
 
     def _connection(self) -> http.client.HTTPConnection:
+        import http.client
+        import ssl
+
         host, port = self._parts.hostname or "", self._parts.port
         if self._parts.scheme == "https":
             return http.client.HTTPSConnection(host, port, timeout=self._timeout, context=ssl.create_default_context())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Protocol
 
 from msgspec import Struct
@@ -176,6 +175,8 @@ def _alerts(request: AskAlerts | AskAlertTest | AskSilence, host: Host) -> Itera
         yield AlertStatus(rules=alerts.reports(), receivers=alerts.receivers())
         yield Done()
     elif isinstance(request, AskAlertTest):
+        from concurrent.futures import ThreadPoolExecutor, wait  # here: a supervisor needs it for nothing else
+
         with ThreadPoolExecutor(1) as pool:  # receivers may take their time: say that we live in the meantime
             outcomes = pool.submit(alerts.test, request.rule)
             while not outcomes.done():
