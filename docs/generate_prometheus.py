@@ -167,6 +167,7 @@ def panels() -> list[tuple[str, str, str, list[tuple[str, str]]]]:
         ("Unplanned ends", "timeseries", "short",
          [(f"sum by (exported_instance, after) (rate({ends}))", "{{exported_instance}} {{after}}")]),
         ("Memory of instances", "timeseries", "bytes", [(m("instance_memory_bytes"), "{{exported_instance}}")]),
+        ("Alerts of serve itself", "timeseries", "short", [(f"{m('alerts_firing')} > 0", "{{rule}}")]),
         ("Decode speed of instances", "timeseries", "short",
          [(m("instance_tokens_per_second"), "{{exported_instance}}")]),
     ]  # fmt: skip

@@ -187,6 +187,9 @@ def test_the_command_shows_the_rules_and_silences_them(environ: dict[str, str]) 
         started.expect("alert", rule="memory", alert="firing")
         shown = started.command("alerts", "--json")
         assert shown.returncode == 3
+        metrics = ask(started.ready()["url"], "GET", "/metrics").body.decode()
+        assert 'llamastream_alerts_firing{rule="memory"} 1.0' in metrics
+        assert 'llamastream_alerts_firing{rule="disk"} 0.0' in metrics
         rules = {each["rule"]: each for each in json.loads(shown.stdout)["rules"]}
         assert (rules["memory"]["phase"], rules["memory"]["subject"]) == ("firing", "demo-0")
         assert (rules["memory_growth"]["phase"], rules["disk"]["phase"]) == ("off", "well")

@@ -94,7 +94,7 @@ class Service:
                 self._front = FrontGateway(
                     self.fleet, plan.gateway, plan.front, self._take,
                     status=self.status, on_end=lambda: self._inbox.put(("gateway ended", None)),
-                    listeners=[] if self.alerts is None else [self.alerts.hear],
+                    alerts=self.alerts,
                 )  # fmt: skip
         except BaseException:
             self.close()

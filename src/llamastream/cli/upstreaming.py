@@ -47,9 +47,8 @@ class Upstreaming:
         self._alerts: Watchman | None = None
         if alerts.watch:
             self._alerts = watchman_of(alerts, source, lambda: self._front, log.take)
-        listeners = [] if self._alerts is None else [self._alerts.hear]
         self._front: FrontGateway = FrontGateway(
-            source, settings, front, log.take, on_end=lambda: self._inbox.put(("ended", None)), listeners=listeners
+            source, settings, front, log.take, on_end=lambda: self._inbox.put(("ended", None)), alerts=self._alerts
         )
 
     def run(self) -> int:
