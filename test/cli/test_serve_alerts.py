@@ -119,6 +119,16 @@ def test_memory_above_its_limit_and_a_disk_that_is_too_full_and_neither_any_more
         started.expect("alert", rule="disk", alert="recovered")
 
 
+def test_memory_that_the_fleet_warns_of_is_an_alert_until_the_server_is_replaced(environ: dict[str, str]) -> None:
+    with watched(environ) as started:
+        size = started.wait_status(lambda found: found["instances"][0]["rss_bytes"] > 0)["instances"][0]["rss_bytes"]
+    with watched(environ, "--memory-limit", str(int(size * 1.15))) as started:  # the fleet warns from 80 % of it on
+        fired = started.expect("alert", rule="memory", alert="firing")
+        assert "of memory, the limit is" in fired["message"]
+        assert started.command("restart", "demo-0").returncode == 0
+        started.expect("alert", rule="memory", alert="recovered")
+
+
 def test_a_full_slot_makes_a_queue_and_waits(environ: dict[str, str]) -> None:
     with watched(environ, "--parallel", "1", queue_length="2", queue_wait="0.2") as started:
         url = started.ready()["url"]

@@ -188,7 +188,8 @@ def of_look(look: Look, *, sizes: bool = True) -> Iterator[Reading]:
     """What a look shows by itself. `sizes`: the memory of instances in bytes, else whether the fleet warns of it."""
     for name in look.instances:
         heavy = look.heavy.get(name, "")
-        yield Reading("memory", name, look.memory.get(name)) if sizes else Reading("memory", name, bool(heavy), heavy)
+        size = look.memory.get(name)
+        yield Reading("memory", name, size) if sizes else Reading("memory", name, float(bool(heavy)), heavy)
         slope = look.growth.get(name)
         yield Reading("memory_growth", name, None if slope is None else slope * 3600)
     if look.waiting is not None:
