@@ -17,6 +17,8 @@ from wires import ask
 
 from commandline import LONG, run
 from llamastream.client import StreamingClient
+from llamastream.engine import EngineOptions, launch
+from polling import wait_for
 from serving import Serving, busy, free_ports, serving
 
 QUESTION = [{"role": "user", "content": LONG.question}]
@@ -263,3 +265,20 @@ def test_a_secret_that_cannot_be_read_ends_serve_before_it_begins(environ: dict[
     done = run({**environ, f"LLAMASTREAM_ALERTS_{receiver.upper()}": "@/nowhere"}, "serve", "--port", "0")
     assert done.returncode == 1
     assert f"{receiver}: the file '/nowhere' cannot be read" in done.stderr
+
+
+def test_a_server_of_somebody_else_that_is_gone_is_down_until_it_is_back(environ: dict[str, str]) -> None:
+    settings = {f"LLAMASTREAM_ALERTS_{name.upper()}": value for name, value in QUICK.items() if value}
+    with launch(EngineOptions(kind="embedded", threads=1)) as engine:
+        address = engine.url
+        serve = ("--upstream", address, "--port", str(free_ports(1)))
+        with serving({**environ, **settings}, *serve) as started:
+            started.ready()
+            wait_for(lambda: ask(started.ready()["url"], "GET", "/health").status == 200)
+            engine.stop()
+            fired = started.expect("alert", rule="instance_down", alert="firing")
+            assert (fired["instance"], fired["subjects"][0]["detail"]) == ("upstream-0", "it is failed")
+            with launch(EngineOptions(kind="embedded", threads=1, port=int(address.rpartition(":")[2]))):
+                started.expect("alert", rule="instance_down", alert="recovered")
+            started.process.terminate()
+            assert started.end() == 0

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from llamastream.alerts.measures import Look
 from llamastream.alerts.messages import Message, as_fields
+from llamastream.alerts.receivers import receivers_of
 from llamastream.alerts.settings import AlertSettings
 from llamastream.alerts.watchman import Watchman
 from llamastream.backends import BackendSource
 from llamastream.cli.front import FrontGateway
 from llamastream.engine.machine import memory
+from llamastream.errors import SettingError
 from llamastream.fleet.configuration import Configuration
 from llamastream.fleet.fleet import Fleet
 from llamastream.fleet.records import Level, Record
@@ -57,6 +59,16 @@ def watchman_of(
         memory=memory().usable,
         fleet="" if configuration is None else configuration.name,
     )
+
+
+def check_reload(settings: AlertSettings, alerts: Watchman | None) -> None:
+    """Raises:
+    SettingError: the watch cannot take over these settings.
+    """
+    if settings.watch != (alerts is not None):
+        raise SettingError("alerts cannot be switched on or off by a reload: start `serve` again")
+    if alerts is not None:
+        receivers_of(settings)
 
 
 def look_at(source: Fleet | BackendSource, waiting: int | None, directories: Iterable[Path]) -> Look:

@@ -15,10 +15,9 @@ from typing import Any
 import msgspec
 
 from llamastream._version import __version__
-from llamastream.alerts.receivers import receivers_of
 from llamastream.alerts.watchman import Watchman
 from llamastream.backends import ROUTABLE
-from llamastream.cli.alerting import watchman_of
+from llamastream.cli.alerting import check_reload, watchman_of
 from llamastream.cli.announce import announce, ready_fields
 from llamastream.cli.arenas import give_back
 from llamastream.cli.front import FrontGateway
@@ -102,6 +101,8 @@ class Service:
 
     def close(self) -> None:
         """Give back the directory. Idempotent."""
+        if self.alerts is not None:
+            self.alerts.close()
         self._place.close()
 
     # -- the loop -------------------------------------------------------------------------------------------------
@@ -332,10 +333,7 @@ class Service:
         self._log.hide(plan.secrets)
         if (plan.front is None) != (self._front is None):
             raise SettingError("the gateway cannot be switched on or off by a reload: start `serve` again")
-        if plan.alerts.watch != (self.alerts is not None):
-            raise SettingError("alerts cannot be switched on or off by a reload: start `serve` again")
-        if self.alerts is not None:
-            receivers_of(plan.alerts)  # raises before anything has changed
+        check_reload(plan.alerts, self.alerts)
         fixed: tuple[str, ...] = ()
         if self._front is not None:
             fixed = self._front.reload(plan.gateway)
