@@ -8,8 +8,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from llamastream.bench.settings import BenchSettings
 from llamastream.alerts.settings import AlertSettings
+from llamastream.bench.settings import BenchSettings
 from llamastream.cli.options import secret_flag
 from llamastream.engine import EngineOptions
 from llamastream.fleet.settings import FleetSettings
@@ -67,6 +67,8 @@ BENCH = """
 
 The fields of `BenchSettings`, and options of `llamastream bench`. [The page on measurements](bench.md) shows them at
 work.
+"""
+
 ALERTS = """
 ## Alerts
 

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llamastream.bench.settings import BenchSettings
 from llamastream.alerts.settings import AlertSettings
+from llamastream.bench.settings import BenchSettings
 from llamastream.cli.options import unknown_variables
 from llamastream.cli.screen import print_json
 from llamastream.engine import EngineOptions
