@@ -132,7 +132,7 @@ def test_memory_that_the_fleet_warns_of_is_an_alert_until_the_server_is_replaced
 
 
 def test_a_full_slot_makes_a_queue_and_waits(environ: dict[str, str]) -> None:
-    with watched(environ, "--parallel", "1", queue_length="2", queue_wait="0.2") as started:
+    with watched(environ, "--parallel", "1", queue_length="2", queue_wait="0.001") as started:
         url = started.ready()["url"]
 
         def short() -> int:

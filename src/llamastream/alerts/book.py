@@ -207,7 +207,7 @@ class Book:
         return message_of(group.rule, group.kind, subjects, next(self._ids), now + wall, self._fleet)
 
 
-_HEADS: Mapping[Kind, str] = {"firing": "", "ongoing": "goes on: ", "recovered": "is well again: ", "test": "test: "}
+_HEADS: Mapping[Kind, str] = {"firing": "", "ongoing": "goes on: ", "recovered": "over: ", "test": "test: "}
 
 
 def message_of(
