@@ -119,8 +119,9 @@ faults-fleet: $(READY) ## Kill, freeze and break real servers of a fleet: make f
 soak: $(READY) ## Broken streams for a long time: make soak MINUTES=30
 	@$(BIN)/python -m tools.soak --minutes $(or $(MINUTES),30)
 
-docs: $(READY) ## Write the reference pages of settings and metrics anew
-	@$(BIN)/python docs/generate_settings.py && $(BIN)/python docs/generate_metrics.py
+docs: $(READY) ## Write the reference pages, and the files for Prometheus and Grafana, anew
+	@$(BIN)/python docs/generate_settings.py && $(BIN)/python docs/generate_metrics.py && \
+	$(BIN)/python docs/generate_prometheus.py
 
 lint: $(READY) ## Style and common mistakes
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from llamastream.alerts.settings import AlertSettings
 from llamastream.bench.settings import BenchSettings
 from llamastream.cli.options import secret_flag
 from llamastream.engine import EngineOptions
@@ -68,6 +69,13 @@ The fields of `BenchSettings`, and options of `llamastream bench`. [The page on 
 work.
 """
 
+ALERTS = """
+## Alerts
+
+The fields of `AlertSettings`: what `llamastream serve` watches, and whom it tells. Secrets may be written as `@FILE`,
+which stands for what that file holds. [The page on alerts](alerts.md) shows them at work.
+"""
+
 MODELS = """
 ## Models
 
@@ -88,6 +96,8 @@ def page() -> str:
         + table(GatewaySettings)
         + BENCH
         + table(BenchSettings)
+        + ALERTS
+        + table(AlertSettings)
         + MODELS
     )
 

@@ -128,7 +128,7 @@ def test_the_users_file_is_read_between_environment_and_defaults(tmp_path: Path)
     [
         (
             "[cleint]\n",
-            "table [cleint], which is none of ours; allowed: [bench], [client], [fleet], [gateway]",
+            "table [cleint], which is none of ours; allowed: [alerts], [bench], [client], [fleet], [gateway]",
         ),
         ("client = 5\n", "must be a table: [client]"),
         ("[client]\nbase_ulr = 'x'\n", "'base_ulr' in"),

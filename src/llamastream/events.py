@@ -16,10 +16,13 @@ from llamastream.types import Recovery, Stats
 
 
 class RequestStarted(Struct, frozen=True):
-    """A request begins. `request_id` is the same in all events of one request; `url` is the endpoint's."""
+    """A request begins. `request_id` is the same in all events of one request, and of no other request of this process;
+    `url` is the endpoint's. `model`: that is asked for, "" if none is.
+    """
 
     request_id: int
     url: str
+    model: str = ""
 
 
 class AttemptStarted(Struct, frozen=True):

@@ -57,6 +57,14 @@ def blocks_of(page: Path, language: str) -> list[Block]:
 # -- Python -------------------------------------------------------------------------------------------------
 
 
+def installed(package: str) -> bool:
+    """Whether a package, or a part of one such as `opentelemetry.sdk`, is there."""
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # of a part: not even the package is there
+        return False
+
+
 def program(page: Path) -> str:
     """All Python blocks of a page as one program, each on the lines where the page has it.
 
@@ -65,7 +73,7 @@ def program(page: Path) -> str:
     lines: list[str] = []
     for block in blocks(page):
         language, _, package = block.language.partition(" ")
-        if language == "python" and (not package or find_spec(package) is not None):
+        if language == "python" and (not package or installed(package)):
             lines += [""] * (block.line - 1 - len(lines)) + block.code.splitlines()
     return "\n".join(lines) + "\n"
 
@@ -161,7 +169,8 @@ def check_llamastream(arguments: list[str]) -> None:
     assert arguments, "a bare llamastream only prints its help"
     command, name, arguments = group.get_command(None, arguments[0]), arguments[0], arguments[1:]
     assert command is not None, f"no such command: {name}"
-    if hasattr(command, "commands"):  # of a group
+    alone = getattr(command, "invoke_without_command", False) and not set(arguments) & set(command.commands)
+    if hasattr(command, "commands") and not alone:  # of a group
         command, arguments = command.commands[arguments[0]], arguments[1:]
     context = command.make_context(command.name, arguments)
     known = parse_help((ROOT / "test/engine/help/2026.txt").read_text(encoding="utf-8"))

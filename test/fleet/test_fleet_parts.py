@@ -14,9 +14,10 @@ from llamastream.errors import SettingError
 from llamastream.fleet.footprint import Footprint, parse_status, private_memory
 from llamastream.fleet.pools import as_pools, plan, pool_name
 from llamastream.fleet.questions import decoded, in_flight, parse_load
-from llamastream.fleet.settings import FleetSettings, Pool, parse_size, parse_time
+from llamastream.fleet.settings import FleetSettings, Pool, parse_time
 from llamastream.fleet.tally import Tally
 from llamastream.settings import load
+from llamastream.settings.sizes import parse_size
 from llamastream.types import LogRecord
 
 

@@ -27,6 +27,7 @@ _HOME = {
     "check": "check",
     "config": "config",
     "keys": "keys",
+    "alerts": "alerts",
 }
 """The module of each subcommand, in the order of the help."""
 

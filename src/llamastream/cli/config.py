@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from llamastream.alerts.settings import AlertSettings
 from llamastream.bench.settings import BenchSettings
 from llamastream.cli.options import unknown_variables
 from llamastream.cli.screen import print_json
@@ -28,6 +29,7 @@ GROUPS: dict[str, type[Struct]] = {
     "fleet": FleetSettings,
     "gateway": GatewaySettings,
     "bench": BenchSettings,
+    "alerts": AlertSettings,
 }
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from llamastream.alerts.settings import RULE_NAMES
+from llamastream.alerts.watchman import Watchman
 from llamastream.backends import BackendSource
 from llamastream.errors import SettingError
-from llamastream.events import FleetEvent, RequestServed
+from llamastream.events import FleetEvent, GatewayListener, RequestServed
 from llamastream.fleet.behind import Front
 from llamastream.fleet.records import Record
 from llamastream.gateway.settings import GatewaySettings
 from llamastream.observe.access import describe_served
+from llamastream.observe.series import Sample
 
 BEAT = 30.0
 """Seconds within which the gateway's event loop has to show that it turns."""
@@ -34,12 +38,13 @@ class FrontGateway:
         *,
         status: Callable[[], Any] | None = None,
         on_end: Callable[[], None] = lambda: None,
+        alerts: Watchman | None = None,
     ) -> None:
         """Nothing is bound yet.
 
         Args:
             take: gets a record of each request that is over. status: what `/fleet` says. on_end: called when it serves
-                no more.
+                no more. alerts: told of each request that is over, and shown in the metrics.
 
         Raises:
             SettingError: others can reach the address and there are no keys, or keys or certificates cannot be used.
@@ -58,9 +63,11 @@ class FrontGateway:
 
         metrics = new_metrics()
         self.hear: Callable[[FleetEvent], None] = metrics
-        app = create_app(
-            source, settings, metrics=metrics, listeners=[lambda event: take(record_of(event))], status=status
-        )
+        heard: list[GatewayListener] = [lambda event: take(record_of(event))]
+        if alerts is not None:
+            heard.append(alerts.hear)
+            metrics.scrapers.append(lambda: samples_of(alerts))
+        app = create_app(source, settings, metrics=metrics, listeners=heard, status=status)
         server = GatewayServer(app, settings, host=front.host, port=front.port, socket=front.socket)
         self._thread = GatewayThread(server, on_end)
         self._lanes = app.state.gateway.lanes
@@ -99,6 +106,16 @@ class FrontGateway:
     def join(self, timeout: float | None = None) -> bool:
         """Wait until it has ended; whether it has."""
         return self._thread.join(timeout)
+
+
+def samples_of(alerts: Watchman) -> Iterator[Sample]:
+    """Alerts, for the metrics."""
+    firing = Counter(report.rule for report in alerts.reports() if report.phase in ("firing", "clearing"))
+    for rule in RULE_NAMES:
+        yield Sample("alerts_firing", (rule,), firing[rule])
+    for receiver in alerts.receivers():
+        for outcome in ("sent", "failed", "dropped"):
+            yield Sample("alert_messages", (receiver.name, outcome), getattr(receiver, outcome))
 
 
 def record_of(event: RequestServed) -> Record:

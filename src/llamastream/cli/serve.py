@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from llamastream.alerts.settings import AlertSettings
 from llamastream.cli.arenas import share_heaps
 from llamastream.cli.options import with_settings
 from llamastream.cli.servelog import LogFormat, ServeLog
@@ -22,6 +23,7 @@ from llamastream.gateway.settings import GatewaySettings
 from llamastream.settings import with_sources
 
 
+@with_settings(AlertSettings, "alerts", panel="Options of alerts")
 @with_settings(GatewaySettings, "gateway", panel="Options of the gateway")
 @with_settings(FleetSettings, "fleet", panel="Options of the fleet")
 @with_settings(EngineOptions, "engine", defaults={"port": DEFAULT_PORT}, panel="Options of each server")
@@ -42,6 +44,8 @@ def serve(
     fleet_sources: dict[str, str],
     gateway: GatewaySettings,
     gateway_sources: dict[str, str],
+    alerts: AlertSettings,
+    alerts_sources: dict[str, str],
 ) -> NoReturn:
     """Run optimised llama-servers behind one address until SIGTERM or Ctrl-C, and keep them alive.
 
@@ -59,6 +63,7 @@ def serve(
         given_of(engine, engine_sources),
         given_of(fleet, fleet_sources),
         given_of(gateway, gateway_sources),
+        given_of(alerts, alerts_sources),
         tuple(context.args),
     )
     log = ServeLog(log_format, events=json, verbose=verbose)
@@ -72,7 +77,7 @@ def serve(
         code = service.run()
     except LlamaStreamError as error:
         if isinstance(error, SettingError):
-            error = with_sources(error, {**gateway_sources, **fleet_sources, **engine_sources})
+            error = with_sources(error, {**alerts_sources, **gateway_sources, **fleet_sources, **engine_sources})
         if log.form != "json":
             log.event({"event": "failed", "message": error.message})
             raise error from None

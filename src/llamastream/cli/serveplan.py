@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from llamastream.alerts.settings import AlertSettings
 from llamastream.engine import EngineOptions
 from llamastream.errors import SettingError
 from llamastream.fleet.behind import LOCAL, Front, behind, front_of
@@ -27,18 +28,20 @@ class Given(Struct, frozen=True):
     engine: Mapping[str, Any] = {}
     fleet: Mapping[str, Any] = {}
     gateway: Mapping[str, Any] = {}
+    alerts: Mapping[str, Any] = {}
     extra_args: tuple[str, ...] = ()
 
 
 class ServePlan(Struct, frozen=True, kw_only=True):
     """Attributes:
     configuration: the servers, on their own addresses. gateway: its settings. front: where the gateway listens; None:
-        there is none.
+        there is none. alerts: their settings.
     """
 
     configuration: Configuration
     gateway: GatewaySettings
     front: Front | None
+    alerts: AlertSettings
 
     def pools(self, directory: Path) -> tuple[Pool, ...]:
         """The servers as they are started; those behind the gateway on sockets in this directory."""
@@ -49,7 +52,7 @@ class ServePlan(Struct, frozen=True, kw_only=True):
     def secrets(self) -> frozenset[str]:
         """What must not be shown."""
         keys = {word.rpartition(":")[2] for word in (self.gateway.api_keys or "").split()}
-        return self.configuration.secrets | keys
+        return self.configuration.secrets | keys | self.alerts.secrets
 
 
 def plan_servers(given: Given, environ: Mapping[str, str] | None = None) -> ServePlan:
@@ -64,7 +67,8 @@ def plan_servers(given: Given, environ: Mapping[str, str] | None = None) -> Serv
     if gateway.enabled:
         front = front_of(configuration.pools)
         gateway = with_serve_keys(gateway, front)
-    return ServePlan(configuration=configuration, gateway=gateway, front=front)
+    alerts = alert_settings(given, environ)
+    return ServePlan(configuration=configuration, gateway=gateway, front=front, alerts=alerts)
 
 
 def gateway_settings(given: Given, environ: Mapping[str, str] | None = None) -> GatewaySettings:
@@ -80,6 +84,15 @@ def gateway_settings(given: Given, environ: Mapping[str, str] | None = None) -> 
     return gateway
 
 
+def alert_settings(given: Given, environ: Mapping[str, str] | None = None) -> AlertSettings:
+    """The settings of alerts.
+
+    Raises:
+        SettingError: a value is not allowed.
+    """
+    return load(AlertSettings, given=given.alerts, environ=environ)[0]
+
+
 def with_serve_keys(settings: GatewaySettings, front: Front) -> GatewaySettings:
     """The settings with the servers' keys as keys of the gateway, which may do all that they could."""
     if not front.api_keys:
@@ -91,7 +104,9 @@ def with_serve_keys(settings: GatewaySettings, front: Front) -> GatewaySettings:
     return replace(settings, api_keys=" ".join((*lines, *filter(None, (settings.api_keys,)))))
 
 
-def plan_upstreams(given: Given, environ: Mapping[str, str] | None = None) -> tuple[GatewaySettings, Front]:
+def plan_upstreams(
+    given: Given, environ: Mapping[str, str] | None = None
+) -> tuple[GatewaySettings, Front, AlertSettings]:
     """The gateway before servers that already run.
 
     Raises:
@@ -110,4 +125,4 @@ def plan_upstreams(given: Given, environ: Mapping[str, str] | None = None) -> tu
     port = DEFAULT_PORT if engine.socket is None and sources["port"] == "default" else engine.port
     keys = () if engine.api_key is None else (engine.api_key,)
     front = Front(host=engine.host or LOCAL, port=port, socket=engine.socket, api_keys=keys)
-    return with_serve_keys(settings, front), front
+    return with_serve_keys(settings, front), front, alert_settings(given, environ)

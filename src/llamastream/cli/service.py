@@ -15,7 +15,9 @@ from typing import Any
 import msgspec
 
 from llamastream._version import __version__
+from llamastream.alerts.watchman import Watchman
 from llamastream.backends import ROUTABLE
+from llamastream.cli.alerting import check_reload, watchman_of
 from llamastream.cli.announce import announce, ready_fields
 from llamastream.cli.arenas import give_back
 from llamastream.cli.front import FrontGateway
@@ -75,6 +77,7 @@ class Service:
         self._plan = plan = configure()
         log.hide(plan.secrets)
         self.configuration = plan.configuration
+        self.alerts: Watchman | None = None
         self._place = rendezvous.settle(self.configuration.name)
         try:
             self.fleet = Fleet(
@@ -84,10 +87,13 @@ class Service:
                 on_log=self._logged,
             )
             self._front: FrontGateway | None = None
+            if plan.alerts.watch:
+                self.alerts = watchman_of(plan.alerts, self.fleet, lambda: self._front, self._take, self.configuration)
             if plan.front is not None:
                 self._front = FrontGateway(
                     self.fleet, plan.gateway, plan.front, self._take,
                     status=self.status, on_end=lambda: self._inbox.put(("gateway ended", None)),
+                    alerts=self.alerts,
                 )  # fmt: skip
         except BaseException:
             self.close()
@@ -95,6 +101,8 @@ class Service:
 
     def close(self) -> None:
         """Give back the directory. Idempotent."""
+        if self.alerts is not None:
+            self.alerts.close()
         self._place.close()
 
     # -- the loop -------------------------------------------------------------------------------------------------
@@ -116,6 +124,8 @@ class Service:
                     control.start()
                     if self._front is not None:
                         self._front.start()
+                    if self.alerts is not None:
+                        self.alerts.start()
                     self._starter = self._in_background(self._start)
                     self._loop(control)
                     self.feed.close()
@@ -266,6 +276,8 @@ class Service:
 
     def _stop(self, *, drain: bool) -> None:
         self._end_front()  # first: what runs there may still need another server
+        if self.alerts is not None:
+            self.alerts.close()
         self.fleet.stop(drain=drain)
         while self._starter is not None and self._starter.is_alive():  # it may have begun instances after that
             self._starter.join(0.1)
@@ -321,6 +333,7 @@ class Service:
         self._log.hide(plan.secrets)
         if (plan.front is None) != (self._front is None):
             raise SettingError("the gateway cannot be switched on or off by a reload: start `serve` again")
+        check_reload(plan.alerts, self.alerts)
         fixed: tuple[str, ...] = ()
         if self._front is not None:
             fixed = self._front.reload(plan.gateway)
@@ -330,6 +343,8 @@ class Service:
             if self._front is not None:
                 self._front.reload(self._plan.gateway)
             raise
+        if self.alerts is not None:
+            self.alerts.reload(plan.alerts)
         self._plan = plan
         fresh = tuple(report.id for report in self.fleet.status() if report.id not in before)
         changed = [
@@ -354,6 +369,8 @@ class Service:
     def _heard(self, event: FleetEvent) -> None:
         if self._front is not None:
             self._front.hear(event)
+        if self.alerts is not None:
+            self.alerts.hear(event)
         self._take(of_event(event, time.time()))
         if isinstance(event, InstanceChanged):
             self._inbox.put(("changed", None))

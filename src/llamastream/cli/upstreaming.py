@@ -8,6 +8,9 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from llamastream.alerts.settings import AlertSettings
+from llamastream.alerts.watchman import Watchman
+from llamastream.cli.alerting import watchman_of
 from llamastream.cli.front import FrontGateway
 from llamastream.cli.servelog import LoggingBridge, ServeLog
 from llamastream.cli.signals import STOPPING, Signals
@@ -23,7 +26,7 @@ TICK = 5.0
 class Upstreaming:
     """Runs the gateway until it is told to stop. `run` is for the main thread."""
 
-    def __init__(self, configure: Callable[[], tuple[GatewaySettings, Front]], log: ServeLog) -> None:
+    def __init__(self, configure: Callable[[], tuple[GatewaySettings, Front, AlertSettings]], log: ServeLog) -> None:
         """Args:
             configure: reads the configuration, also anew. log: takes all that is said.
 
@@ -35,13 +38,18 @@ class Upstreaming:
         self._notifier = Notifier()
         self._inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         self._stopping = False
-        settings, front = configure()
-        self._hide(settings)
+        settings, front, alerts = configure()
+        self._hide(settings, alerts)
         from llamastream.gateway.upstreams import Upstreams  # here, as in `cli.front`
 
         self._urls = settings.upstreams
         source = Upstreams(settings.upstreams, settings.upstream_api_key)
-        self._front = FrontGateway(source, settings, front, log.take, on_end=lambda: self._inbox.put(("ended", None)))
+        self._alerts: Watchman | None = None
+        if alerts.watch:
+            self._alerts = watchman_of(alerts, source, lambda: self._front, log.take)
+        self._front: FrontGateway = FrontGateway(
+            source, settings, front, log.take, on_end=lambda: self._inbox.put(("ended", None)), alerts=self._alerts
+        )
 
     def run(self) -> int:
         """Serve until a signal says otherwise; the exit code.
@@ -54,6 +62,8 @@ class Upstreaming:
         try:
             with Signals(lambda number: self._inbox.put(("signal", number))):
                 self._front.start()
+                if self._alerts is not None:
+                    self._alerts.start()
                 self._say("ready", f"the gateway listens on {self._front.url}", url=self._front.url)
                 there = ", ".join(self._urls)
                 if self._log.form == "human":
@@ -62,6 +72,8 @@ class Upstreaming:
                 self._notifier.ready(f"before {there}")
                 self._loop()
         finally:
+            if self._alerts is not None:
+                self._alerts.close()
             logging.getLogger("llamastream").removeHandler(bridge)
             self._notifier.close()
         return 0
@@ -102,8 +114,10 @@ class Upstreaming:
     def _reload(self) -> None:
         self._notifier.reloading()
         try:
-            settings, _ = self._configure()
-            self._hide(settings)
+            settings, _, alerts = self._configure()
+            self._hide(settings, alerts)
+            if self._alerts is not None:
+                self._alerts.reload(alerts)
             fixed = self._front.reload(settings)
         except SettingError as error:
             self._say("reload_failed", f"the configuration stays as it was: {error.message}", level="error")
@@ -113,9 +127,9 @@ class Upstreaming:
         finally:
             self._notifier.ready(f"before {', '.join(self._urls)}")
 
-    def _hide(self, settings: GatewaySettings) -> None:
+    def _hide(self, settings: GatewaySettings, alerts: AlertSettings) -> None:
         keys = {word.rpartition(":")[2] for word in (settings.api_keys or "").split()}
-        self._log.hide(key for key in (*keys, settings.upstream_api_key) if key)
+        self._log.hide(key for key in (*keys, settings.upstream_api_key, *alerts.secrets) if key)
 
     def _say(self, event: str, message: str, level: Level = "info", **fields: Any) -> None:
         self._log.take(Record(time=time.time(), level=level, event=event, message=message, fields=fields))

@@ -36,7 +36,7 @@ class StreamRecord:
         silence: see `looks_buffered`.
     """
 
-    def __init__(self, state: ClientState, url: str, now: float) -> None:
+    def __init__(self, state: ClientState, url: str, model: str, now: float) -> None:
         self.meter = LatencyMeter(now)
         self.attempts = 0
         self.earlier_bytes = 0
@@ -46,7 +46,7 @@ class StreamRecord:
         self._started = now
         self._failed: list[FailedAttempt] = []
         self._recoveries: list[Recovery] = []
-        state.notify(RequestStarted(self._id, url))
+        state.notify(RequestStarted(self._id, url, model))
 
     def attempt(self, attempt: Attempt, *, reused_connection: bool) -> None:
         """An attempt begins."""

@@ -106,7 +106,8 @@ class StreamSession:
         self._reused_connection = False
         self._sequels = Sequels(self._planner, state, options.fallback, random)
         self._events: list[StreamEvent] = []
-        self._record = StreamRecord(state, self.url, now)
+        model = request.body.get("model")
+        self._record = StreamRecord(state, self.url, model if isinstance(model, str) else "", now)
         self._meter = self._record.meter
         self._reading = Reading(
             self._record, self._new_exchange(None), options.timeouts, now, reads_block=options.reads_block

@@ -23,6 +23,9 @@ logger = logging.getLogger("llamastream")
 recovery_logger = logging.getLogger("llamastream.recovery")
 """Apart, since a program that shows breaks in its own way may not want them in the log."""
 
+_numbers = itertools.count(1)
+"""Of the whole process: a listener may serve several clients."""
+
 
 class Holdings(Protocol):
     """Keeps track of generations that servers hold under an id. Neither call waits for anything."""
@@ -45,7 +48,6 @@ class ClientState:
         self.after_fork()
         renew_after_fork(self)
         self._budget = RetryBudget()
-        self._numbers = itertools.count(1)
         self._hinted: set[str] = set()
         self._prompt_cache = PromptCacheWatch()
 
@@ -54,7 +56,7 @@ class ClientState:
         self._lock = threading.Lock()
 
     def next_request_id(self) -> int:
-        return next(self._numbers)
+        return next(_numbers)
 
     @staticmethod
     def new_conversation_id() -> str:

@@ -20,10 +20,11 @@ from llamastream.fleet.instance import Instance
 from llamastream.fleet.orders import Order
 from llamastream.fleet.pools import Plan, allowances_of, as_pools, check_memory, plan
 from llamastream.fleet.report import InstanceReport
-from llamastream.fleet.settings import FleetSettings, Pool, parse_size
+from llamastream.fleet.settings import FleetSettings, Pool
 from llamastream.fleet.turns import GONE as GONE
 from llamastream.fleet.turns import Turns
 from llamastream.fleet.workplace import Workplace, cache_home
+from llamastream.settings.sizes import parse_size
 from llamastream.types import LogRecord
 
 logger = logging.getLogger("llamastream.fleet")

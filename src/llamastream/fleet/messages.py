@@ -7,6 +7,7 @@ from typing import TypeAlias
 import msgspec
 from msgspec import Struct
 
+from llamastream.alerts.messages import AlertReport, Outcome, ReceiverReport
 from llamastream.fleet.records import Level, Record
 from llamastream.fleet.report import InstanceReport
 
@@ -65,7 +66,35 @@ class AskLogs(Struct, frozen=True, tag_field="do", tag="logs"):
     follow: bool = False
 
 
-Request: TypeAlias = AskStatus | AskRestart | AskDrain | AskUndrain | AskReload | AskStop | AskLogs
+class AskAlerts(Struct, frozen=True, tag_field="do", tag="alerts"):
+    """The rules of alerts, and how everything under them is."""
+
+
+class AskAlertTest(Struct, frozen=True, tag_field="do", tag="alert_test"):
+    """Send a test message to every receiver: one of a rule, or of any."""
+
+    rule: str | None = None
+
+
+class AskSilence(Struct, frozen=True, tag_field="do", tag="silence"):
+    """Tell nothing of a rule for so many seconds; 0 ends that, None: until the fleet ends."""
+
+    rule: str
+    seconds: float | None = None
+
+
+Request: TypeAlias = (
+    AskStatus
+    | AskRestart
+    | AskDrain
+    | AskUndrain
+    | AskReload
+    | AskStop
+    | AskLogs
+    | AskAlerts
+    | AskAlertTest
+    | AskSilence
+)
 
 
 class FleetStatus(Struct, frozen=True, kw_only=True, tag_field="kind", tag="status"):
@@ -85,6 +114,19 @@ class FleetStatus(Struct, frozen=True, kw_only=True, tag_field="kind", tag="stat
     instances: tuple[InstanceReport, ...]
     url: str = ""
     waiting: int = 0
+
+
+class AlertStatus(Struct, frozen=True, kw_only=True, tag_field="kind", tag="alerts"):
+    """The rules with what is under them, and the receivers beside the log."""
+
+    rules: tuple[AlertReport, ...]
+    receivers: tuple[ReceiverReport, ...]
+
+
+class AlertTested(Struct, frozen=True, tag_field="kind", tag="alert_tested"):
+    """What came of a test message at each receiver."""
+
+    outcomes: tuple[Outcome, ...]
 
 
 class Said(Struct, frozen=True, tag_field="kind", tag="record"):
@@ -115,7 +157,7 @@ class Refused(Struct, frozen=True, tag_field="kind", tag="error"):
     message: str
 
 
-Reply: TypeAlias = FleetStatus | Said | Dropped | Beat | Done | Refused
+Reply: TypeAlias = FleetStatus | AlertStatus | AlertTested | Said | Dropped | Beat | Done | Refused
 
 encode = msgspec.json.Encoder().encode
 decode_request = msgspec.json.Decoder(Request).decode

@@ -8,16 +8,22 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from llamastream.alerts.watchman import Watchman
 from llamastream.backends import ROUTABLE
 from llamastream.errors import LlamaStreamError, SettingError
 from llamastream.fleet import questions
 from llamastream.fleet.feed import Feed, Follower
 from llamastream.fleet.fleet import Fleet
 from llamastream.fleet.messages import (
+    AlertStatus,
+    AlertTested,
+    AskAlerts,
+    AskAlertTest,
     AskDrain,
     AskLogs,
     AskReload,
     AskRestart,
+    AskSilence,
     AskStatus,
     AskStop,
     AskUndrain,
@@ -54,6 +60,7 @@ class Host(Protocol):
 
     fleet: Fleet
     feed: Feed
+    alerts: Watchman | None
 
     def status(self) -> FleetStatus:
         """How everything is."""
@@ -87,6 +94,8 @@ def _carry_out(request: Request, host: Host) -> Iterator[Reply | None]:
         yield from _undrain(request, host)
     elif isinstance(request, AskReload):
         yield from _reload(request, host)
+    elif isinstance(request, AskAlerts | AskAlertTest | AskSilence):
+        yield from _alerts(request, host)
     else:
         yield from _stop(request, host)
 
@@ -156,6 +165,28 @@ def _stop(request: AskStop, host: Host) -> Iterator[Reply | None]:
         if request.wait:
             yield from _follow(follower, lambda: False)
     yield Done("stopped" if request.wait else "the stop was asked for")
+
+
+def _alerts(request: AskAlerts | AskAlertTest | AskSilence, host: Host) -> Iterator[Reply | None]:
+    alerts = host.alerts
+    if alerts is None:
+        raise SettingError("alerts are switched off here (`watch` in [alerts])")
+    if isinstance(request, AskAlerts):
+        yield AlertStatus(rules=alerts.reports(), receivers=alerts.receivers())
+        yield Done()
+    elif isinstance(request, AskAlertTest):
+        from concurrent.futures import ThreadPoolExecutor, wait  # here: a supervisor needs it for nothing else
+
+        with ThreadPoolExecutor(1) as pool:  # receivers may take their time: say that we live in the meantime
+            outcomes = pool.submit(alerts.test, request.rule)
+            while not outcomes.done():
+                wait([outcomes], TICK)
+                yield None
+        yield AlertTested(outcomes.result())
+        yield Done()
+    else:
+        alerts.silence(request.rule, request.seconds)
+        yield Done()
 
 
 # -- parts of these -----------------------------------------------------------------------------------------------

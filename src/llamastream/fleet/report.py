@@ -22,6 +22,7 @@ class InstanceReport(Struct, frozen=True, kw_only=True):
         last_exit: exit code of the last process that ended (negative: the signal), or None.
         rss_bytes: memory of the server: private and swapped where the system tells them apart, else resident.
         memory_slope: bytes per second by which it grows steadily, None if there is too little evidence.
+        memory_warning: why its memory is too much, or will be soon; "" while it is not.
         tokens_per_second: decode speed of all slots together, over the last looks.
         kind: `executable` or `embedded`. build: the server's version. start_seconds: how long the last start took.
     """
@@ -44,6 +45,7 @@ class InstanceReport(Struct, frozen=True, kw_only=True):
     kind: str
     build: str
     start_seconds: float
+    memory_warning: str = ""
 
 
 class _Described(Protocol):
@@ -97,6 +99,7 @@ def describe_instance(
         last_exit=status.last_exit,
         rss_bytes=0 if here is None else here.memory,
         memory_slope=None if here is None else here.memory_verdict.slope,
+        memory_warning="" if here is None or here.memory_verdict.level == "ok" else here.memory_verdict.reason,
         tokens_per_second=0.0 if here is None else here.tokens_per_second,
         kind="" if last is None else last.kind,
         build="" if last is None else last.capabilities.build,

@@ -13,35 +13,13 @@ from llamastream.errors import SettingError
 from llamastream.policy.memory import MemoryPolicy
 from llamastream.policy.restarts import RestartPolicy, Schedule
 from llamastream.policy.wedge import WedgePolicy
+from llamastream.settings.sizes import check_size, parse_size
 
 Positive = Annotated[float, Meta(gt=0, le=1e7)]
 Count = Annotated[int, Meta(ge=1)]
 
 AUTO, OFF = "auto", "off"
 """Of `memory_limit`."""
-
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[KMGT]?i?B?)", re.IGNORECASE)
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def parse_size(text: str, whole: int | None = None) -> int | None:
-    """Bytes of `6GiB`, `500M`, `1073741824`, or of a share of `whole` such as `80%`; None if it is none of these."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        return None
-    number, unit = float(match["number"]), match["unit"].upper()
-    if unit == "%":
-        return int((whole or 0) * number / 100) if 0 < number <= 100 else None
-    size = int(number * _UNITS[unit.rstrip("B").rstrip("I")])
-    return size if size > 0 else None
-
-
-def _check_size(text: str, source: str) -> None:
-    if parse_size(text, 1 << 40) is None:
-        raise SettingError(
-            f"a size of {text!r} from {source} is not allowed; allowed: a size such as 6GiB or 500MiB, "
-            "or a share of the machine's memory such as 80%"
-        )
 
 
 def _check_limit(text: str, source: str) -> None:
@@ -133,7 +111,7 @@ class FleetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         str | None,
         Meta(
             description="Steady growth of that memory in an hour above which a server is replaced, such as 500MiB.",
-            extra={"check": _check_size},
+            extra={"check": check_size},
         ),
     ] = None
     memory_window: Annotated[Positive, Meta(description="Seconds that growth of memory is judged by.")] = 600.0
@@ -153,7 +131,7 @@ class FleetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Meta(description="Save the prompt caches of the slots before a planned restart, and restore them after it."),
     ] = True
     warm_space: Annotated[
-        str, Meta(description="Disk space that saved slots may take, all together.", extra={"check": _check_size})
+        str, Meta(description="Disk space that saved slots may take, all together.", extra={"check": check_size})
     ] = "4GiB"
 
     @property

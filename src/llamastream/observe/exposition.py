@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -18,20 +18,24 @@ from prometheus_client.exposition import choose_encoder
 from llamastream.observe.metrics import METRICS, PREFIX, Metrics
 from llamastream.observe.series import Sample
 
+SOURCES = ("requests", "fleet", "scrape")
+
 
 def exposition(metrics: Metrics, accept: str) -> tuple[bytes, str]:
     """All metrics as text, and its content type: OpenMetrics or Prometheus' own, as the `Accept` header asks."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(metrics))
+    registry.register(MetricsCollector(metrics))
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type
 
 
-class _Collector:
+class MetricsCollector:
     """The declared metrics with their values, as the library wants them."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, sources: Collection[str] = SOURCES) -> None:
+        """`sources`: of the metrics that are shown."""
         self._metrics = metrics
+        self._sources = sources
 
     def describe(self) -> list[Metric]:
         return []  # else everything is read once more when this is registered
@@ -42,6 +46,8 @@ class _Collector:
             samples[sample.name].append(sample)
         series = self._metrics.series
         for metric in METRICS:
+            if metric.source not in self._sources:
+                continue
             name, labels = PREFIX + metric.name, metric.labels
             if metric.kind == "histogram":
                 histogram = HistogramMetricFamily(name, metric.help, labels=labels, unit=metric.unit)

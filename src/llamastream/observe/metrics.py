@@ -181,6 +181,14 @@ METRICS: tuple[Metric, ...] = (
         source="fleet",
     ),
     Metric("instance_warnings", "counter", "Warnings about instances.", ("topic",), source="fleet"),
+    Metric("alerts_firing", "gauge", "Things that a rule of alerts has found not well.", ("rule",), source="scrape"),
+    Metric(
+        "alert_messages",
+        "counter",
+        "Messages for receivers of alerts. outcome: sent, failed (given up), dropped (too many waited).",
+        ("receiver", "outcome"),
+        source="scrape",
+    ),
     Metric("build", "info", "What runs here.", ("version", "python"), source="scrape"),
 )
 

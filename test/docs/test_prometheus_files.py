@@ -1,0 +1,139 @@
+"""packaging/prometheus/ is what the code declares, and what Prometheus and Grafana understand."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]  # its types are a package of their own
+
+from docs.generate_prometheus import DASHBOARD, NOT_OURS, RULES, alert_rules, dashboard, dashboard_text, rules_text
+from llamastream.alerts.settings import RULE_NAMES, AlertSettings
+from llamastream.observe.metrics import METRICS, full_name
+
+KNOWN = {full_name(metric): metric for metric in METRICS} | {
+    f"{full_name(metric)}_{end}": metric
+    for metric in METRICS
+    if metric.kind == "histogram"
+    for end in ("bucket", "sum")
+}
+OF_PROMETHEUS = {"le", "exported_instance"}
+ALL = AlertSettings(memory="6GiB", memory_growth="500MiB", tokens_per_second_baseline=20.0)
+
+
+def expressions() -> list[str]:
+    of_rules = [rule["expr"] for rule in alert_rules(ALL)]
+    return of_rules + [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
+
+
+@pytest.mark.parametrize(("path", "text"), [(RULES, rules_text()), (DASHBOARD, dashboard_text())])
+def test_the_files_are_current(path: Any, text: str) -> None:
+    assert path.read_text(encoding="utf-8") == text, "run: .venv/bin/python docs/generate_prometheus.py"
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_what_is_asked_for_exists(expression: str) -> None:
+    names = re.findall(r"llamastream_\w+", expression)
+    assert names
+    for name in names:
+        assert name in KNOWN
+    labels = {label for metric in names for label in KNOWN[metric].labels}
+    for label in re.findall(r"(\w+)(?:=~|!~|!=|=)\"", expression):
+        assert label in labels
+    for group in re.findall(r"by \(([^)]*)\)", expression):
+        assert {label.strip() for label in group.split(",")} <= labels | OF_PROMETHEUS
+
+
+def test_every_alert_of_serve_has_its_rule_or_a_word_about_it() -> None:
+    (group,) = yaml.safe_load(rules_text())["groups"]
+    there = {rule["alert"] for rule in group["rules"]}
+    for name in RULE_NAMES:
+        rule = "Llamastream" + "".join(word.capitalize() for word in name.split("_"))
+        assert (rule in there) != (name in NOT_OURS), name
+    everything = {rule["alert"] for rule in alert_rules(ALL)}
+    assert len(everything) == len(RULE_NAMES)  # without the disk, but with the gateway that is gone
+
+
+def test_the_file_reads_as_what_was_meant() -> None:
+    (group,) = yaml.safe_load(rules_text(ALL))["groups"]
+    assert group["rules"] == alert_rules(ALL)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool here")
+def test_promtool_finds_nothing_wrong(tmp_path: Any) -> None:
+    path = tmp_path / "rules.yml"
+    path.write_text(rules_text(ALL))
+    done = subprocess.run(["promtool", "check", "rules", str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    panels = [
+        {"record": "job:panel", "expr": target["expr"].replace("$__rate_interval", "5m")}
+        for panel in dashboard()["panels"]
+        for target in panel["targets"]
+    ]
+    for number, rule in enumerate(panels):
+        rule["record"] += str(number)
+    path.write_text(json.dumps({"groups": [{"name": "panels", "rules": panels}]}))
+    done = subprocess.run(["promtool", "check", "rules", str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool here")
+def test_prometheus_fires_at_samples_of_each_fault(tmp_path: Any) -> None:
+    shutil.copy(RULES, tmp_path / "rules.yml")
+    requests = 'llamastream_requests_total{route="/v1/chat/completions",model="m",'
+    waits = 'llamastream_queue_wait_seconds_bucket{le="'
+    series = {
+        'llamastream_build_info{version="1",python="3"}': "1x20",
+        'llamastream_instance_state{exported_instance="demo-0",state="failed"}': "0x5 1x20",
+        'llamastream_instance_ends_total{exported_instance="demo-1",after="wedged"}': "_x8 1x20",
+        "llamastream_queue_length": "0x5 100x20",
+        f'{requests}status="200",finish_reason="stop"}}': "0+10x30",
+        f'{requests}status="503",finish_reason="error"}}': "0+5x30",
+        'llamastream_recoveries_total{kind="replay"}': "0+3x30",
+        f'{waits}30.0"}}': "0x30",
+        f'{waits}60.0"}}': "0+5x30",
+        f'{waits}+Inf"}}': "0+5x30",
+    }
+    expected: dict[str, list[str | None]] = {
+        "LlamastreamInstanceDown": ["demo-0"], "LlamastreamCrashLoop": ["demo-0"], "LlamastreamWedge": ["demo-1"],
+        "LlamastreamQueueLength": [None], "LlamastreamErrorRate": [None], "LlamastreamRecoveries": [None],
+        "LlamastreamQueueWait": [None], "LlamastreamGone": [], "LlamastreamTimeToFirstToken": [],
+    }  # fmt: skip
+    checks = [
+        {"expr": f'count(ALERTS{{alertname="{name}",alertstate="firing"}}) or vector(0)', "eval_time": "10m",
+         "exp_samples": [{"labels": "{}", "value": len(about)}]}
+        for name, about in expected.items()
+    ]  # fmt: skip
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": checks,
+    }
+    path = tmp_path / "test.yml"
+    path.write_text(json.dumps({"rule_files": ["rules.yml"], "evaluation_interval": "15s", "tests": [test]}))
+    done = subprocess.run(["promtool", "test", "rules", str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_dashboard_is_one_of_grafana() -> None:
+    shown = json.loads(dashboard_text())
+    assert {"title", "uid", "schemaVersion", "panels", "templating", "time"} <= set(shown)
+    taken: set[tuple[int, int]] = set()
+    for panel in shown["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }  # one thought
+        assert not cells & taken, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+        assert panel["targets"]
+        assert [target["refId"] for target in panel["targets"]] == [chr(65 + i) for i in range(len(panel["targets"]))]
+    assert len({panel["id"] for panel in shown["panels"]}) == len(shown["panels"])
+    assert shown["templating"]["list"][0]["name"] == "datasource"
