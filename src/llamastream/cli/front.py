@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llamastream.backends import BackendSource
@@ -19,11 +19,7 @@ BEAT = 30.0
 
 
 class FrontGateway:
-    """A gateway before a source of servers.
-
-    Attributes:
-        hear: to be called with the fleet's events, for its metrics.
-    """
+    """A gateway before a source of servers."""
 
     def __init__(
         self,
@@ -33,12 +29,15 @@ class FrontGateway:
         take: Callable[[Record], None],
         *,
         status: Callable[[], Any] | None = None,
+        operate: Callable[[str, str], str] | None = None,
+        alerts: Callable[[], Sequence[Any]] | None = None,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         """Nothing is bound yet.
 
         Args:
-            take: gets a record of each request that is over. status: what `/fleet` says. on_end: called when it serves
+            take: gets a record of each request that is over. status: what `/fleet` says. operate: what the
+                dashboard's buttons do. on_end: called when it serves
                 no more.
 
         Raises:
@@ -57,10 +56,19 @@ class FrontGateway:
             ) from None
 
         metrics = new_metrics()
-        self.hear: Callable[[FleetEvent], None] = metrics
         app = create_app(
-            source, settings, metrics=metrics, listeners=[lambda event: take(record_of(event))], status=status
+            source,
+            settings,
+            metrics=metrics,
+            listeners=[lambda event: take(record_of(event))],
+            status=status,
+            operate=operate,
+            alerts=alerts,
         )
+        self._metrics = metrics
+        self._board = None if app.state.dashboard is None else app.state.dashboard.board
+        if self._board is not None:
+            self._board.telling = True
         server = GatewayServer(app, settings, host=front.host, port=front.port, socket=front.socket)
         self._thread = GatewayThread(server, on_end)
         self._lanes = app.state.gateway.lanes
@@ -79,6 +87,17 @@ class FrontGateway:
     def alive(self) -> bool:
         """Whether its event loop turns."""
         return self._thread.responds(BEAT)
+
+    def hear(self, event: FleetEvent) -> None:
+        """Take an event of the fleet, for metrics and dashboard."""
+        self._metrics(event)
+        if self._board is not None:
+            self._board(event)
+
+    def show(self, record: Record) -> None:
+        """Take a line for the dashboard's log, in which no secret may be left."""
+        if self._board is not None:
+            self._board.log(record.time, record.level, record.message, instance=record.instance, event=record.event)
 
     def start(self) -> None:
         """Listen, and serve from now on.

@@ -41,7 +41,7 @@ class Upstreaming:
 
         self._urls = settings.upstreams
         source = Upstreams(settings.upstreams, settings.upstream_api_key)
-        self._front = FrontGateway(source, settings, front, log.take, on_end=lambda: self._inbox.put(("ended", None)))
+        self._front = FrontGateway(source, settings, front, self._take, on_end=lambda: self._inbox.put(("ended", None)))
 
     def run(self) -> int:
         """Serve until a signal says otherwise; the exit code.
@@ -49,7 +49,7 @@ class Upstreaming:
         Raises:
             LlamaStreamError: it could not begin, or ended by itself.
         """
-        bridge = LoggingBridge(self._log.take)
+        bridge = LoggingBridge(self._take)
         logging.getLogger("llamastream").addHandler(bridge)
         try:
             with Signals(lambda number: self._inbox.put(("signal", number))):
@@ -118,4 +118,8 @@ class Upstreaming:
         self._log.hide(key for key in (*keys, settings.upstream_api_key) if key)
 
     def _say(self, event: str, message: str, level: Level = "info", **fields: Any) -> None:
-        self._log.take(Record(time=time.time(), level=level, event=event, message=message, fields=fields))
+        self._take(Record(time=time.time(), level=level, event=event, message=message, fields=fields))
+
+    def _take(self, record: Record) -> None:
+        self._log.take(record)
+        self._front.show(self._log.censored(record))
