@@ -87,6 +87,9 @@ def test_without_keys_it_is_for_pages_of_this_machine(fleet: Watched) -> None:
         assert told(gateway.url, path, Sec_Fetch_Site="cross-site")[0] == 403
         with asked(gateway.url, path) as response:
             assert until(events(response), "hello")["actions"] is False
+        with asked(gateway.url, path, key="sk-of-another-gateway") as response:  # which a page still had
+            stream = events(response)
+            assert until(stream, "state")["time"] < until(stream, "state")["time"]
 
 
 def test_the_page_is_for_everybody_and_lets_nothing_else_in(fleet: Watched) -> None:

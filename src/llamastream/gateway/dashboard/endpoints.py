@@ -179,11 +179,14 @@ class Dashboard:
         return self._guard is not None and len(self._guard.keys) > 0
 
     async def _refused(self, scope: dict[str, Any], send: Any) -> bool:
-        client = scope.get("client")
-        why = why_refused(asked_of(scope["headers"], client[0] if client else ""), keyed=self._keyed)
+        why = self._why_refused(scope)
         if why is not None:
             await respond(send, 403, refusal(scope["path"], 403, why), [(b"connection", b"close"), *PROTECTION])
         return why is not None
+
+    def _why_refused(self, scope: dict[str, Any]) -> str | None:
+        client = scope.get("client")
+        return why_refused(asked_of(scope["headers"], client[0] if client else ""), keyed=self._keyed)
 
     def _no_actions(self) -> str | None:
         """Why buttons do nothing; None: they do."""
@@ -194,7 +197,7 @@ class Dashboard:
     def _may_still(self, scope: dict[str, Any]) -> bool:
         """Whether its key is still good: keys may be taken back while a page watches."""
         if not self._keyed:
-            return not presented_key(scope["headers"])
+            return self._why_refused(scope) is None
         assert self._guard is not None
         key = self._guard.keys.find(presented_key(scope["headers"]) or "")
         return key is not None and key.may("admin")

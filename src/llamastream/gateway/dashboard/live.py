@@ -15,8 +15,8 @@ from llamastream.observe.dashboard import Board
 logger = logging.getLogger("llamastream.gateway")
 
 TICK = 1.0
-COALESCE = 0.1
-"""Seconds for which what comes at the same time is gathered, before it is shown."""
+COALESCE = 0.2
+"""Seconds for which what comes at the same time is gathered, before it is shown: servers become busy and free often."""
 FIRST_LINES, MORE_LINES = 400, 300
 """Lines of logs that a page gets at its beginning, and at most at once after that."""
 
