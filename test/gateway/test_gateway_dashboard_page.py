@@ -19,6 +19,8 @@ from llamastream.backends import Backend, StaticBackends
 from llamastream.engine import EngineOptions
 from llamastream.events import InstanceWarning, RequestServed
 from llamastream.gateway import GatewaySettings
+from llamastream.observe.dashboard.board import SERIES
+from llamastream.observe.dashboard.rings import History
 from llamastream.testing import NumberedServer
 from polling import wait_for
 from ports import free_port
@@ -270,6 +272,23 @@ CONTRAST = """(() => {
   }
   return poor;
 })()"""
+
+
+def test_charts_show_minutes_or_hours(page: Page, fleet: Watched) -> None:
+    with serving(fleet.fleet) as gateway:
+        history, now = History(SERIES), time.time()
+        for second in range(7200):
+            history.add(now - 7200 + second, {"tokens_per_second": 100 + second % 7, "slots": 4})
+        gateway.server.app.state.dashboard.board.history = history
+        ticks = "[...document.querySelectorAll('.chart:first-child text')].map((each) => each.textContent)"
+        with shown(page, gateway):
+            page.wait_for("document.querySelector('.chart .line') !== null")
+            assert "−10 min" in page.value(ticks)
+            page.click("[data-span=coarse]")
+            assert "−3 h" in page.value(ticks)  # the least that shows all there is
+            assert page.value("document.querySelector('[data-span=coarse]').getAttribute('aria-pressed')") == "true"
+            pieces = page.value("document.querySelector('.chart .line').getAttribute('d').split('L').length")
+            assert 700 < pieces < 740
 
 
 def test_everything_has_a_name_and_the_keyboard_reaches_it(page: Page, fleet: Watched) -> None:
