@@ -121,10 +121,10 @@ class Live:
             async with asyncio.timeout_at(at):
                 while True:
                     await self._changed.wait()
-                    await asyncio.sleep(COALESCE)
                     self._changed.clear()
                     if self.viewers:
-                        await self._look(point=False)
+                        await self._look(point=False)  # at once: some states are short
+                    await asyncio.sleep(COALESCE)
 
     async def _look(self, *, point: bool) -> None:
         facts = await self._reader.read()
