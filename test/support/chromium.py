@@ -55,8 +55,11 @@ class Page:
         return json.loads(message)
 
     def open(self, url: str) -> None:
+        self.value("window.left = true")
         self.call("Page.navigate", url=url)
-        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.wait_for(
+            "window.left === undefined && document.readyState === 'complete' && location.href !== 'about:blank'"
+        )
 
     def value(self, expression: str) -> Any:
         """What a JavaScript expression gives."""
@@ -78,6 +81,7 @@ class Page:
 
     def click(self, selector: str) -> None:
         """A real click with the mouse in the middle of an element."""
+        self.value(f"document.querySelector('{selector}').scrollIntoView({{block: 'center'}})")
         middle = "(r => [r.x + r.width / 2, r.y + r.height / 2])"
         x, y = self.value(f"{middle}(document.querySelector('{selector}').getBoundingClientRect())")
         for kind in ("mousePressed", "mouseReleased"):

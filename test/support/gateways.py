@@ -48,11 +48,13 @@ def serving(
     settings: GatewaySettings | None = None,
     *,
     metrics: Metrics | None = None,
+    port: int = 0,
+    **more: Any,
 ) -> Iterator[Running]:
-    """With a gateway before the servers of a source."""
+    """With a gateway before the servers of a source; `more` goes to `create_app`."""
     served: list[RequestServed] = []
-    app = create_app(source, settings, metrics=metrics, listeners=[served.append])
-    with gateway_thread(app) as server:
+    app = create_app(source, settings, metrics=metrics, listeners=[served.append], **more)
+    with gateway_thread(app, port=port) as server:
         yield Running(server, app.state.gateway, served)
 
 

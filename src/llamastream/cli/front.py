@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from llamastream.alerts.messages import AlertReport
 from llamastream.alerts.settings import RULE_NAMES
 from llamastream.alerts.watchman import Watchman
 from llamastream.backends import BackendSource
@@ -23,11 +24,7 @@ BEAT = 30.0
 
 
 class FrontGateway:
-    """A gateway before a source of servers.
-
-    Attributes:
-        hear: to be called with the fleet's events, for its metrics.
-    """
+    """A gateway before a source of servers."""
 
     def __init__(
         self,
@@ -37,13 +34,15 @@ class FrontGateway:
         take: Callable[[Record], None],
         *,
         status: Callable[[], Any] | None = None,
+        operate: Callable[[str, str], str] | None = None,
         on_end: Callable[[], None] = lambda: None,
         alerts: Watchman | None = None,
     ) -> None:
         """Nothing is bound yet.
 
         Args:
-            take: gets a record of each request that is over. status: what `/fleet` says. on_end: called when it serves
+            take: gets a record of each request that is over. status: what `/fleet` says. operate: what
+                the dashboard's buttons do. on_end: called when it serves
                 no more. alerts: told of each request that is over, and shown in the metrics.
 
         Raises:
@@ -62,12 +61,23 @@ class FrontGateway:
             ) from None
 
         metrics = new_metrics()
-        self.hear: Callable[[FleetEvent], None] = metrics
         heard: list[GatewayListener] = [lambda event: take(record_of(event))]
         if alerts is not None:
             heard.append(alerts.hear)
             metrics.scrapers.append(lambda: samples_of(alerts))
-        app = create_app(source, settings, metrics=metrics, listeners=heard, status=status)
+        app = create_app(
+            source,
+            settings,
+            metrics=metrics,
+            listeners=heard,
+            status=status,
+            operate=operate,
+            alerts=None if alerts is None else lambda: active_of(alerts),
+        )
+        self._metrics = metrics
+        self._board = None if app.state.dashboard is None else app.state.dashboard.board
+        if self._board is not None:
+            self._board.telling = True
         server = GatewayServer(app, settings, host=front.host, port=front.port, socket=front.socket)
         self._thread = GatewayThread(server, on_end)
         self._lanes = app.state.gateway.lanes
@@ -86,6 +96,17 @@ class FrontGateway:
     def alive(self) -> bool:
         """Whether its event loop turns."""
         return self._thread.responds(BEAT)
+
+    def hear(self, event: FleetEvent) -> None:
+        """Take an event of the fleet, for metrics and dashboard."""
+        self._metrics(event)
+        if self._board is not None:
+            self._board(event)
+
+    def show(self, record: Record) -> None:
+        """Take a line for the dashboard's log, in which no secret may be left."""
+        if self._board is not None:
+            self._board.log(record.time, record.level, record.message, instance=record.instance, event=record.event)
 
     def start(self) -> None:
         """Listen, and serve from now on.
@@ -106,6 +127,15 @@ class FrontGateway:
     def join(self, timeout: float | None = None) -> bool:
         """Wait until it has ended; whether it has."""
         return self._thread.join(timeout)
+
+
+def active_of(alerts: Watchman) -> list[AlertReport]:
+    """The alerts that are worth a look now."""
+    return [
+        report
+        for report in alerts.reports()
+        if report.phase in ("firing", "clearing") and report.silenced_until is None
+    ]
 
 
 def samples_of(alerts: Watchman) -> Iterator[Sample]:

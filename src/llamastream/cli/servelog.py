@@ -71,7 +71,7 @@ class ServeLog:
 
     def take(self, record: Record) -> None:
         """A record."""
-        record = self._censored(encodable(record))
+        record = self.censored(encodable(record))
         if self._stdout is not None:
             self.event(_as_event(record))
         if not (self._verbose or self._is_of_interest(record)):
@@ -106,7 +106,8 @@ class ServeLog:
         if self.on_broken is not None:
             self.on_broken()
 
-    def _censored(self, record: Record) -> Record:
+    def censored(self, record: Record) -> Record:
+        """The record without what is to be hidden."""
         for secret in self._secrets:
             if secret in record.message:
                 record = replace(record, message=record.message.replace(secret, _HIDDEN))

@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -21,6 +22,7 @@ from llamastream.cli.alerting import check_reload, watchman_of
 from llamastream.cli.announce import announce, ready_fields
 from llamastream.cli.arenas import give_back
 from llamastream.cli.front import FrontGateway
+from llamastream.cli.operate import operate
 from llamastream.cli.servelog import LoggingBridge, ServeLog
 from llamastream.cli.serveplan import ServePlan
 from llamastream.cli.signals import STOPPING, Signals
@@ -92,8 +94,8 @@ class Service:
             if plan.front is not None:
                 self._front = FrontGateway(
                     self.fleet, plan.gateway, plan.front, self._take,
-                    status=self.status, on_end=lambda: self._inbox.put(("gateway ended", None)),
-                    alerts=self.alerts,
+                    status=self.status, operate=partial(operate, self), alerts=self.alerts,
+                    on_end=lambda: self._inbox.put(("gateway ended", None)),
                 )  # fmt: skip
         except BaseException:
             self.close()
@@ -396,3 +398,5 @@ class Service:
         record = encodable(record)
         self.feed.publish(record)
         self._log.take(record)
+        if self._front is not None:
+            self._front.show(self._log.censored(record))

@@ -46,9 +46,9 @@ class Upstreaming:
         source = Upstreams(settings.upstreams, settings.upstream_api_key)
         self._alerts: Watchman | None = None
         if alerts.watch:
-            self._alerts = watchman_of(alerts, source, lambda: self._front, log.take)
+            self._alerts = watchman_of(alerts, source, lambda: self._front, self._take)
         self._front: FrontGateway = FrontGateway(
-            source, settings, front, log.take, on_end=lambda: self._inbox.put(("ended", None)), alerts=self._alerts
+            source, settings, front, self._take, on_end=lambda: self._inbox.put(("ended", None)), alerts=self._alerts
         )
 
     def run(self) -> int:
@@ -57,7 +57,7 @@ class Upstreaming:
         Raises:
             LlamaStreamError: it could not begin, or ended by itself.
         """
-        bridge = LoggingBridge(self._log.take)
+        bridge = LoggingBridge(self._take)
         logging.getLogger("llamastream").addHandler(bridge)
         try:
             with Signals(lambda number: self._inbox.put(("signal", number))):
@@ -132,4 +132,8 @@ class Upstreaming:
         self._log.hide(key for key in (*keys, settings.upstream_api_key, *alerts.secrets) if key)
 
     def _say(self, event: str, message: str, level: Level = "info", **fields: Any) -> None:
-        self._log.take(Record(time=time.time(), level=level, event=event, message=message, fields=fields))
+        self._take(Record(time=time.time(), level=level, event=event, message=message, fields=fields))
+
+    def _take(self, record: Record) -> None:
+        self._log.take(record)
+        self._front.show(self._log.censored(record))

@@ -18,7 +18,7 @@ from llamastream.events import GatewayListener
 from llamastream.gateway.keys import KeyRing, presented_key
 from llamastream.gateway.passage import broken_stream
 from llamastream.gateway.refusals import refusal, respond
-from llamastream.gateway.routes import needed, route_of
+from llamastream.gateway.routes import DASHBOARD_DATA, needed, route_of
 from llamastream.gateway.served import SCOPE_KEY, Served
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -145,12 +145,13 @@ class KeyCheck:
         await respond(send, status, refusal(scope["path"], status, message), headers)
 
     def _refused(self, scope: MutableMapping[str, Any]) -> tuple[int, str] | None:
-        scope_needed = needed(route_of(scope["path"]))
+        route = route_of(scope["path"])
+        scope_needed = needed(route)
         if scope_needed is None:
             return None
         keys = self._guard.keys
         if not keys:
-            if scope_needed != "admin":
+            if scope_needed != "admin" or route in DASHBOARD_DATA:
                 return None
             return 403, "this needs an API key with the scope admin, and the gateway has no keys"
         presented = presented_key(scope["headers"])

@@ -16,6 +16,8 @@ from llamastream.backends import BackendSource
 from llamastream.errors import LlamaStreamError, UnavailableError
 from llamastream.events import GatewayListener, Listener
 from llamastream.gateway.attendance import attended
+from llamastream.gateway.dashboard import Dashboard, Operate
+from llamastream.gateway.dashboard.facts import Alerts
 from llamastream.gateway.demand import Demand, admitted, demand_of
 from llamastream.gateway.guarded import guarded
 from llamastream.gateway.lanes import Lane, Lanes, UnknownModelError, UnservedTaskError
@@ -26,7 +28,20 @@ from llamastream.gateway.passage import Passage, broken_stream
 from llamastream.gateway.reattach import Reattach
 from llamastream.gateway.refusals import error_response, refusal, respond
 from llamastream.gateway.relay import RawRequest, Relay
-from llamastream.gateway.routes import ADMIN, ALIASES, AT_ONCE, FLEET, GENERATION, HEALTH, LOOKUP, METRICS, STREAM
+from llamastream.gateway.routes import (
+    ADMIN,
+    ALIASES,
+    AT_ONCE,
+    DASHBOARD,
+    DASHBOARD_DATA,
+    DASHBOARD_FILE,
+    FLEET,
+    GENERATION,
+    HEALTH,
+    LOOKUP,
+    METRICS,
+    STREAM,
+)
 from llamastream.gateway.routes import named as all_names
 from llamastream.gateway.served import Served, served_of
 from llamastream.gateway.settings import GatewaySettings
@@ -255,6 +270,8 @@ def create_app(
     metrics: Metrics | None = None,
     listeners: Iterable[GatewayListener] = (),
     status: Status | None = None,
+    operate: Operate | None = None,
+    alerts: Alerts | None = None,
 ) -> Starlette:
     """The gateway as an ASGI application, to be served by `gateway.server` or mounted in another one.
 
@@ -263,6 +280,9 @@ def create_app(
             listeners.
         listeners: called with a `RequestServed` when a request is over, besides the access log and the metrics.
         status: what `/fleet` says; None: what the source reports.
+        operate: what the dashboard's buttons do; None: it has none. alerts: those that are active, for the dashboard.
+            Its `board`, for a fleet's events and for lines of logs, is that of `app.state.dashboard`, which is None
+            where the setting `dashboard` is off.
 
     Raises:
         SettingError: the API keys cannot be read, or are not allowed.
@@ -270,7 +290,11 @@ def create_app(
     metrics = metrics or new_metrics()
     gateway = Gateway(source, settings, [metrics])
     operations = Operations(gateway, metrics, status)
-    return guarded(gateway, _routes(gateway, operations), metrics, listeners)
+    dashboard = Dashboard(gateway, operate, alerts) if gateway.settings.dashboard else None
+    routes = _routes(gateway, operations)
+    if dashboard is not None:
+        routes += _dashboard_routes(dashboard)
+    return guarded(gateway, routes, metrics, listeners, dashboard)
 
 
 def _routes(gateway: Gateway, operations: Operations) -> list[Route]:
@@ -292,6 +316,17 @@ def _routes(gateway: Gateway, operations: Operations) -> list[Route]:
         for routes, handler, methods in taken
         for route in routes
         for name in all_names(route)
+    ]
+
+
+def _dashboard_routes(dashboard: Dashboard) -> list[Route]:
+    events, actions = DASHBOARD_DATA
+    return [
+        Route(DASHBOARD, _endpoint(dashboard.page), methods=["GET"]),
+        Route(f"{DASHBOARD}/", _endpoint(dashboard.elsewhere), methods=["GET"]),
+        Route(events, _endpoint(dashboard.events), methods=["GET"]),
+        Route(actions, _endpoint(dashboard.act), methods=["POST"]),
+        Route(DASHBOARD_FILE, _endpoint(dashboard.file), methods=["GET"]),
     ]
 
 

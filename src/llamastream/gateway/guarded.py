@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from llamastream.events import GatewayListener
 from llamastream.gateway.access import Access, KeyCheck
+from llamastream.gateway.dashboard import Dashboard
 from llamastream.gateway.keys import KeyRing, load_keys
 from llamastream.gateway.operations import samples
 from llamastream.gateway.refusals import refusal
@@ -35,13 +36,15 @@ class Guard:
 
     Attributes:
         keys: those that are known. closing: the gateway stops, and what is cancelled from now on is told so.
-        connections: how many there are now, if the server tells.
+        connections: how many there are now, if the server tells. on_stop: called, in the event loop, when the server
+            takes no more requests and waits for those that run.
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.keys = self.read(settings)
         self.closing = False
         self.connections: Callable[[], int] | None = None
+        self.on_stop: list[Callable[[], None]] = []
 
     @staticmethod
     def read(settings: GatewaySettings) -> KeyRing:
@@ -57,7 +60,11 @@ class Guard:
 
 
 def guarded(
-    gateway: Gateway, routes: Sequence[Route], metrics: Metrics, listeners: Iterable[GatewayListener]
+    gateway: Gateway,
+    routes: Sequence[Route],
+    metrics: Metrics,
+    listeners: Iterable[GatewayListener],
+    dashboard: Dashboard | None = None,
 ) -> Starlette:
     """The application.
 
@@ -66,18 +73,25 @@ def guarded(
     """
     settings = gateway.settings
     guard = Guard(settings)
+    watching = [] if dashboard is None else [dashboard.board]
+    if dashboard is not None:
+        dashboard.attach(guard)
     metrics.scrapers.append(lambda: samples(gateway, guard.connections))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await gateway.start()
+        if dashboard is not None:
+            await dashboard.start()
         try:
             yield
         finally:
+            if dashboard is not None:
+                await dashboard.close()
             await gateway.close()
 
     middleware = [
-        Middleware(Access, source=gateway.source, guard=guard, listeners=[AccessLog(), metrics, *listeners]),
+        Middleware(Access, source=gateway.source, guard=guard, listeners=[AccessLog(), metrics, *watching, *listeners]),
         Middleware(KeyCheck, guard=guard),
     ]
     if settings.cors_origins:
@@ -102,6 +116,7 @@ def guarded(
     app.router.redirect_slashes = False  # a redirect would name an address that the client made up
     app.state.gateway = gateway
     app.state.guard = guard
+    app.state.dashboard = dashboard
     return app
 
 

@@ -68,14 +68,14 @@ def samples(gateway: Gateway, connections: Callable[[], int] | None = None) -> I
         for state in STATES:
             yield Sample("instance_state", (backend.id, state), backend.state == state)
         yield Sample("instance_requests_active", (backend.id,), backend.in_flight)
-    for report in _reports(gateway.source) or ():
+    for report in reports_of(gateway.source) or ():
         label = (report.id,)
         yield Sample("instance_memory_bytes", label, report.rss_bytes)
         yield Sample("instance_tokens_per_second", label, report.tokens_per_second)
         yield Sample("instance_restarts", label, report.restarts)
 
 
-def _reports(source: Any) -> Sequence[Any] | None:
+def reports_of(source: Any) -> Sequence[Any] | None:
     """What a fleet says of its instances; None for sources that say nothing."""
     status = getattr(source, "status", None)
     return status() if callable(status) else None
@@ -83,7 +83,7 @@ def _reports(source: Any) -> Sequence[Any] | None:
 
 def status_of(source: Any) -> GatewayStatus:
     """What `/fleet` says of a source."""
-    found = _reports(source)
+    found = reports_of(source)
     if found is None:
         found = [_described(backend) for backend in source.snapshot()]
     return GatewayStatus(pid=os.getpid(), version=__version__, instances=tuple(found))

@@ -49,6 +49,10 @@ STREAM, LOOKUP = "/v1/stream", "/v1/streams/lookup"
 """Streams that are kept for clients which lost their connection."""
 ADMIN = ("/slots", "/slots/{id}", "/lora-adapters", "/tools", "/cors-proxy")
 """Endpoints of one server that change it, or reach beyond it: for keys with the scope `admin`, and never without."""
+DASHBOARD, DASHBOARD_FILE = "/dashboard", "/dashboard/{file}"
+"""The page: everybody may load it, since there is no data in it."""
+DASHBOARD_DATA = ("/dashboard/events", "/dashboard/actions")
+"""For keys with the scope `admin`. Without keys they see themselves to it who asks (`dashboard.guarding`)."""
 
 Need: TypeAlias = Scope | None
 
@@ -60,6 +64,8 @@ _NEEDS: dict[str, Need] = {
     METRICS: "metrics",
     FLEET: "metrics",
     **dict.fromkeys(ADMIN, "admin"),
+    **dict.fromkeys((DASHBOARD, DASHBOARD_FILE), None),
+    **dict.fromkeys(DASHBOARD_DATA, "admin"),
 }
 
 
@@ -75,7 +81,9 @@ def route_of(path: str) -> str:
         return "/v1/models/{model}"
     if path.startswith("/slots/"):
         return "/slots/{id}" if path.count("/") == 2 else OTHER
-    return path if path in _NEEDS else OTHER
+    if path in _NEEDS:
+        return path
+    return DASHBOARD_FILE if path.startswith("/dashboard/") and path.count("/") == 2 else OTHER
 
 
 def needed(route: str) -> Need:

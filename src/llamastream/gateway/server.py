@@ -169,6 +169,8 @@ class GatewayServer:
             return
         if not server.should_exit:
             server.should_exit = True
+            for call in self.guard.on_stop:
+                call()
             loop = asyncio.get_running_loop()
             self._last_call = loop.call_later(self.settings.drain_timeout, self._end_requests)
         else:

@@ -188,6 +188,20 @@ class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             extra={"flags": ["--cors-origin"]},
         ),
     ] = ()
+    dashboard: Annotated[
+        bool,
+        Meta(
+            description="A page at /dashboard that shows how everything is: for keys with the scope admin, or, without "
+            "keys, for this machine only."
+        ),
+    ] = True
+    dashboard_actions: Annotated[
+        bool,
+        Meta(
+            description="Let the dashboard drain and restart servers also where there are no API keys: for every user "
+            "of this machine."
+        ),
+    ] = False
     tls_cert_file: Annotated[
         str | None, Meta(description="PEM file of the gateway's certificate, with the chain; unset: no TLS.")
     ] = None
