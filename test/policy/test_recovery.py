@@ -222,6 +222,7 @@ KINDS: dict[str, str] = {
     "EngineMemoryError": "final",
     "EngineCrashedError": "final",
     "EngineStartTimeoutError": "final",
+    "BenchError": "final",
 }
 
 
