@@ -15,7 +15,8 @@ BENCH := .venv-bench
 BENCH_LOCK := benchmarks/requirements.txt
 
 .PHONY: help setup demo chat serve check test test-all test-langchain test-crewai test-sdks docs lint types format picture \
-  llama-server lock wheel clean bench bench-client bench-recovery bench-crewai bench-fleet bench-gateway bench-routing bench-load faults faults-fleet soak
+  llama-server lock wheel clean bench bench-client bench-recovery bench-crewai bench-fleet bench-gateway bench-routing \
+  bench-dashboard bench-load faults faults-fleet soak
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -83,7 +84,7 @@ $(CREWAI)/.ready: pyproject.toml $(CREWAI_LOCK) scripts/find_python.sh
 $(SDKS)/.ready: pyproject.toml $(SDKS_LOCK) scripts/find_python.sh
 	$(call own,$(SDKS),$(SDKS_LOCK))
 
-bench: bench-client bench-recovery bench-crewai bench-fleet bench-gateway bench-routing bench-load ## All benchmarks
+bench: bench-client bench-recovery bench-crewai bench-fleet bench-gateway bench-routing bench-dashboard bench-load ## All benchmarks
 
 bench-client: $(BENCH)/.ready ## What streaming costs, beside other clients: make bench-client ARGS=--quick
 	@$(BENCH)/bin/python benchmarks/client.py $(ARGS)
@@ -99,6 +100,9 @@ bench-gateway: $(READY) ## What the gateway costs, beside nginx, HAProxy and Fas
 
 bench-routing: $(READY) ## Who waits how long for a first token, by how requests are routed
 	@$(BIN)/python benchmarks/routing.py $(ARGS)
+
+bench-dashboard: $(READY) ## What the dashboard costs the gateway
+	@$(BIN)/python benchmarks/dashboard.py $(ARGS)
 
 bench-load: $(READY) ## What the load generator of `llamastream bench` costs
 	@$(BIN)/python benchmarks/load_generator.py $(ARGS)

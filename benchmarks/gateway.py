@@ -40,7 +40,11 @@ BEGIN, END = "<!-- gateway: begin -->", "<!-- gateway: end -->"
 
 FASTAPI = """
 import sys
-import httpx, uvicorn
+import uvicorn
+try:
+    import httpx
+except ImportError:
+    import httpx2 as httpx
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 app = FastAPI()
@@ -172,7 +176,8 @@ def available() -> list[str]:
     names = ["direct", "llamastream"]
     names += ["nginx"] if program("nginx") else []
     names += ["HAProxy"] if program("haproxy") else []
-    names += ["FastAPI + httpx"] if importlib.util.find_spec("fastapi") and importlib.util.find_spec("httpx") else []
+    found = {name for name in ("fastapi", "httpx", "httpx2") if importlib.util.find_spec(name)}
+    names += ["FastAPI + httpx"] if "fastapi" in found and len(found) > 1 else []
     names += ["LiteLLM"] if litellm() else []
     return names
 
