@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from llamastream.alerts.settings import AlertSettings
 from llamastream.bench.settings import BenchSettings
+from llamastream.bench.tune.settings import TuneSettings
 from llamastream.cli.options import secret_flag
 from llamastream.engine import EngineOptions
 from llamastream.fleet.settings import FleetSettings
@@ -76,6 +77,12 @@ The fields of `AlertSettings`: what `llamastream serve` watches, and whom it tel
 which stands for what that file holds. [The page on alerts](alerts.md) shows them at work.
 """
 
+TUNE = """
+## Tuning
+
+The fields of `TuneSettings`, and options of `llamastream tune`. [Its page](tune.md) shows them at work.
+"""
+
 MODELS = """
 ## Models
 
@@ -98,6 +105,8 @@ def page() -> str:
         + table(BenchSettings)
         + ALERTS
         + table(AlertSettings)
+        + TUNE
+        + table(TuneSettings)
         + MODELS
     )
 

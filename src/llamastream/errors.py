@@ -262,3 +262,7 @@ class EngineStartTimeoutError(EngineError):
 
 class BenchError(LlamaStreamError):
     """A measurement could not be made, or a baseline neither read nor written."""
+
+
+class TrialFailedError(BenchError):
+    """Settings with which nothing could be measured: the server did not start, died, hung or refused."""

@@ -102,7 +102,7 @@ class Measurement:
             body["ignore_eos"] = True
         self._asker = Asker(client, body, settings.model_name)
         if not self._workload.prompts:
-            calibration = await _calibrate(self._asker)
+            calibration = await calibration_of(self._asker)
             self._workload = msgspec.structs.replace(self._workload, calibration=calibration)
 
     async def lap(self, load: Load, repeat: int) -> None:
@@ -227,7 +227,7 @@ def workload_of(settings: BenchSettings) -> Workload:
     )
 
 
-async def _calibrate(asker: Asker) -> Calibration:
+async def calibration_of(asker: Asker) -> Calibration:
     """Ask for one token twice, and see how long the prompts were.
 
     Raises:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-from llamastream.bench.compare import Comparison
+from llamastream.bench.compare import Comparison, Finding
 from llamastream.bench.report import LoadResult, Report
 from llamastream.bench.samples import Lap
 from llamastream.bench.statistics import percentile
@@ -38,12 +38,7 @@ figure { margin: 0; background: var(--box); border-radius: .5rem; padding: .8rem
 
 def html_page(report: Report, laps: Sequence[Lap], comparison: Comparison | None = None) -> str:
     """The whole page."""
-    parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>llamastream bench, {escape(report.created)}</title><style>{_PAGE_STYLE}{STYLE}</style></head><body>",
-        f"<h1>llamastream bench: {escape(report.server.model or 'a server')}</h1>",
-    ]
+    parts = []
     if report.interrupted:
         parts.append('<p class="bad">The measurement was broken off; this is what there was of it.</p>')
     parts += [f"<p>Note: {escape(note)}</p>" for note in report.notes]
@@ -62,7 +57,33 @@ def html_page(report: Report, laps: Sequence[Lap], comparison: Comparison | None
         parts += _measures(result)
     parts += ["<h2>What it depends on</h2><dl>"]
     parts += [f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts(report)]
-    return "\n".join([*parts, "</dl></body></html>", ""])
+    heading = f"llamastream bench: {report.server.model or 'a server'}"
+    return document(f"llamastream bench, {report.created}", heading, [*parts, "</dl>"])
+
+
+def document(title: str, heading: str, parts: Iterable[str]) -> str:
+    """A whole page of parts that are HTML already; title and heading are text."""
+    head = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(title)}</title><style>{_PAGE_STYLE}{STYLE}</style></head><body>",
+        f"<h1>{escape(heading)}</h1>",
+    ]
+    return "\n".join([*head, *parts, "</body></html>", ""])
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A table of text."""
+    cells = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
+    yield f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>'
+    for row in rows:
+        yield f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
+    yield "</tbody></table></div>"
+
+
+def figure(title: str, drawing: str) -> str:
+    """A chart with its title; "" if there is nothing to show."""
+    return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}</figure>" if drawing else ""
 
 
 def _overview(results: Sequence[LoadResult]) -> Iterator[str]:
@@ -92,32 +113,27 @@ def _measures(result: LoadResult) -> Iterator[str]:
 def _compared(comparison: Comparison) -> Iterator[str]:
     style = ' class="bad"' if comparison.regressions else ""
     yield f"<h2>Against the baseline</h2><p{style}>{escape(comparison.summary)}</p>"
-    yield '<div class="wide"><table><thead><tr>'
-    yield "".join(f'<th scope="col">{title}</th>' for title in ("load", "measure", "before", "now", "slower by", ""))
-    yield "</tr></thead><tbody>"
-    for finding in comparison.findings:
-        cells: tuple[str, ...] = (
-            finding.load,
-            finding.measure.replace("_", " "),
-            shown(finding.measure, finding.before),
-        )
-        cells += (shown(finding.measure, finding.now), finding.change, finding.verdict)
-        yield f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
-    yield "</tbody></table></div>"
+    titles = ("load", "measure", "before", "now", "slower by", "")
+    yield from table(titles, map(_finding, comparison.findings))
+
+
+def _finding(finding: Finding) -> tuple[str, ...]:
+    values = (shown(finding.measure, value) for value in (finding.before, finding.now))
+    return (finding.load, finding.measure.replace("_", " "), *values, finding.change, finding.verdict)
 
 
 def _figures(report: Report, laps: Sequence[Lap]) -> Iterator[str]:
     names = tuple(result.label for result in report.loads)
     loads = Axis("load", categories=names)
     latencies = [_over_loads(report.loads, "time_to_first_token", key, f"{key[1:]} %") for key in ("p50", "p95", "p99")]
-    yield _figure("Time to first token", chart("Time to first token by load", loads, _MILLISECONDS, latencies))
+    yield figure("Time to first token", chart("Time to first token by load", loads, _MILLISECONDS, latencies))
     speeds = [
         _over_loads(report.loads, "total_tokens_per_second", "mean", "in total"),
         _over_loads(report.loads, "tokens_per_second", "p50", "of one stream"),
     ]
     speed = Axis("tokens per second", show="{:,.0f}".format)
-    yield _figure("Tokens per second", chart("Tokens per second by load", loads, speed, speeds))
-    yield _figure(
+    yield figure("Tokens per second", chart("Tokens per second by load", loads, speed, speeds))
+    yield figure(
         "Inter-token latency",
         chart(
             "Inter-token latency: share of gaps that are no longer",
@@ -126,17 +142,13 @@ def _figures(report: Report, laps: Sequence[Lap]) -> Iterator[str]:
             [series for name in names if (series := _distribution(name, laps)) is not None],
         ),
     )
-    yield _figure(
+    yield figure(
         "Each request, over time",
         chart("End-to-end time of each request", Axis("seconds"), _MILLISECONDS, [_dots(name, laps) for name in names]),
     )
 
 
 _MILLISECONDS = Axis("milliseconds", show="{:,g}".format)
-
-
-def _figure(title: str, drawing: str) -> str:
-    return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}</figure>" if drawing else ""
 
 
 def _over_loads(results: Sequence[LoadResult], measure: str, key: str, name: str) -> Series:

@@ -24,6 +24,7 @@ _HOME = {
     "reload": "control",
     "stop": "control",
     "bench": "bench",
+    "tune": "tune",
     "check": "check",
     "config": "config",
     "keys": "keys",
@@ -68,7 +69,7 @@ def _app_of(name: str) -> typer.Typer:
     if isinstance(found, typer.Typer):
         return found
     single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    if name in ("serve", "bench"):
+    if name in ("serve", "bench", "tune"):
         from llamastream.cli.options import GroupedCommand
 
         single.command(name, cls=GroupedCommand, context_settings=_RAW if name == "serve" else None)(found)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from llamastream.alerts.settings import AlertSettings
 from llamastream.bench.settings import BenchSettings
+from llamastream.bench.tune.settings import TuneSettings
 from llamastream.cli.options import unknown_variables
 from llamastream.cli.screen import print_json
 from llamastream.engine import EngineOptions
@@ -30,6 +31,7 @@ GROUPS: dict[str, type[Struct]] = {
     "gateway": GatewaySettings,
     "bench": BenchSettings,
     "alerts": AlertSettings,
+    "tune": TuneSettings,
 }
 
 

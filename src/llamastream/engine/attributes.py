@@ -67,6 +67,8 @@ SWITCHES: dict[str, Callable[[str], list[Setting]]] = {
     "--ignore-eos": _switch("sampling.ignore_eos", True),
     "--jinja": _switch("use_jinja", True),
     "--no-jinja": _switch("use_jinja", False),
+    "--kv-unified": _switch("kv_unified", True),
+    "--no-kv-unified": _switch("kv_unified", False),
     "--mlock": _switch("load_mode", _LOAD_MODES["mlock"]),
     "--mmap": _switch("load_mode", _LOAD_MODES["mmap"]),
     "--no-mmap": _switch("load_mode", _LOAD_MODES["none"]),
@@ -159,7 +161,8 @@ ALIASES = {
     "--temperature": "--temp", "--typical-p": "--typical", "-sps": "--slot-prompt-similarity", "-v": "--verbose",
     "--log-verbose": "--verbose", "-lv": "--verbosity", "--log-verbosity": "--verbosity", "--embedding": "--embeddings",
     "--webui": "--ui", "--no-webui": "--no-ui", "-ctxcp": "--ctx-checkpoints", "--swa-checkpoints": "--ctx-checkpoints",
-    "-nr": "--no-repack", "-fit": "--fit", "-sp": "--special", "--rerank": "--reranking",
+    "-nr": "--no-repack", "-fit": "--fit", "-sp": "--special", "--rerank": "--reranking", "-kvu": "--kv-unified",
+    "-no-kvu": "--no-kv-unified",
 }  # fmt: skip
 
 # the embedded engine writes text, which becomes records all the same: these change nothing that one could see

@@ -1,0 +1,1 @@
+"""What settings are best here: candidates, trials, the search, and what it found."""
