@@ -9,10 +9,9 @@ should be better; those join the next round. Nothing is drawn but first rounds, 
 from __future__ import annotations
 
 import math
-import operator
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations, islice, product, zip_longest
 from typing import Any, TypeAlias
 
@@ -91,6 +90,8 @@ class Halving:
         self.failed: set[Candidate] = set()
         self._allowed = allowed
         self._scores: dict[Candidate, list[tuple[float, int]]] = {}
+        self._failures: Counter[tuple[Any, ...]] = Counter()
+        self._worked: set[tuple[Any, ...]] = set()
         self._round = 0
         self._chance = random.Random(seed)
         defaults = tuple(dimension.values[0] for dimension in self.space)
@@ -111,7 +112,7 @@ class Halving:
         while True:
             while self._waiting:
                 candidate = self._waiting.pop(0)
-                if candidate not in self.failed and not self._broken()(candidate):
+                if candidate not in self.failed and not self._broken(candidate):
                     return Trial(candidate, self._round, self.plan.rounds[self._round][1])
             if self._round + 1 >= len(self.plan.rounds):
                 return None
@@ -127,7 +128,9 @@ class Halving:
         if score is None:
             self.failed.add(trial.candidate)
             self._scores.pop(trial.candidate, None)
+            self._failures.update(_parts_of(trial.candidate))
         else:
+            self._worked.update(_parts_of(trial.candidate))
             self._scores.setdefault(trial.candidate, []).append((math.log(score), trial.effort))
 
     def best(self, count: int) -> list[Candidate]:
@@ -177,27 +180,30 @@ class Halving:
     def _fresh(self, count: int) -> list[Candidate]:
         """Combinations that nobody has tried: by turns the most promising of all, and of those that differ from the
         best in one value, since the best may owe its place to something that is no sum."""
-        promising = list(self._promising())
-        leaders = self.best(1)
-        near = [one for one in promising if leaders and sum(map(operator.ne, one, leaders[0])) == 1]
-        turns = (one for pair in zip_longest(promising[:count], near[:count]) for one in pair if one is not None)
+        effects = self._effects()
+        everything = islice(product(*(dimension.values for dimension in self.space)), MOST_COMBINATIONS)
+        best = self.best(1)
+        promising = islice(self._promising(everything, effects), count)
+        near = islice(self._promising(self._neighbours(best[0]) if best else (), effects), count)
+        turns = (one for pair in zip_longest(promising, near) for one in pair if one is not None)
         return list(islice(dict.fromkeys(turns), count))
 
-    def _promising(self) -> Iterator[Candidate]:
-        """Combinations that nobody has tried, the most promising first."""
-        effects = self._effects()
+    def _neighbours(self, candidate: Candidate) -> Iterator[Candidate]:
+        for place, dimension in enumerate(self.space):
+            for value in dimension.values:
+                yield (*candidate[:place], value, *candidate[place + 1 :])
+
+    def _promising(self, among: Iterable[Candidate], effects: Sequence[dict[Any, float]]) -> Iterator[Candidate]:
+        """Those that nobody has tried, the most promising first."""
 
         def promise(candidate: Candidate) -> float:
             return sum(effects[place].get(value, -math.inf) for place, value in enumerate(candidate))
 
-        broken = self._broken()
-        all_of_them = islice(product(*(dimension.values for dimension in self.space)), MOST_COMBINATIONS)
-        ranked = sorted(((promise(candidate), candidate) for candidate in all_of_them), key=lambda pair: -pair[0])
-        for promised, candidate in ranked:
+        for promised, candidate in sorted(((promise(one), one) for one in among), key=lambda pair: -pair[0]):
             if promised == -math.inf:
                 return
             new = candidate not in self._scores and candidate not in self.failed and self._allowed(candidate)
-            if new and not broken(candidate):
+            if new and not self._broken(candidate):
                 yield candidate
 
     def _effects(self) -> list[dict[Any, float]]:
@@ -222,15 +228,16 @@ class Halving:
                 known[dimension.values[0]] += PLAIN
         return effects
 
-    def _broken(self) -> Callable[[Candidate], bool]:
-        """Whether a candidate has a value, or two values together, that have failed several times and never worked."""
+    def _broken(self, candidate: Candidate) -> bool:
+        """Whether it has a value, or two values together, that have failed several times and never worked."""
+        if not self.failed:
+            return False
+        return any(
+            self._failures[part] >= _BROKEN[len(part)] and part not in self._worked for part in _parts_of(candidate)
+        )
 
-        def parts(candidate: Candidate) -> Iterator[tuple[Any, ...]]:
-            values = list(enumerate(candidate))
-            yield from ((value,) for value in values)
-            yield from combinations(values, 2)
 
-        failed = Counter(part for candidate in self.failed for part in parts(candidate))
-        worked = {part for candidate in self._scores for part in parts(candidate)} if failed else set()
-        broken = {part for part, count in failed.items() if count >= _BROKEN[len(part)] and part not in worked}
-        return lambda candidate: bool(broken) and not broken.isdisjoint(parts(candidate))
+def _parts_of(candidate: Candidate) -> Iterator[tuple[Any, ...]]:
+    values = list(enumerate(candidate))
+    yield from ((value,) for value in values)
+    yield from combinations(values, 2)

@@ -33,8 +33,8 @@ from llamastream.engine import EngineOptions
 from llamastream.engine.resolve import check_model, resolve
 from llamastream.errors import SettingError, TrialFailedError
 
-REQUEST_SHARE = 1 / 60
-"""Of the budget: a request that takes longer is made shorter."""
+REQUEST_SHARE = 1 / 30
+"""Of the budget: where the requests of a trial take longer, one after the other, they are made shorter."""
 LEAST_TOKENS = 8
 FINAL_SHARE = 0.4
 """Of the budget: for the final."""
@@ -180,7 +180,8 @@ class Search:
     async def _run(self) -> None:
         seen = await trials.survey(self._defaults.options, self._work, self._seconds)
         self._engine = seen.engine
-        scale = min(1.0, self._seconds * REQUEST_SHARE / seen.request) if seen.request else 1.0
+        whole = seen.request * self._work.requests
+        scale = min(1.0, self._seconds * REQUEST_SHARE / whole) if whole else 1.0
         self._work = msgspec.structs.replace(
             self._work,
             calibration=seen.calibration,
@@ -273,7 +274,7 @@ class Search:
         if not self._costs.known:
             return left
         expected = self._costs.of(effort)
-        return min(max(LEAST_PATIENCE, expected * PATIENCE), left + max(expected, 1.0))
+        return min(max(LEAST_PATIENCE, expected * PATIENCE), left + max(expected, LEAST_PATIENCE / 3))
 
     def _tell(self, tried: Tried) -> None:
         self.tried.append(tried)

@@ -51,6 +51,11 @@ class Work(Struct, frozen=True):
     calibration: Calibration = Calibration()
 
     @property
+    def requests(self) -> int:
+        """How many a trial sends at the least."""
+        return (self.goal != "throughput") * ONE_AT_A_TIME + (self.goal != "latency") * self.at_once
+
+    @property
     def workload(self) -> Workload:
         """Where its requests come from."""
         prompt, output = Lengths(self.prompt, self.prompt), Lengths(self.output, self.output)

@@ -72,7 +72,7 @@ def signed_rank(count: int, level: float) -> int | None:
         below += number
         if below > tail:
             break
-        found = total + 1
+        found = total
     return found
 
 
