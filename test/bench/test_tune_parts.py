@@ -148,7 +148,7 @@ def result_of(*streams: float, wished: float | None = None, path: str = "/models
             output_tokens=8, defaults=figures(stream / 1.1), best=figures(stream),
             chosen={"model": path.format(number), "threads": 2, "gpu": True, "extra_args": ("--flash-attn", "on")},
             chosen_words="threads=2", gain=Gain(0.1, 0.05, 0.15, 8),
-            tried=(Tried("threads=2", "search", 0, 1, 0.5, figures(stream)), Tried("x", "search", 0, 1, 2, None, "<b>")),
+            tried=(Tried("threads=2", "search", 0, 1, 1, figures(stream)), Tried("x", "search", 0, 1, 2, reason="<b>")),
             finalists=(Finalist("threads=2", stream, Gain(0.1, 0.05, 0.15, 8)),), seconds=10.0,
         )
         for number, stream in enumerate(streams)

@@ -114,7 +114,8 @@ def server_of_ours(before: set[int]) -> psutil.Process | None:
     """The server that has been started since; its parent, the guard, must live to clean up."""
     for child in children():
         with contextlib.suppress(psutil.Error):
-            if child.pid not in before and "child.py" in " ".join(child.cmdline()) and not child.children():
+            words = " ".join(child.cmdline())
+            if child.pid not in before and "child.py" in words and "guard" not in words:
                 return child
     return None
 
@@ -149,7 +150,8 @@ def test_a_server_that_hangs_or_is_killed_costs_one_trial(
         over.set()
         threads[0].join()
     nobody_left()
-    assert [number for number, tried in enumerate(found.tried) if tried.figures is None] == [1]
+    assert found.tried[1].figures is None
+    assert any(tried.figures for tried in found.tried[2:])
     assert says in found.tried[1].reason
     assert trials.count(found.tried[1].settings) == 1
 

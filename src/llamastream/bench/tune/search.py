@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from llamastream.bench.halving import Candidate, Dimension, Halving, Plan, Trial, plan_for
-from llamastream.bench.statistics import median
+from llamastream.bench.statistics import percentile
 from llamastream.bench.tune import trial as trials
 from llamastream.bench.tune.result import Finalist, ModelResult, Tried
 from llamastream.bench.tune.settings import TuneSettings
@@ -44,6 +44,8 @@ LAP_SHARE = 1 / 200
 """Of the budget: the shortest lap that is worth a start."""
 MOST_UNIT = 64
 """Times that the least work is done in a lap."""
+QUICK = 0.25
+"""Share of the trials that take less than what is planned with: one slow start must not make the search a short one."""
 WORTHWHILE = 8
 """Candidates for which it is worth while to begin anew."""
 PATIENCE, LEAST_PATIENCE = 4.0, 15.0
@@ -76,12 +78,12 @@ class Costs:
     @property
     def start(self) -> float:
         """The start, the warm-up, the end."""
-        return median(self._starts)
+        return percentile(sorted(self._starts), QUICK)
 
     @property
     def lap(self) -> float:
         """An effort of 1."""
-        return median(self._laps)
+        return percentile(sorted(self._laps), QUICK)
 
     def of(self, effort: int) -> float:
         """A whole trial."""
@@ -204,7 +206,7 @@ class Search:
         """Halvings until the time is over, the first in half of it: then it is better known what trials cost."""
         most = math.prod(len(dimension.values) for dimension in self._space)
         halving: Halving | None = None
-        while halving is None or self._plan((end - monotonic()) / 2, most).rounds[0][0] > 1:
+        while halving is None or self._plan(end - monotonic(), most).rounds[0][0] > 1:
             left = end - monotonic()
             plan = self._plan(left / 2, most)
             if plan.rounds[0][0] < WORTHWHILE:
