@@ -80,7 +80,9 @@ def test_one_disturbed_pair_does_not_hide_a_gain() -> None:
 
 def test_of_one_pair_nothing_is_clear() -> None:
     gain = gain_of([1.0], [2.0])
-    assert (gain.value, gain.low, gain.clear) == (pytest.approx(1.0), None, False)
+    assert gain.value == pytest.approx(1.0)
+    assert gain.low is None
+    assert not gain.clear
 
 
 # -- what is tried ------------------------------------------------------------------------------------------

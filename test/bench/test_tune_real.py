@@ -21,6 +21,7 @@ from llamastream.bench.tune.models import tune
 from llamastream.bench.tune.result import ModelResult, Tried
 from llamastream.bench.tune.search import DEFAULTS, Search, Watcher
 from llamastream.bench.tune.settings import TuneSettings
+from llamastream.bench.tune.space import AUTO_SLOTS
 from llamastream.bench.tune.writing import write_settings
 from llamastream.engine import EngineOptions, launch
 from llamastream.engine.machine import cores
@@ -178,12 +179,12 @@ def broken_off(model: str, when: Callable[[Tried], bool]) -> ModelResult:
 
 
 def test_broken_off_it_gives_the_best_so_far_and_leaves_no_process(model: str, nobody_left: Callable[[], None]) -> None:
-    found = broken_off(model, lambda tried: tried.part == "search" and tried.round == 1)
+    found = broken_off(model, lambda tried: tried.part == "defaults")
     nobody_left()
     assert found.interrupted
-    assert found.finalists
-    assert found.finalists[0].gain is None
-    assert "no time to compare" in found.verdict
+    assert all(one.gain is None for one in found.finalists)
+    assert len(found.tried) >= 1
+    assert found.defaults.score > 0
     assert found.chosen_words == DEFAULTS
 
 
@@ -230,5 +231,5 @@ def test_the_defaults_are_those_that_a_server_chooses_by_itself(model: str) -> N
     assert threads is not None, text
     assert slots is not None, text
     assert int(threads[1]) == cores().physical
-    assert int(slots[1]) == searching.AUTO_SLOTS
+    assert int(slots[1]) == AUTO_SLOTS
     assert re.search(r"kv_unified\s*= true|n_parallel is set to auto.*kv_unified = true", text), text

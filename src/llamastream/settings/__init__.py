@@ -7,9 +7,9 @@ help text, the bounds are the checks. A field's flag is `--its-name`, its TOML k
 `check`: a function of a value and its source that raises a `SettingError` which names both, for what bounds cannot say.
 
 Order of precedence: command line (or arguments), environment, file, defaults. The file is TOML with one table for each
-group (`[client]`, `[serve]`, `[fleet]`, `[gateway]`, `[alerts]`, `[bench]`, `[tune]`), and one for each model that `serve`
-runs (`[models.NAME]`): the one that LLAMASTREAM_CONFIG names, else `llamastream/config.toml` in the user's configuration
-directory. None is read from the working directory, which may be a stranger's.
+group (`[client]`, `[serve]`, `[fleet]`, `[gateway]`, `[alerts]`, `[bench]`, `[tune]`), and one for each model that
+`serve` runs (`[models.NAME]`): the one that LLAMASTREAM_CONFIG names, else `llamastream/config.toml` in the user's
+configuration directory. None is read from the working directory, which may be a stranger's.
 """
 
 from __future__ import annotations
