@@ -26,7 +26,7 @@ PLAN = Plan(((32, 1), (16, 2), (8, 4)))
 
 
 def impossible(candidate: Candidate) -> bool:
-    return candidate[4] == "off" and candidate[5] == "q8_0"
+    return candidate[4:6] == ("off", "q8_0")
 
 
 def landscape(seed: int, together: float) -> Callable[[Candidate], float]:

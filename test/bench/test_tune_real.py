@@ -191,7 +191,7 @@ def test_broken_off_it_gives_the_best_so_far_and_leaves_no_process(model: str, n
 def test_of_several_models_the_smaller_need_not_be_measured(model: str, tmp_path: Path) -> None:
     larger = tmp_path / "larger.gguf"
     write_large_model(larger, width=192, layers=2, context=1024)
-    settings = msgspec.structs.replace(SMALL, budget=10, min_tokens_per_second=1.0, goal="latency")
+    settings = msgspec.structs.replace(SMALL, budget=30, min_tokens_per_second=1.0, goal="latency")
     result = run(lambda: tune([model, str(larger)], EMBEDDED, settings))
     assert result.wanted == str(larger)
     assert result.skipped == (model,)
@@ -232,4 +232,4 @@ def test_the_defaults_are_those_that_a_server_chooses_by_itself(model: str) -> N
     assert slots is not None, text
     assert int(threads[1]) == cores().physical
     assert int(slots[1]) == AUTO_SLOTS
-    assert re.search(r"kv_unified\s*= true|n_parallel is set to auto.*kv_unified = true", text), text
+    assert re.search(r"kv_unified = '?true", text), text
