@@ -132,3 +132,15 @@ class Break:
         self.fruitless = 0
         self.loading_since: float | None = None
         self.plan: AttemptKind = "restart"
+
+
+def common_prefix(one: str, other: str) -> int:
+    """How many characters two texts begin with in common."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[:middle] == other[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

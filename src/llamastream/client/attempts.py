@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import Struct
 
 from llamastream.client import endpoints
-from llamastream.client.attempt import Attempt, AttemptKind, Break, Errand, Generation
+from llamastream.client.attempt import Attempt, AttemptKind, Break, Errand, Generation, common_prefix
 from llamastream.client.servers import PROBE_TIMEOUT, Server
 from llamastream.client.state import ClientState
 from llamastream.client.whole import WholeOnly
@@ -28,7 +28,8 @@ from llamastream.errors import (
     StreamDivergedError,
     ToolsUnsupportedError,
 )
-from llamastream.policy.recovery import Case, PlanKind, RecoveryOptions, classify, plan
+from llamastream.policy.recovery import Case, PlanKind, RecoveryOptions, classify, plan, same_report
+from llamastream.protocol.failures import reported
 from llamastream.protocol.journal import Journal, repetition, token_limit, with_seed
 from llamastream.protocol.requests import CHAT_PATH, GenerationRequest
 from llamastream.protocol.resume import Resumed
@@ -80,6 +81,7 @@ class AttemptPlanner:
         whole_only: WholeOnly | None = None,
         prefer: Server | None = None,
     ) -> None:
+        """`prefer`: the server of the first attempt."""
         seeded = request
         if recovery.mode == "full" and repetition(request) != "no":
             seeded = with_seed(request, int(random() * 2**31))
@@ -98,6 +100,8 @@ class AttemptPlanner:
         self._recovery = recovery
         self._state = state
         self._servers = state.servers
+        self._reported: tuple[str, int] | None = None  # the last error event, and what the caller had then
+        self._same = 0  # how often in a row it came
         self._failed_on: set[Server] = set()
         self._refused_by: set[Server] = set()  # servers that would not continue this answer
         self._script: Script | None = None
@@ -110,6 +114,21 @@ class AttemptPlanner:
     def server(self) -> Server:
         """The server of the attempt; before the first, the one that is listed first."""
         return self.attempt.generation.server if self.attempt is not None else self._servers.all[0]
+
+    @property
+    def wants_slot(self) -> bool:
+        """The next attempt begins a generation, since the server of the one before failed it."""
+        if self.ready or self._script is not None or self.attempt is None:
+            return False
+        if self.broken is not None:
+            return self.broken.plan not in ("reattach", "finish")
+        return self.server in self._failed_on
+
+    def go_to(self, server: Server | None, waited: float) -> None:
+        """The next attempt goes there, after so many seconds in line, which are not the server's fault."""
+        self._prefer = server
+        if self.broken is not None:
+            self.broken.at += waited
 
     def _repeats(self, server: Server) -> bool:
         """Whether a broken answer is repeated and compared, rather than continued."""
@@ -190,7 +209,7 @@ class AttemptPlanner:
     def _choose(self) -> Generator[Errand, Any, Server]:
         failed = set(self._failed_on) if self.broken is None else self.broken.tried
         for _ in range(len(self._servers)):
-            prefer, self._prefer = self._prefer, None  # for the first attempt alone
+            prefer, self._prefer = self._prefer, None  # for one attempt alone
             server, probe = self._servers.choose(self._now, failed, prefer)
             if not probe:
                 return server
@@ -225,7 +244,7 @@ class AttemptPlanner:
             after = yield Errand(server, endpoints.apply_template(journal.begun_message(), extra), COUNT_TIMEOUT)
         if before is None or after is None:
             return _Count(pieces, pieces)
-        same = _common_prefix(before, after)
+        same = common_prefix(before, after)
         count = 0
         for text, sign in ((after[same:], 1), (before[same:], -1)):
             if text:
@@ -320,6 +339,8 @@ class AttemptPlanner:
         attempt, broken = self.attempt, self.broken
         if isinstance(error, StreamDivergedError):
             self.journal.diverged = True
+        if isinstance(error, MidStreamError) and attempt is not None and attempt.kind != "reattach":
+            self._count_report(error)  # not what a generation that failed says once more
         if attempt is None or broken is None:
             return error
         generation = attempt.generation
@@ -340,6 +361,12 @@ class AttemptPlanner:
             return broken.error  # that server is no way back; what broke before is still to be mended
         return error
 
+    def _count_report(self, error: MidStreamError) -> None:
+        said, at = reported(error.body), self.journal.characters
+        same = self._reported is not None and same_report(self._reported, (said, at))
+        self._same = self._same + 1 if same else 1
+        self._reported = said, at
+
     def after_break(self, error: LlamaStreamError, now: float, silent_since: float) -> PlanKind:
         """How a stream of which the caller has a part, or all, goes on. `silent_since`: when content last came."""
         assert self.attempt is not None
@@ -353,7 +380,11 @@ class AttemptPlanner:
                 broken.at = now  # it is coming up: patience begins anew
         case = Case(
             self.journal.state(
-                held=generation.held, fruitless=broken.fruitless, seconds=now - broken.at, recoveries=self._mended
+                held=generation.held,
+                fruitless=broken.fruitless,
+                seconds=now - broken.at,
+                recoveries=self._mended,
+                reported=self._same if isinstance(error, MidStreamError) else 0,
             ),
             classify(error, elsewhere=self.elsewhere(now)),
             Capabilities(
@@ -378,15 +409,3 @@ class AttemptPlanner:
 def _refused(error: LlamaStreamError) -> bool:
     """Whether a server said no to a request, rather than failed at it."""
     return isinstance(error, ServerError) and not isinstance(error, MidStreamError) and error.status in _REFUSALS
-
-
-def _common_prefix(one: str, other: str) -> int:
-    """How many characters two texts begin with in common."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[:middle] == other[:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -91,16 +91,13 @@ class Servers:
 
     def choose(self, now: float, failed: Collection[Server] = (), prefer: Server | None = None) -> tuple[Server, bool]:
         """The server for the next attempt, and whether to probe it first: its breaker is half-open. `prefer`: the one
-        to take unless it is known to be away."""
+        to take, whoever decided that."""
         if self.stale:
             self._catch_up()
         if len(self.all) == 1:
             return self.all[0], False
         with self._lock:
-            if prefer is not None and prefer.routable and prefer.breaker.state(now) is not BreakerState.OPEN:
-                server = prefer
-            else:
-                server = self._best(now, failed)
+            server = self._best(now, failed) if prefer is None else prefer
             probe = server.breaker.state(now) is BreakerState.HALF_OPEN
             if probe:
                 server.breaker.probe(now, PROBE_TIMEOUT)

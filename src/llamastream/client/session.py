@@ -133,6 +133,11 @@ class StreamSession:
         return self._reading.exchange
 
     @property
+    def planner(self) -> AttemptPlanner:
+        """What plans the attempts."""
+        return self._planner
+
+    @property
     def server(self) -> Server:
         """The server of the attempt."""
         return self._planner.server

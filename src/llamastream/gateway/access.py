@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Protocol
 
 from llamastream.backends import BackendSource
-from llamastream.errors import UnavailableError
+from llamastream.errors import LlamaStreamError, UnavailableError
 from llamastream.events import GatewayListener
 from llamastream.gateway.keys import KeyRing, presented_key
 from llamastream.gateway.passage import broken_stream
@@ -65,10 +65,13 @@ class Access:
         except Exception as error:
             served.error = type(error).__name__
             logger.exception("request %s to %s failed", served.request_id, served.route)
-            if served.status:
-                raise  # the server closes the connection, which is all that can still be said
             message = "the gateway failed at this request; its log says why"
-            await respond(outgoing, 500, refusal(scope["path"], 500, message), [(b"connection", b"close")])
+            if not served.status:
+                await respond(outgoing, 500, refusal(scope["path"], 500, message), [(b"connection", b"close")])
+            elif outgoing.stream and not served.ended:
+                await self._break_off(scope["path"], outgoing, LlamaStreamError(message, status=500))
+            else:
+                raise  # the server closes the connection, which is all that can still be said
         finally:
             self._tell(served)
 
@@ -81,10 +84,16 @@ class Access:
             if not served.status:
                 await respond(outgoing, 503, refusal(path, 503, error.message), [(b"retry-after", b"1")])
             elif not served.ended:
-                if outgoing.stream:
-                    last = broken_stream(path, error, served.runner.events if served.runner is not None else 0)
-                    await outgoing({"type": "http.response.body", "body": last, "more_body": True})
-                await outgoing({"type": "http.response.body", "body": b"", "more_body": False})
+                await self._break_off(path, outgoing, error)
+
+    @staticmethod
+    async def _break_off(path: str, outgoing: _Outgoing, error: LlamaStreamError) -> None:
+        """End a response that has begun; a stream with an error as its last event."""
+        runner = outgoing.served.runner
+        if outgoing.stream:
+            last = broken_stream(path, error, runner.events if runner is not None else 0)
+            await outgoing({"type": "http.response.body", "body": last, "more_body": True})
+        await outgoing({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _tell(self, served: Served) -> None:
         if not self._listeners:

@@ -20,6 +20,8 @@ from llamastream.policy.scheduling import Scheduler, Ticket
 from llamastream.policy.speeds import Mean
 
 LONGEST_RETRY_AFTER = 120
+LONGEST_APART = 1.0
+"""Seconds for which a request does not go to a server that failed it, even if there is no other."""
 
 Sign = Callable[[], Awaitable[None]]
 
@@ -28,10 +30,11 @@ class Lease(Ticket):
     """A request in line, and then at work.
 
     Attributes:
-        server: where it is to go, None: whoever is best. id: that instance's. waited: seconds in line.
+        server: where it is to go, None: whoever is best. id: that instance's. waited: seconds before it began.
+        failures: servers that failed it, one after the other, since it last got something.
     """
 
-    __slots__ = ("_admission", "admitted_at", "first_token_at", "id", "server", "turn", "waited")
+    __slots__ = ("_admission", "admitted_at", "failures", "first_token_at", "id", "server", "turn", "waited")
 
     def __init__(self, admission: Admission, prompt: Prompt, key: str, weight: float, priority: Priority) -> None:
         super().__init__(prompt, key, weight, priority)
@@ -41,7 +44,13 @@ class Lease(Ticket):
         self.turn: asyncio.Future[None] | None = None
         self.waited = 0.0
         self.admitted_at = 0.0
+        self.failures = 0
         self.first_token_at: float | None = None
+
+    @property
+    def placed(self) -> bool:
+        """It has a slot."""
+        return self.instance >= 0
 
     def at(self, server: Server) -> None:
         """It is this server that works on it now."""
@@ -49,10 +58,15 @@ class Lease(Ticket):
             self._admission.moved(self, server)
 
     def begun(self) -> None:
-        """Its first token is there."""
+        """Its first token is there, or the first since a server failed it."""
+        self.failures = 0
         if self.first_token_at is None:
             self.first_token_at = monotonic()
-            self._admission.begun(self)
+        self._admission.begun(self)
+
+    async def again(self, sign: Sign | None, sign_every: float) -> None:
+        """See `Admission.again`."""
+        await self._admission.again(self, sign, sign_every)
 
 
 class Admission:
@@ -80,7 +94,7 @@ class Admission:
     @property
     def waiting(self) -> int:
         """Requests in line."""
-        return len(self.scheduler.line)
+        return self.scheduler.waiting
 
     @property
     def active(self) -> int:
@@ -122,6 +136,26 @@ class Admission:
         lease.waited = lease.admitted_at - now if lease.turn is not None else 0.0
         return lease
 
+    async def again(self, lease: Lease, sign: Sign | None, sign_every: float) -> None:
+        """The server of a request failed it: give back its slot, and wait for another, before all that have not begun.
+
+        Raises:
+            UnavailableError: no slot within the time. The request has none then.
+        """
+        self._take_over()
+        now = monotonic()
+        apart = min(LONGEST_APART, 0.1 * 2.0 ** min(lease.failures, 8)) if lease.failures else 0.0
+        breaker = None if lease.server is None else lease.server.breaker
+        if breaker is not None and breaker.state(now) is not BreakerState.CLOSED:
+            apart = max(apart, min(LONGEST_APART, (breaker.open_until or now) - now))
+        lease.failures += 1
+        lease.turn = None
+        self.scheduler.give_back(lease, now, apart)
+        self._dispatch()
+        if not lease.placed:
+            await self._turn(lease, now, sign, sign_every)
+        lease.admitted_at = monotonic()
+
     async def _turn(self, lease: Lease, began: float, sign: Sign | None, every: float) -> None:
         lease.turn = asyncio.get_running_loop().create_future()
         deadline = began + self._timeout
@@ -137,7 +171,7 @@ class Admission:
                 if sign is not None and deadline > monotonic():
                     await sign()
         except BaseException as error:
-            if lease.decision is not None:
+            if lease.placed:
                 self.leave(lease, Report(0.0))  # the turn came in the same moment: it is somebody else's now
             else:
                 self.scheduler.leave(lease)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from llamastream.types import (
+    ChoiceFinish,
+    LogprobsDelta,
     ReasoningDelta,
     StreamEnd,
     StreamEvent,
@@ -66,11 +69,18 @@ class Continuation:
         if fingerprint:
             self._common["system_fingerprint"] = fingerprint
         self._usage = usage
-        self._timings: Timings | None = None
-        self._counts: Usage | None = None
+        self._pending: dict[str, Any] | None = None
 
-    def write(self, item: StreamEvent) -> bytes:
-        """The event as bytes; b"" if there is nothing to write for it."""
+    def write(self, items: Iterable[StreamEvent]) -> bytes:
+        """What came of one read, as bytes. One chunk of the server may have made several events: they become one
+        again."""
+        out = bytearray()
+        for item in items:
+            out += self._write(item)
+        return bytes(out + self._flush())
+
+    def _write(self, item: StreamEvent) -> bytes:
+        """What is complete now that this event has come."""
         if isinstance(item, TextDelta):
             return self._delta(item.index, {"content": item.text} if self._chat else item.text)
         if isinstance(item, ReasoningDelta):
@@ -82,30 +92,55 @@ class Continuation:
             if item.name:
                 call["function"]["name"] = item.name
             return self._delta(item.index, {"tool_calls": [call]})
-        if isinstance(item, Timings):
-            self._timings = item
-        elif isinstance(item, Usage):
-            self._counts = item
+        if isinstance(item, LogprobsDelta):
+            return self._logprobs(item)
+        if isinstance(item, ChoiceFinish):
+            return self._choice(item.index, {} if self._chat else "", item.reason)
+        if isinstance(item, Usage):
+            return self._counts(item)
+        if isinstance(item, Timings) and self._pending is not None:
+            self._pending["timings"] = _timings(item)
         elif isinstance(item, StreamEnd):
-            return self._end(item)
+            return self._flush() + DONE
         return b""
 
-    def _delta(self, index: int, delta: Any) -> bytes:
-        choice: dict[str, Any] = {"finish_reason": None, "index": index}
-        choice["delta" if self._chat else "text"] = delta
-        return event({"choices": [choice], **self._common})
+    def _flush(self) -> bytes:
+        chunk, self._pending = self._pending, None
+        return b"" if chunk is None else event(chunk)
 
-    def _end(self, end: StreamEnd) -> bytes:
-        choice: dict[str, Any] = {"finish_reason": end.finish_reason, "index": 0}
-        choice["delta" if self._chat else "text"] = {} if self._chat else ""
-        last: dict[str, Any] = {"choices": [choice], **self._common}
-        if self._timings is not None:
-            last["timings"] = msgspec.structs.asdict(self._timings)
-        out = event(last)
-        counts = end.usage or self._counts
-        if self._usage and counts is not None:
-            out += event({"choices": [], **self._common, "usage": _usage(counts)})
-        return out + DONE
+    def _delta(self, index: int, delta: Any) -> bytes:
+        return self._choice(index, delta, None)
+
+    def _choice(self, index: int, delta: Any, finish_reason: str | None) -> bytes:
+        before = self._flush()
+        choice: dict[str, Any] = {"finish_reason": finish_reason, "index": index}
+        choice["delta" if self._chat else "text"] = delta
+        if not self._chat:
+            choice["logprobs"] = None
+        self._pending = {"choices": [choice], **self._common}
+        return before
+
+    def _logprobs(self, item: LogprobsDelta) -> bytes:
+        """They belong to the piece of text before them; of one that the client has, or that is held back because it is
+        no whole character yet, they come alone."""
+        choices = [] if self._pending is None else self._pending["choices"]
+        before = b""
+        known = choices[0] if choices else None
+        if known is None or known["index"] != item.index or known.get("logprobs") or known["finish_reason"]:
+            before = self._delta(item.index, {} if self._chat else "")
+        assert self._pending is not None
+        self._pending["choices"][0]["logprobs"] = item.logprobs
+        return before
+
+    def _counts(self, counts: Usage) -> bytes:
+        if not self._chat and self._pending is not None:
+            self._pending["usage"] = _usage(counts)  # always, and where the reason for the end is
+            return b""
+        if self._chat and not self._usage:
+            return b""
+        before = self._flush()
+        self._pending = {"choices": [], **self._common, "usage": _usage(counts)}
+        return before
 
 
 def _usage(counts: Usage) -> dict[str, Any]:
@@ -115,6 +150,17 @@ def _usage(counts: Usage) -> dict[str, Any]:
         "total_tokens": counts.prompt_tokens + counts.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": counts.cached_tokens},
     }
+
+
+def _timings(timings: Timings) -> dict[str, Any]:
+    """As llama-server writes them: with the time of one token, and without drafts where there were none."""
+    found: dict[str, Any] = msgspec.structs.asdict(timings)
+    for kind in ("prompt", "predicted"):
+        if tokens := found[f"{kind}_n"]:
+            found[f"{kind}_per_token_ms"] = found[f"{kind}_ms"] / tokens
+    if not timings.draft_n:
+        del found["draft_n"], found["draft_n_accepted"]
+    return found
 
 
 def error_type(status: int) -> str:

@@ -24,6 +24,8 @@ from llamastream.protocol.http1 import ResponseReader, build_request
 PASSED_ON = frozenset({"content-type", "retry-after"})
 """Headers of a server's answer that its client gets."""
 ATTEMPTS = 3
+RETURNS = 8
+"""Attempts of a request that waits in line before each of them, where its servers went away or are not up yet."""
 HIGH_WATER = 1 << 20
 """Bytes of a stream that wait for a client which reads too slowly, before its server is made to wait as well."""
 LARGEST_EVENT = 8 * 1024 * 1024
@@ -177,11 +179,9 @@ class Passage:
             LlamaStreamError: no server answered; if `began`, the answer broke off.
         """
         servers, lease = self._core.servers, self.lease
-        prefer = None if lease is None else lease.server
         failed: list[Server] = []
         while True:
-            server, _ = servers.choose(monotonic(), failed, prefer)
-            prefer = None
+            server, _ = servers.choose(monotonic(), failed, None if lease is None else lease.server)
             self.server = server
             if lease is not None:
                 lease.at(server)
@@ -193,12 +193,15 @@ class Passage:
                     raise  # it is the request's fault
                 servers.failed(server, monotonic(), certain=isinstance(error, ConnectionLostError))
                 failed.append(server)
-                if self._answered or len(failed) >= ATTEMPTS:
+                most = RETURNS if lease is not None and relay.comes_back(error) else ATTEMPTS
+                if self._answered or len(failed) >= most:
                     raise
-                if not servers.elsewhere(monotonic(), failed):
-                    await asyncio.sleep(0.25 * 2 ** len(failed))
             finally:
                 servers.ended(server, use)
+            if lease is not None:
+                await lease.again(self.sign if self._stream else None, relay.SIGN_OF_LIFE)
+            elif not servers.elsewhere(monotonic(), failed):
+                await asyncio.sleep(0.25 * 2 ** len(failed))
 
     async def _attempt(
         self, server: Server, method: str, path: str, body: bytes | None, headers: Sequence[tuple[bytes, bytes]]

@@ -19,6 +19,14 @@ from llamastream.client.apool import AsyncConnectionPool
 from llamastream.client.arunner import AsyncRunner
 from llamastream.client.core import ClientCore
 from llamastream.client.servers import Server
+from llamastream.client.session import StreamSession
+from llamastream.errors import (
+    ConnectError,
+    ConnectionLostError,
+    ConnectTimeoutError,
+    LlamaStreamError,
+    UnavailableError,
+)
 from llamastream.gateway.frames import WAITING, Continuation, chunk, unchunked
 from llamastream.protocol.http1 import ResponseReader
 from llamastream.protocol.requests import CHAT_PATH, GenerationRequest
@@ -28,6 +36,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 SIGN_OF_LIFE = 10.0
 """Seconds without anything to write, while a client waits for its first token, after which it gets a comment."""
+RETURNS = 3
+"""So many times a request of which its client has nothing goes back into the line, after its attempts failed."""
 BACKLOG = 1 << 20
 """Bytes that wait for a client which reads too slowly, before its server is made to wait as well."""
 
@@ -53,9 +63,21 @@ class Lease(Protocol):
     """A slot (see `gateway.admission.Lease`)."""
 
     server: Server | None
+    waited: float
 
+    @property
+    def placed(self) -> bool: ...
     def at(self, server: Server) -> None: ...
     def begun(self) -> None: ...
+    async def again(self, sign: Callable[[], Awaitable[None]] | None, sign_every: float) -> None: ...
+
+
+def comes_back(error: LlamaStreamError) -> bool:
+    """Whether a request of which its client has nothing yet goes back into the line: its server went away, or is not
+    up yet, so that the request was not the reason."""
+    if isinstance(error, UnavailableError):
+        return error.status == 503
+    return isinstance(error, ConnectError | ConnectTimeoutError | ConnectionLostError)
 
 
 class RawRequest(GenerationRequest, frozen=True):
@@ -90,6 +112,8 @@ class Relay(AsyncRunner):
         super().__init__(core, pools, request, timeouts)
         self.began = False
         self.lease: Lease | None = None
+        self._fault: Exception | None = None  # our own
+        self._returns = 0
         self._early = False
         self._sign: asyncio.TimerHandle | None = None
         self._send = send
@@ -112,20 +136,62 @@ class Relay(AsyncRunner):
             LlamaStreamError: what ended the stream; if `began`, it has to be told inside the response.
         """
         self._expect_silence()
-        lease = self.lease
-        if lease is not None:
-            self.prefer = lease.server
+        if self.lease is not None:
+            self.prefer = self.lease.server
         try:
-            more = True
-            while more:
-                more = await self.advance()
-                if lease is not None and self.session is not None:
-                    lease.at(self.session.server)
-                await self._write()
+            while True:
+                began = monotonic()
+                try:
+                    await self._answer()
+                    break
+                except LlamaStreamError as error:
+                    if not self._may_begin_anew(error):
+                        raise
+                await self._begin_anew(began)
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._direct = None
             self._expect_no_silence()
+
+    async def _answer(self) -> None:
+        lease = self.lease
+        more = True
+        while more:
+            more = await self.advance()
+            if self._fault is not None:
+                raise self._fault
+            if lease is not None and self.session is not None:
+                lease.at(self.session.server)
+            await self._write()
+
+    def _may_begin_anew(self, error: LlamaStreamError) -> bool:
+        session, lease = self.session, self.lease
+        if session is None or session.has_content or lease is None or not lease.placed or self._cancelled:
+            return False
+        return comes_back(error) and self._returns < RETURNS
+
+    async def _begin_anew(self, began: float) -> None:
+        """The client has nothing yet, and no server could be reached: back into the line, and all from the start."""
+        lease = self.lease
+        assert lease is not None
+        self._returns += 1
+        self._let_go(None)
+        await lease.again(self.sign, SIGN_OF_LIFE)
+        lease.waited += monotonic() - began
+        self.session, self.steady, self._exchange, self._direct = None, None, None, None
+        for held in (self.queue, self._held, self._out):
+            held.clear()
+        self.prefer = lease.server
+
+    async def _attempt(self, session: StreamSession, begin_at: float) -> None:
+        lease, planner = self.lease, session.planner
+        if lease is not None and planner.wants_slot and begin_at <= monotonic() and not self._cancelled:
+            # A generation begins: it takes its turn as everybody's does, where there is a slot.
+            began = monotonic()
+            self._let_go(None)
+            await lease.again(self.sign, SIGN_OF_LIFE)
+            planner.go_to(lease.server, monotonic() - began)
+        await super()._attempt(session, begin_at)
 
     async def sign(self) -> None:
         """The client hears that we are there; an error has to be told inside of the response from now on."""
@@ -146,14 +212,14 @@ class Relay(AsyncRunner):
         if session.next_attempt_at is not None and self._continuation is None and session.has_content:
             self._broke([])  # a clock ran out
         if self._continuation is not None:
-            while self.queue:
-                item = self.queue.popleft()
-                self._out += self._continuation.write(TextDelta(item) if isinstance(item, str) else item)
+            items = [TextDelta(item) if isinstance(item, str) else item for item in self.queue]
+            self.queue.clear()
+            self._out += self._continuation.write(items)
         else:
             self.queue.clear()  # their bytes are forwarded
         if session.ended and session.error is not None and not self.began:
             return  # it becomes a plain response
-        if session.has_content and self._sign is not None:
+        if session.has_content and self._sign is not None and session.planner.broken is None:
             self._expect_no_silence()
             if self.lease is not None:
                 self.lease.begun()
@@ -211,7 +277,10 @@ class Relay(AsyncRunner):
                 data = data[taken:]
                 if not data:
                     return
-        self._take_the_long_way(data)
+        try:
+            self._take_the_long_way(data)
+        except Exception as fault:  # noqa: BLE001 - as in `closed`
+            self._failed(fault)
 
     def _hand_through(self, direct: Callable[[bytes], object], data: bytes) -> None:
         """Write whole chunks as they are."""
@@ -250,6 +319,16 @@ class Relay(AsyncRunner):
         self._taken()
 
     def closed(self, error: OSError | None) -> None:
+        try:
+            self._closed(error)
+        except Exception as fault:  # noqa: BLE001 - nobody but the reader could tell the client
+            self._failed(fault)
+
+    def _failed(self, fault: Exception) -> None:
+        self._fault = fault
+        self._wake()
+
+    def _closed(self, error: OSError | None) -> None:
         session = self.session
         if session is not None and not session.ended and session.next_attempt_at is None:
             super().closed(error)
@@ -266,14 +345,17 @@ class Relay(AsyncRunner):
         if not session.has_content:
             self._out.clear()
             return
+        if self._sign is None:
+            self._expect_silence()
         answer = session.result()
+        options = self._request.body.get("stream_options")
         self._continuation = Continuation(
             chat=self._request.path == CHAT_PATH,
             id=answer.id,
             created=answer.created,
             model=answer.model,
             fingerprint=answer.system_fingerprint,
-            usage=bool((self._request.body.get("stream_options") or {}).get("include_usage")),
+            usage=isinstance(options, dict) and bool(options.get("include_usage")),
         )
         self.queue.extend(events)  # of the same read as the failure: their bytes were not forwarded
 

@@ -125,7 +125,8 @@ class Served:
         lease = self.lease
         if lease is None or (decision := lease.decision) is None:
             return {}
-        begun = None if lease.first_token_at is None else lease.first_token_at - lease.admitted_at
+        first = lease.first_token_at
+        begun = None if first is None or first < lease.admitted_at else first - lease.admitted_at
         return {
             "route_reason": decision.reason,
             "expected_first_token": decision.seconds,

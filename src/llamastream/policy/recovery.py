@@ -31,6 +31,10 @@ from llamastream.types import Capabilities, Failure, JournalState, RecoveryMode
 
 PlanKind: TypeAlias = Literal["finish", "reattach", "continue", "replay", "restart", "non_streaming", "fail"]
 
+REPORTS = 2
+"""So many times in a row the same error at about the same place: it is the request's."""
+NEAR = 64
+"""Characters by which two places may differ: servers do not cut the same text into the same pieces each time."""
 FRUITLESS = 3
 """So many answers in a row that begin and break without new content: streaming does not work on this way."""
 
@@ -102,6 +106,11 @@ RULES: tuple[Rule, ...] = (
         "restart",
         lambda case: not case.journal.emitted,
     ),
+    Rule(
+        "a server that lives reported the same error at about the same place twice in a row",
+        "fail",
+        lambda case: case.journal.reported >= REPORTS,
+    ),
     Rule("recovery is switched off", "fail", lambda case: case.options.mode == "off"),
     Rule(
         "`max_recoveries` breaks of this stream have been mended already",
@@ -141,6 +150,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("text or reasoning has been given out", "continue", lambda case: True),
 )
+
+
+def same_report(one: tuple[str, int], other: tuple[str, int]) -> bool:
+    """Whether two error events, each with the characters that the caller had, are the same one."""
+    return one[0] == other[0] and abs(one[1] - other[1]) <= NEAR
 
 
 def plan(case: Case) -> PlanKind:

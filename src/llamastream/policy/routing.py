@@ -61,6 +61,11 @@ class Router:
     def instance(self, number: int) -> Instance:
         return self._instances[number]
 
+    def generation(self, number: int) -> int | None:
+        """The how-manieth process an instance is; None: it is gone."""
+        found = self._instances.get(number)
+        return None if found is None else found.facts.generation
+
     # -- what there is --------------------------------------------------------------------------------------
 
     def update(self, facts: Iterable[InstanceFacts]) -> None:

@@ -23,11 +23,14 @@ class Ticket:
 
     Attributes:
         key, weight, priority: whose it is, and how that counts. prompt: what it asks. arrived: when.
-        number: its place in line, or None. decision: where it was sent. instance: where it is now.
+        number: its place in line, or None. decision: where it was sent. instance: where it is now; -1: it has no slot.
+        avoided: instances that failed it, with the process that did, and until when it does not go there at all;
+            later it does if there is no other.
     """
 
     __slots__ = (
         "arrived",
+        "avoided",
         "decision",
         "instance",
         "key",
@@ -56,21 +59,29 @@ class Ticket:
         self.instance = -1
         self.patient_until = 0.0
         self.reading = False
+        self.avoided: dict[int, tuple[int, float]] = {}
 
 
 class Scheduler:
     """The line before the slots of some instances.
 
     Attributes:
-        router: decides where. line: who waits. active: requests at work.
+        router: decides where. line: who waits. returned: who had a slot that came to nothing, and goes before those.
+        active: requests at work.
         wake_at: when to call `dispatch` even if nothing happens; None: there is no need.
     """
 
     def __init__(self, router: Router, limit: int, limit_per_key: int | None = None) -> None:
         self.router = router
         self.line: FairLine[Ticket] = FairLine(limit, limit_per_key)
+        self.returned: list[Ticket] = []
         self.active = 0
         self.wake_at: float | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self.line) + len(self.returned)
 
     def submit(self, ticket: Ticket, now: float) -> Ticket | None:
         """A request comes; the one that lost its place to it, if any. While there are free slots it may come although
@@ -100,6 +111,8 @@ class Scheduler:
 
     def leave(self, ticket: Ticket) -> None:
         """A request leaves the line."""
+        if ticket in self.returned:
+            self.returned.remove(ticket)
         if ticket.number is not None:
             self.line.remove(ticket.number)
             ticket.number = None
@@ -110,11 +123,11 @@ class Scheduler:
         Args:
             blocked: whether an instance, by its number, failed lately and is left alone if there is another.
         """
-        gone: list[Ticket] = []
         router, line = self.router, self.line
         ahead: dict[int, int] = {}
         waits: set[int] = set()
         self.wake_at = None
+        gone = [ticket for ticket in tuple(self.returned) if self._goes_again(ticket, now, blocked)]
         more = True
         while more and len(line) and router.free > 0:
             more = False
@@ -139,6 +152,41 @@ class Scheduler:
                 more = True
                 break
         return gone
+
+    def give_back(self, ticket: Ticket, now: float, apart: float) -> None:
+        """The instance of a request failed it: it goes back into the line, before all that have not begun, since it
+        has waited already. `apart`: seconds for which it does not go to that instance, unless that is a new process;
+        after them it does if there is no other."""
+        number = ticket.instance
+        self.finish(ticket, Report(0.0), now)
+        ticket.decision = None
+        if (generation := self.router.generation(number)) is not None:
+            ticket.avoided[number] = generation, now + apart
+        self.returned.append(ticket)
+
+    def _goes_again(self, ticket: Ticket, now: float, blocked: Callable[[int], bool] | None) -> bool:
+        router = self.router
+        avoided = {
+            number: until
+            for number, (generation, until) in ticket.avoided.items()
+            if router.generation(number) == generation
+        }
+
+        def left_alone(number: int) -> bool:
+            return number in avoided or (blocked is not None and blocked(number))
+
+        if router.free <= 0:
+            return False
+        decision = router.choose(ticket.prompt, now, {}, blocked=left_alone, patient=False)
+        if decision is None or decision.wait:
+            return False
+        until = avoided.get(decision.instance, 0.0)
+        if until > now:
+            self.wake_at = until if self.wake_at is None else min(self.wake_at, until)
+            return False
+        self.returned.remove(ticket)
+        self._begin(ticket, decision, now)
+        return True
 
     def _be_patient(self, ticket: Ticket, decision: Decision, now: float) -> None:
         if not ticket.patient_until:
@@ -168,8 +216,11 @@ class Scheduler:
             self.router.read(ticket.instance, now)
 
     def finish(self, ticket: Ticket, report: Report, now: float) -> None:
-        """A request is over, in whatever way."""
+        """A request is over, in whatever way; nothing happens if it has no slot."""
+        if ticket.instance < 0:
+            return
         assert ticket.decision is not None
         self.read(ticket, now)
         self.active -= 1
         self.router.end(ticket.instance, ticket.decision, ticket.prompt, report)
+        ticket.instance = -1

@@ -100,7 +100,7 @@ class Journal:
             return None  # whether the reasoning was closed does not show
         return shown + (reason == "stop")  # the end mark is a token that no text shows
 
-    def state(self, *, held: bool, fruitless: int, seconds: float, recoveries: int) -> JournalState:
+    def state(self, *, held: bool, fruitless: int, seconds: float, recoveries: int, reported: int = 0) -> JournalState:
         """The facts that a decision rests on."""
         return JournalState(
             finished=self.assembler.finished(self.request.choices),
@@ -112,6 +112,7 @@ class Journal:
             fruitless=fruitless,
             seconds=seconds,
             recoveries=recoveries,
+            reported=reported,
         )
 
     def restart(self) -> None:

@@ -69,6 +69,7 @@ class JournalState(Struct, frozen=True, kw_only=True):
         fruitless: attempts in a row whose answer began and broke without new content.
         seconds: since the break.
         recoveries: breaks of this stream that were mended.
+        reported: how often in a row a server that lives ended it with the same error at about the same place.
     """
 
     finished: bool = False
@@ -80,6 +81,7 @@ class JournalState(Struct, frozen=True, kw_only=True):
     fruitless: int = 0
     seconds: float = 0.0
     recoveries: int = 0
+    reported: int = 0
 
 
 class Failure(Struct, frozen=True, kw_only=True):
