@@ -9,7 +9,7 @@ import pytest
 
 from llamastream import errors
 from llamastream.errors import LlamaStreamError, MidStreamError
-from llamastream.policy.recovery import FRUITLESS, RULES, Case, RecoveryOptions, classify, delay, plan
+from llamastream.policy.recovery import FRUITLESS, NEAR, RULES, Case, RecoveryOptions, classify, delay, plan, same_report
 from llamastream.types import Capabilities, Failure, JournalState
 
 
@@ -89,6 +89,10 @@ ROWS = [
     Row("no content, held", "restart", {"emitted": False, **HELD}),
     Row("no content, recovery switched off", "restart", {"emitted": False}, options={"mode": "off"}),
     Row("no content, a stall", "restart", {"emitted": False}, STALL),
+    # The same error of a server that lives.
+    Row("an error of the server", "continue", {"reported": 1}, {"kind": "server_error"}),
+    Row("the same error again", "fail", {"reported": 2}, {"kind": "server_error"}),
+    Row("the same error again, held, another server", "fail", {"reported": 2, **HELD}, {"elsewhere": True}),
     # Switched off.
     Row("switched off", "fail", options={"mode": "off"}),
     Row("switched off, held", "fail", HELD, options={"mode": "off"}),
@@ -154,6 +158,14 @@ ROWS = [
         for kind in ("stall", "refused", "unavailable", "server_error")
     ),
 ]
+
+
+def test_the_same_error_at_about_the_same_place() -> None:
+    assert same_report(("no memory", 100), ("no memory", 100 + NEAR))
+    assert not same_report(("no memory", 100), ("no memory", 101 + NEAR))
+    assert same_report(("empty stack: x (38)", 100), ("empty stack: y (7)", 100))
+    assert not same_report(("no memory", 100), ("another", 100))
+    assert not same_report(("empty stack: x", 100), ("decode failed: x", 100))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,6 +41,13 @@ class Running:
         self.server = server
         self.gateway = gateway
         self.served = served
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Its event loop."""
+        task = self.server._serving
+        assert task is not None
+        return task.get_loop()
 
 
 @contextmanager

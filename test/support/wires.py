@@ -50,8 +50,8 @@ class Heard(NamedTuple):
 
     @property
     def events(self) -> list[Any]:
-        """The data of each whole event; "[DONE]" as it is."""
-        blocks = self.body.split(b"\n\n")[:-1]
+        """The data of each whole event; "[DONE]" as it is. Comments are left out."""
+        blocks = [block for block in self.body.split(b"\n\n")[:-1] if not block.startswith(b":")]
         data = [block.removeprefix(b"data: ") for block in blocks]
         return [text.decode() if text == b"[DONE]" else json.loads(text) for text in data]
 

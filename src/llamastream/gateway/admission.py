@@ -47,11 +47,6 @@ class Lease(Ticket):
         self.failures = 0
         self.first_token_at: float | None = None
 
-    @property
-    def placed(self) -> bool:
-        """It has a slot."""
-        return self.instance >= 0
-
     def at(self, server: Server) -> None:
         """It is this server that works on it now."""
         if server is not self.server:

@@ -156,8 +156,8 @@ def _timings(timings: Timings) -> dict[str, Any]:
     """As llama-server writes them: with the time of one token, and without drafts where there were none."""
     found: dict[str, Any] = msgspec.structs.asdict(timings)
     for kind in ("prompt", "predicted"):
-        if tokens := found[f"{kind}_n"]:
-            found[f"{kind}_per_token_ms"] = found[f"{kind}_ms"] / tokens
+        pace = found[f"{kind}_per_second"]
+        found[f"{kind}_per_token_ms"] = 1e3 / pace if pace else 0.0
     if not timings.draft_n:
         del found["draft_n"], found["draft_n_accepted"]
     return found

@@ -153,8 +153,11 @@ RULES: tuple[Rule, ...] = (
 
 
 def same_report(one: tuple[str, int], other: tuple[str, int]) -> bool:
-    """Whether two error events, each with the characters that the caller had, are the same one."""
-    return one[0] == other[0] and abs(one[1] - other[1]) <= NEAR
+    """Whether two error events, each with the characters that the caller had, are the same one. What stands behind the
+    last colon may differ: it is what the model said, or where."""
+    (said, at), (before, there) = one, other
+    kind, kind_before = (text.rpartition(":")[0] or text for text in (said, before))
+    return kind == kind_before and abs(at - there) <= NEAR
 
 
 def plan(case: Case) -> PlanKind:

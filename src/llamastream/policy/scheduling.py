@@ -23,7 +23,8 @@ class Ticket:
 
     Attributes:
         key, weight, priority: whose it is, and how that counts. prompt: what it asks. arrived: when.
-        number: its place in line, or None. decision: where it was sent. instance: where it is now; -1: it has no slot.
+        number: its place in line, or None. decision: where it was sent. instance: where it is now, or was last.
+        placed: it has a slot.
         avoided: instances that failed it, with the process that did, and until when it does not go there at all;
             later it does if there is no other.
     """
@@ -36,6 +37,7 @@ class Ticket:
         "key",
         "number",
         "patient_until",
+        "placed",
         "priority",
         "prompt",
         "reading",
@@ -57,6 +59,7 @@ class Ticket:
         self.number: int | None = None
         self.decision: Decision | None = None
         self.instance = -1
+        self.placed = False
         self.patient_until = 0.0
         self.reading = False
         self.avoided: dict[int, tuple[int, float]] = {}
@@ -199,7 +202,7 @@ class Scheduler:
         ticket.number = None
         ticket.decision = decision
         ticket.instance = decision.instance
-        ticket.reading = True
+        ticket.placed = ticket.reading = True
         self.active += 1
 
     def moved(self, ticket: Ticket, instance: int, now: float) -> None:
@@ -217,10 +220,10 @@ class Scheduler:
 
     def finish(self, ticket: Ticket, report: Report, now: float) -> None:
         """A request is over, in whatever way; nothing happens if it has no slot."""
-        if ticket.instance < 0:
+        if not ticket.placed:
             return
+        ticket.placed = False
         assert ticket.decision is not None
         self.read(ticket, now)
         self.active -= 1
         self.router.end(ticket.instance, ticket.decision, ticket.prompt, report)
-        ticket.instance = -1
