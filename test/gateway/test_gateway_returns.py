@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from llamastream.engine import Engine, EngineOptions, launch
 from llamastream.errors import UnavailableError
 from llamastream.gateway import GatewaySettings, relay
 from llamastream.policy.routing import Report
-from llamastream.testing import ChaosProxy, Fault, Reset
+from llamastream.testing import ChaosProxy, Fault, Reset, Script, ServerDouble, chunked
 from polling import wait_for
 from ports import free_port
 
@@ -70,14 +71,14 @@ def test_the_only_server_of_a_model_is_waited_for_whatever_is_asked() -> None:
         assert gateway.gateway.lanes.active == gateway.gateway.lanes.waiting == 0
 
 
-def test_nobody_tells_that_it_is_down_and_it_is_waited_for_all_the_same(engine: Engine) -> None:
+def test_nobody_tells_that_it_is_down_and_it_is_waited_for_all_the_same() -> None:
     """Its address is all that is known: it comes up after requests were refused there."""
     port = free_port()
     late: list[Engine] = []
     with serving(StaticBackends((f"http://127.0.0.1:{port}",))) as gateway, ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(ask, gateway.url, body={**SHORT, "stream": stream}) for stream in (True, False)]
         wait_for(lambda: gateway.gateway.lanes.waiting == 2)  # refused already
-        late.append(launch(EngineOptions(kind=engine.kind, threads=1, port=port)).start())
+        late.append(launch(EngineOptions(threads=1, port=port)).start())
         try:
             assert [answer.result(60).status for answer in answers] == [200, 200]
         finally:
@@ -199,7 +200,10 @@ def test_what_was_asked_for_is_there_after_a_break(engine: Engine, path: str, re
         return cut
 
     whole = ask(engine.url, path=path, body=request_)
-    with ChaosProxy(engine.url, break_first, everything=True) as proxy, serving(StaticBackends((proxy.url,))) as gateway:
+    with (
+        ChaosProxy(engine.url, break_first, everything=True) as proxy,
+        serving(StaticBackends((proxy.url,))) as gateway,
+    ):
         heard = ask(gateway.url, path=path, body=request_)
         assert any(each.fault is not None for each in proxy.log)
     assert figures(heard) == figures(whole)
@@ -252,3 +256,39 @@ def test_options_that_are_none_do_no_harm(engine: Engine) -> None:
         events = ask(gateway.url, body={**LONG, "max_tokens": 50, "stream_options": [1]}).events
         assert any(each.fault is not None for each in proxy.log)
         assert events[-1] == "[DONE]"
+
+
+@pytest.mark.parametrize("conversation", ["", "kept"])
+@pytest.mark.parametrize("where", ["_broke", "_write"])
+def test_a_failure_of_the_gateway_itself_is_told_in_the_stream(
+    engine: Engine, where: str, conversation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it happens in a callback of the server's connection, whose errors nobody would meet otherwise."""
+    genuine: Any = getattr(relay.Relay, where)
+
+    def failing(self: relay.Relay, *given: Any) -> Any:
+        if where == "_broke" or self._continuation is not None:
+            raise ZeroDivisionError("ours")
+        return genuine(self, *given)
+
+    monkeypatch.setattr(relay.Relay, where, failing)
+    with (
+        ChaosProxy(engine.url, Reset(after_events=20)) as proxy,
+        serving(StaticBackends((proxy.url,))) as gateway,
+    ):
+        heard = ask(gateway.url, body=LONG, X_Conversation_Id=conversation)
+        assert len(heard.events) > 10
+        last = heard.events[-1]
+        assert last["error"]["code"] == 500
+        assert "ours" not in last["error"]["message"]
+        assert heard.framed.endswith(b"0\r\n\r\n")
+        wait_for(lambda: gateway.gateway.lanes.active == 0)
+
+
+def test_a_stream_that_lacks_only_the_mark_of_its_end_gets_it() -> None:
+    delta = {"choices": [{"finish_reason": None, "index": 0, "delta": {"content": "a"}}], "id": "x"}
+    last = {"choices": [{"finish_reason": "stop", "index": 0, "delta": {}}], "id": "x"}
+    script = Script(chunked([f"data: {json.dumps(each)}\n\n".encode() for each in (delta, last)], end=False))
+    with ServerDouble(script) as double, serving(StaticBackends((double.url,))) as gateway:
+        heard = ask(gateway.url, body={"messages": STORY, "stream": True})
+        assert heard.events == [delta, last, "[DONE]"]

@@ -77,4 +77,3 @@ def test_an_instance_that_failed_is_left_alone_for_a_while_unless_it_is_a_new_pr
         scheduler.router.update([InstanceFacts("i0", 2, generation=generation)])
         assert scheduler.dispatch(1.3) == [ticket] * generation
         assert scheduler.dispatch(1.5) == [ticket] * (1 - generation)
-

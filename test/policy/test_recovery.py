@@ -9,7 +9,17 @@ import pytest
 
 from llamastream import errors
 from llamastream.errors import LlamaStreamError, MidStreamError
-from llamastream.policy.recovery import FRUITLESS, NEAR, RULES, Case, RecoveryOptions, classify, delay, plan, same_report
+from llamastream.policy.recovery import (
+    FRUITLESS,
+    NEAR,
+    RULES,
+    Case,
+    RecoveryOptions,
+    classify,
+    delay,
+    plan,
+    same_report,
+)
 from llamastream.types import Capabilities, Failure, JournalState
 
 

@@ -9,11 +9,26 @@ from msgspec import Struct
 
 from llamastream.client.endpoints import Call
 from llamastream.client.servers import Server
-from llamastream.errors import LlamaStreamError
+from llamastream.errors import LlamaStreamError, MidStreamError, ServerError
+from llamastream.policy.recovery import same_report
+from llamastream.protocol.failures import reported
 from llamastream.protocol.requests import GenerationRequest
 from llamastream.protocol.resume import RepeatedAnswer, Resumed
 
 AttemptKind: TypeAlias = Literal["first", "restart", "reattach", "continue", "replay", "non_streaming", "finish"]
+
+
+_REFUSALS = frozenset({400, 404, 422, 500, 501})
+"""How servers answer that cannot continue a begun message; a template that fails is a 500."""
+
+
+class Count(Struct, frozen=True):
+    """Tokens of the answer so far: how many were generated, how many they are when the server cuts the text anew, and
+    their ids where they were asked for."""
+
+    generated: int
+    as_prompt: int
+    ids: list[int] | None = None
 
 
 class Generation:
@@ -132,6 +147,30 @@ class Break:
         self.fruitless = 0
         self.loading_since: float | None = None
         self.plan: AttemptKind = "restart"
+
+
+class Reports:
+    """The errors that servers reported inside of one stream.
+
+    Attributes:
+        same: how often in a row the last one came.
+    """
+
+    __slots__ = ("_last", "same")
+
+    def __init__(self) -> None:
+        self.same = 0
+        self._last: tuple[str, int] | None = None
+
+    def add(self, error: MidStreamError, characters: int) -> None:
+        """One more. `characters`: what the caller had."""
+        before, self._last = self._last, (reported(error.body), characters)
+        self.same = self.same + 1 if before is not None and same_report(before, self._last) else 1
+
+
+def refused(error: LlamaStreamError) -> bool:
+    """Whether a server said no to a request, rather than failed at it."""
+    return isinstance(error, ServerError) and not isinstance(error, MidStreamError) and error.status in _REFUSALS
 
 
 def common_prefix(one: str, other: str) -> int:

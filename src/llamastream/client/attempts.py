@@ -9,10 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any
 
-from msgspec import Struct
-
 from llamastream.client import endpoints
-from llamastream.client.attempt import Attempt, AttemptKind, Break, Errand, Generation, common_prefix
+from llamastream.client.attempt import (
+    Attempt,
+    AttemptKind,
+    Break,
+    Count,
+    Errand,
+    Generation,
+    Reports,
+    common_prefix,
+    refused,
+)
 from llamastream.client.servers import PROBE_TIMEOUT, Server
 from llamastream.client.state import ClientState
 from llamastream.client.whole import WholeOnly
@@ -28,8 +36,7 @@ from llamastream.errors import (
     StreamDivergedError,
     ToolsUnsupportedError,
 )
-from llamastream.policy.recovery import Case, PlanKind, RecoveryOptions, classify, plan, same_report
-from llamastream.protocol.failures import reported
+from llamastream.policy.recovery import Case, PlanKind, RecoveryOptions, classify, plan
 from llamastream.protocol.journal import Journal, repetition, token_limit, with_seed
 from llamastream.protocol.requests import CHAT_PATH, GenerationRequest
 from llamastream.protocol.resume import Resumed
@@ -40,9 +47,6 @@ COUNT_TIMEOUT = 2.0
 
 _NOT_OF_THE_PROMPT = frozenset({"messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"})
 
-_REFUSALS = frozenset({400, 404, 422, 500, 501})
-"""How servers answer that cannot continue a begun message; a template that fails is a 500."""
-
 _PASSING = frozenset({429, 502, 503, 504})
 """How something on the way answers for a while; the server may hold the generation all the same."""
 
@@ -50,15 +54,6 @@ _LOST = frozenset({502, 504})
 """How something on the way answers that has lost sight of the server, which may have begun a generation."""
 
 Script = Generator[Errand, Any, None]
-
-
-class _Count(Struct, frozen=True):
-    """Tokens of the answer so far: how many were generated, how many they are when the server cuts the text anew, and
-    their ids where they were asked for."""
-
-    generated: int
-    as_prompt: int
-    ids: list[int] | None = None
 
 
 class AttemptPlanner:
@@ -100,8 +95,7 @@ class AttemptPlanner:
         self._recovery = recovery
         self._state = state
         self._servers = state.servers
-        self._reported: tuple[str, int] | None = None  # the last error event, and what the caller had then
-        self._same = 0  # how often in a row it came
+        self._reports = Reports()
         self._failed_on: set[Server] = set()
         self._refused_by: set[Server] = set()  # servers that would not continue this answer
         self._script: Script | None = None
@@ -224,7 +218,7 @@ class AttemptPlanner:
         wanted = self._recovery.mode != "off" and server.reattach is not False and request.body.get("stream")
         return self._state.new_conversation_id() if wanted and token_limit(request) is not None else None
 
-    def _count(self, server: Server) -> Generator[Errand, Any, _Count]:
+    def _count(self, server: Server) -> Generator[Errand, Any, Count]:
         """How many tokens the caller has, and, for a prompt of token ids, which.
 
         A conversation is counted with its template, since marks around reasoning are tokens that no text shows. Pieces
@@ -234,7 +228,7 @@ class AttemptPlanner:
         pieces = journal.assembler.content_chunks
         if self.request.path != CHAT_PATH:
             ids = yield Errand(server, endpoints.tokenize(journal.text, False, False), COUNT_TIMEOUT)
-            return _Count(max(pieces, len(ids or ())), pieces if ids is None else len(ids), ids)
+            return Count(max(pieces, len(ids or ())), pieces if ids is None else len(ids), ids)
         body = self.request.body
         extra = {key: value for key, value in body.items() if key not in _NOT_OF_THE_PROMPT}
         before = yield Errand(server, endpoints.apply_template(body["messages"], extra), COUNT_TIMEOUT)
@@ -243,16 +237,16 @@ class AttemptPlanner:
         if before is not None:
             after = yield Errand(server, endpoints.apply_template(journal.begun_message(), extra), COUNT_TIMEOUT)
         if before is None or after is None:
-            return _Count(pieces, pieces)
+            return Count(pieces, pieces)
         same = common_prefix(before, after)
         count = 0
         for text, sign in ((after[same:], 1), (before[same:], -1)):
             if text:
                 ids = yield Errand(server, endpoints.tokenize(text, False, True), COUNT_TIMEOUT)
                 if ids is None:
-                    return _Count(pieces, pieces)
+                    return Count(pieces, pieces)
                 count += sign * len(ids)
-        return _Count(max(pieces, count), count)
+        return Count(max(pieces, count), count)
 
     def _count_all(self, server: Server) -> Script:
         """The answer is finished, but its token counts were lost."""
@@ -340,32 +334,26 @@ class AttemptPlanner:
         if isinstance(error, StreamDivergedError):
             self.journal.diverged = True
         if isinstance(error, MidStreamError) and attempt is not None and attempt.kind != "reattach":
-            self._count_report(error)  # not what a generation that failed says once more
+            self._reports.add(error, self.journal.characters)  # not what a generation that failed says once more
         if attempt is None or broken is None:
             return error
         generation = attempt.generation
         if attempt.kind == "reattach":
-            refused = isinstance(error, ServerError) and error.status not in _PASSING
-            if refused or broken.attempts > 1:
+            unknown = isinstance(error, ServerError) and error.status not in _PASSING
+            if unknown or broken.attempts > 1:
                 generation.lost = True
-                return broken.error if refused else error
+                return broken.error if unknown else error
             if classify(error, elsewhere=False).kind == "refused":
                 generation.lost = True  # it went down with its process
         elif isinstance(error, ServerError) and not isinstance(error, MidStreamError) and error.status not in _LOST:
             generation.refused = True
-        if attempt.kind in ("continue", "non_streaming") and not generation.compared and _refused(error):
+        if attempt.kind in ("continue", "non_streaming") and not generation.compared and refused(error):
             # Of this stream alone: what refuses one message, or fails at a moment, may take the next.
             self._refused_by.add(generation.server)
             return broken.error
         if self.server is not broken.server and isinstance(error, ServerError | ProtocolError):
             return broken.error  # that server is no way back; what broke before is still to be mended
         return error
-
-    def _count_report(self, error: MidStreamError) -> None:
-        said, at = reported(error.body), self.journal.characters
-        same = self._reported is not None and same_report(self._reported, (said, at))
-        self._same = self._same + 1 if same else 1
-        self._reported = said, at
 
     def after_break(self, error: LlamaStreamError, now: float, silent_since: float) -> PlanKind:
         """How a stream of which the caller has a part, or all, goes on. `silent_since`: when content last came."""
@@ -384,7 +372,7 @@ class AttemptPlanner:
                 fruitless=broken.fruitless,
                 seconds=now - broken.at,
                 recoveries=self._mended,
-                reported=self._same if isinstance(error, MidStreamError) else 0,
+                reported=self._reports.same if isinstance(error, MidStreamError) else 0,
             ),
             classify(error, elsewhere=self.elsewhere(now)),
             Capabilities(
@@ -404,8 +392,3 @@ class AttemptPlanner:
         self._mended += 1
         self._failed_on.clear()
         return broken
-
-
-def _refused(error: LlamaStreamError) -> bool:
-    """Whether a server said no to a request, rather than failed at it."""
-    return isinstance(error, ServerError) and not isinstance(error, MidStreamError) and error.status in _REFUSALS

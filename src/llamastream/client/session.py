@@ -71,7 +71,7 @@ class StreamSession:
         ended: the stream is over.
         error: why it failed, its `partial` filled in; None if it ended well or was cancelled.
         cancelled: the caller left.
-        next_attempt_at: when the next attempt may begin; None while one is under way.
+        next_attempt_at: when the next attempt may begin; None while one is under way. planner: plans the attempts.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class StreamSession:
         recovery = RecoveryOptions(
             options.recovery, retry.recovery_patience, retry.max_recoveries, options.fallback != "never"
         )
-        self._planner = AttemptPlanner(
+        self.planner = AttemptPlanner(
             request.without_stream() if options.fallback == "always" else request,
             recovery,
             state,
@@ -104,7 +104,7 @@ class StreamSession:
         self._now = now
         self._attempt_began = now
         self._reused_connection = False
-        self._sequels = Sequels(self._planner, state, options.fallback, random)
+        self._sequels = Sequels(self.planner, state, options.fallback, random)
         self._events: list[StreamEvent] = []
         model = request.body.get("model")
         self._record = StreamRecord(state, self.url, model if isinstance(model, str) else "", now)
@@ -115,7 +115,7 @@ class StreamSession:
         self._watch = self._reading.watch
 
     def _new_exchange(self, attempt: Attempt | None) -> GenerationExchange:
-        planner = self._planner
+        planner = self.planner
         return GenerationExchange(
             self.url,
             expected_choices=planner.request.choices,
@@ -133,25 +133,20 @@ class StreamSession:
         return self._reading.exchange
 
     @property
-    def planner(self) -> AttemptPlanner:
-        """What plans the attempts."""
-        return self._planner
-
-    @property
     def server(self) -> Server:
         """The server of the attempt."""
-        return self._planner.server
+        return self.planner.server
 
     @property
     def url(self) -> str:
         """The endpoint, for messages."""
-        return self._planner.server.url + self._path
+        return self.planner.server.url + self._path
 
     @property
     def attempt(self) -> Attempt:
         """What is to be sent."""
-        assert self._planner.attempt is not None
-        return self._planner.attempt
+        assert self.planner.attempt is not None
+        return self.planner.attempt
 
     @property
     def deadline(self) -> float:
@@ -180,7 +175,7 @@ class StreamSession:
     @property
     def errand(self) -> Errand | None:
         """A question to a server which is to be asked before anything else."""
-        errand = self._planner.errand if self.next_attempt_at is not None else None
+        errand = self.planner.errand if self.next_attempt_at is not None else None
         if errand is not None and self._now + errand.timeout > self._watch.end:
             left = max(0.001, self._watch.end - self._now)
             return msgspec.structs.replace(errand, timeout=left)
@@ -189,26 +184,26 @@ class StreamSession:
     def prepare(self, now: float) -> None:
         """The next attempt is due: settle it. Afterwards there is an errand, or it may begin."""
         self._now = now
-        self._planner.prepare(now, self._meter.decode_ms())
+        self.planner.prepare(now, self._meter.decode_ms())
         self._look_whether_complete()
 
     def errand_done(self, answer: Any, now: float) -> None:
         """What the server answered; None: nothing useful."""
         self._now = now
-        self._planner.errand_done(answer, now)
+        self.planner.errand_done(answer, now)
         self._look_whether_complete()
         if now >= self._watch.end:
             self.timed_out(now)
 
     def _look_whether_complete(self) -> None:
-        complete = self._planner.complete
+        complete = self.planner.complete
         if complete is not None and not self.ended:
-            self._events += self._planner.journal.complete(*complete)
+            self._events += self.planner.journal.complete(*complete)
             self._end_well(self._events, "finish")
 
     def begin(self, now: float, *, reused_connection: bool) -> None:
         """An attempt begins: the runner has a connection, or is about to make one."""
-        attempt = self._planner.begin()
+        attempt = self.planner.begin()
         self._reading.begin(self._new_exchange(attempt), now, reattached=attempt.kind == "reattach")
         self._now = self._attempt_began = now
         self._reused_connection = reused_connection
@@ -217,7 +212,7 @@ class StreamSession:
 
     def connected(self, now: float) -> None:
         """The connection stands and the request is about to be sent."""
-        self._planner.sent()
+        self.planner.sent()
         self._now = now
         self._meter.connect_time = None if self._reused_connection else now - self._attempt_began
         self._reading.sent(now)
@@ -247,7 +242,7 @@ class StreamSession:
         events = self._reading.feed_eof(now)
         self._look_whether_mended()
         exchange = self.exchange
-        if exchange.error is None and not (exchange.whole or exchange.terminated or self._planner.journal.counted):
+        if exchange.error is None and not (exchange.whole or exchange.terminated or self.planner.journal.counted):
             self.fail(ConnectionLostError(f"{self.url} broke off before the token counts"), now)
         else:
             self._finish(events)
@@ -255,7 +250,7 @@ class StreamSession:
         return events
 
     def _look_whether_mended(self) -> None:
-        if self._reading.last_was_content and self._planner.broken is not None:
+        if self._reading.last_was_content and self.planner.broken is not None:
             self._mended(self.attempt.kind)
 
     def awake(self, now: float) -> float:
@@ -304,7 +299,7 @@ class StreamSession:
         answered = under_way and self.exchange.accepted
         if under_way:
             self._attempt_over()
-            self._planner.blame(error, now, stale=self._reused_connection and not answered)
+            self.planner.blame(error, now, stale=self._reused_connection and not answered)
         emitted = self._reading.content_chunks > 0
         at = FailedAt(now, self._watch.end, self._meter.last_content, emitted, answered, self._reused_connection)
         sequel = self._sequels.after(error, at)
@@ -319,9 +314,9 @@ class StreamSession:
 
     def _attempt_over(self) -> None:
         """Note how far the generation was read."""
-        self._planner.ended(answered=self.exchange.accepted)
+        self.planner.ended(answered=self.exchange.accepted)
         self.exchange.rest()  # what still arrives is not taken
-        generation = self._planner.generation
+        generation = self.planner.generation
         boundary = self.exchange.event_boundary
         if generation is None:
             return
@@ -334,12 +329,12 @@ class StreamSession:
         self.ended = True
         self.next_attempt_at = None
         self.error = error
-        self._planner.abandon()
+        self.planner.abandon()
         error.partial = self.exchange.assembler.result(self.stats(), "error")
         self._record.ended("error", error.partial.stats, error)
 
     def _mended(self, kind: str) -> None:
-        broken = self._planner.mended()
+        broken = self.planner.mended()
         assert broken is not None
         verified = kind in ("reattach", "finish") or self.attempt.generation.compared
         self._record.mended(broken, kind, self.server.url, self._now, verified=verified)
@@ -350,8 +345,8 @@ class StreamSession:
             self._reading.catch_up()
             self.exchange.rest()
             self._now = now
-            self._planner.ended(answered=self.exchange.accepted)
-            self._planner.abandon()
+            self.planner.ended(answered=self.exchange.accepted)
+            self.planner.abandon()
             self.ended = True
             self.next_attempt_at = None
             self.cancelled = True
@@ -361,21 +356,21 @@ class StreamSession:
         if self.exchange.error is not None:
             self.fail(self.exchange.error, self._now)
             return
-        self._planner.ended(answered=self.exchange.accepted)
+        self.planner.ended(answered=self.exchange.accepted)
         self._end_well(events, self.attempt.kind)
 
     def _end_well(self, events: list[StreamEvent], kind: str) -> None:
-        if self._planner.broken is not None:
+        if self.planner.broken is not None:
             self._mended(kind)
         self.ended = True
         self.next_attempt_at = None
         self._state.servers.succeeded(self.server)
-        self._planner.abandon()
+        self.planner.abandon()
         assembler = self.exchange.assembler
         stats = self.stats()
         reason = assembler.finish_reason() or "stop"
         events.append(StreamEnd(reason, assembler.usage, stats))
-        self._record.hints(stats, self._planner.request, self.exchange)
+        self._record.hints(stats, self.planner.request, self.exchange)
         self._record.ended(reason, stats)
 
     # -- what is known ------------------------------------------------------------------------------------

@@ -24,8 +24,6 @@ from llamastream.protocol.http1 import ResponseReader, build_request
 PASSED_ON = frozenset({"content-type", "retry-after"})
 """Headers of a server's answer that its client gets."""
 ATTEMPTS = 3
-RETURNS = 8
-"""Attempts of a request that waits in line before each of them, where its servers went away or are not up yet."""
 HIGH_WATER = 1 << 20
 """Bytes of a stream that wait for a client which reads too slowly, before its server is made to wait as well."""
 LARGEST_EVENT = 8 * 1024 * 1024
@@ -193,7 +191,7 @@ class Passage:
                     raise  # it is the request's fault
                 servers.failed(server, monotonic(), certain=isinstance(error, ConnectionLostError))
                 failed.append(server)
-                most = RETURNS if lease is not None and relay.comes_back(error) else ATTEMPTS
+                most = relay.ATTEMPTS if lease is not None and relay.comes_back(error) else ATTEMPTS
                 if self._answered or len(failed) >= most:
                     raise
             finally:

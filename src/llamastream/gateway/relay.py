@@ -27,7 +27,7 @@ from llamastream.errors import (
     LlamaStreamError,
     UnavailableError,
 )
-from llamastream.gateway.frames import WAITING, Continuation, chunk, unchunked
+from llamastream.gateway.frames import DONE, WAITING, Continuation, chunk, unchunked
 from llamastream.protocol.http1 import ResponseReader
 from llamastream.protocol.requests import CHAT_PATH, GenerationRequest
 from llamastream.types import TextDelta, Timeouts
@@ -36,8 +36,9 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 SIGN_OF_LIFE = 10.0
 """Seconds without anything to write, while a client waits for its first token, after which it gets a comment."""
-RETURNS = 3
-"""So many times a request of which its client has nothing goes back into the line, after its attempts failed."""
+ATTEMPTS = 8
+"""Attempts of a request that waits in line before each, and of which its client has nothing yet, where its servers went
+away or are not up."""
 BACKLOG = 1 << 20
 """Bytes that wait for a client which reads too slowly, before its server is made to wait as well."""
 
@@ -65,6 +66,7 @@ class Lease(Protocol):
     server: Server | None
     waited: float
     placed: bool
+    failures: int
 
     def at(self, server: Server) -> None: ...
     def begun(self) -> None: ...
@@ -112,7 +114,6 @@ class Relay(AsyncRunner):
         self.began = False
         self.lease: Lease | None = None
         self._fault: Exception | None = None  # our own
-        self._returns = 0
         self._early = False
         self._sign: asyncio.TimerHandle | None = None
         self._send = send
@@ -167,13 +168,12 @@ class Relay(AsyncRunner):
         session, lease = self.session, self.lease
         if session is None or session.has_content or lease is None or not lease.placed or self._cancelled:
             return False
-        return comes_back(error) and self._returns < RETURNS
+        return comes_back(error) and lease.failures + 1 < ATTEMPTS
 
     async def _begin_anew(self, began: float) -> None:
         """The client has nothing yet, and no server could be reached: back into the line, and all from the start."""
         lease = self.lease
         assert lease is not None
-        self._returns += 1
         self._let_go(None)
         await lease.again(self.sign, SIGN_OF_LIFE)
         lease.waited += monotonic() - began
@@ -334,6 +334,8 @@ class Relay(AsyncRunner):
             if session.next_attempt_at is not None and self._continuation is None:
                 self._broke([])
                 self.queue.clear()
+            elif session.ended and session.error is None and self._continuation is None:
+                self._out += DONE  # all that was asked for is here, but for the mark of the end
 
     def _broke(self, events: Sequence[Any]) -> None:
         """The stream broke. If the client has content, what follows is written anew; else it begins anew."""
