@@ -245,6 +245,7 @@ KINDS: dict[str, str] = {
     "EngineCrashedError": "final",
     "EngineStartTimeoutError": "final",
     "BenchError": "final",
+    "TrialFailedError": "final",
 }
 
 
