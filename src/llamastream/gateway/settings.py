@@ -22,7 +22,7 @@ def _check_upstreams(urls: tuple[str, ...], source: str) -> None:
             raise SettingError(f"upstreams = {url!r} from {source}: {error.message}") from None
 
 
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@\\]+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\sA-Z/?#@\\]+")
 
 
 def check_origins(origins: tuple[str, ...], source: str) -> None:

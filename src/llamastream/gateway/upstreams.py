@@ -126,10 +126,10 @@ def distinct(urls: Sequence[str]) -> list[str]:
     found: dict[str, str] = {}
     for url in urls:
         canonical = parse_address(url).url
-        known = found.setdefault(canonical.replace("://localhost", "://127.0.0.1"), canonical)
-        if known is not canonical:
-            raise SettingError(f"upstreams = {url!r} is the same server as {known!r}: name each one once")
-    return list(found.values())
+        if canonical in found:
+            raise SettingError(f"upstreams = {url!r} is the same server as {found[canonical]!r}: name each one once")
+        found[canonical] = url
+    return list(found)
 
 
 async def _look(known: Upstream, client: AsyncStreamingClient) -> Upstream:
