@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import trustme
+from msgspec.structs import replace
 from wires import ask, dial, hear
 
 from gateways import Running, serving
@@ -25,6 +26,7 @@ from llamastream import AsyncStreamingClient, StreamingClient
 from llamastream.engine import Engine, EngineOptions, launch
 from llamastream.errors import PortInUseError, SettingError
 from llamastream.gateway import GatewaySettings, Upstreams, create_app
+from llamastream.gateway.reloading import Takeover
 from llamastream.gateway.server import GatewayServer
 from llamastream.gateway.thread import gateway_thread
 from polling import wait_for
@@ -104,6 +106,33 @@ def test_https(source: Upstreams, tmp_path: Path) -> None:
         with dial(gateway.url) as plain:
             plain.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"200" not in hear(plain).raw
+
+
+def test_a_reload_says_what_it_took_over(source: Upstreams, tmp_path: Path) -> None:
+    def issue() -> trustme.CA:
+        authority = trustme.CA()
+        certificate = authority.issue_cert("localhost", "127.0.0.1")
+        certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+        certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+        authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+        return authority
+
+    issue()
+    settings = GatewaySettings(tls_cert_file=str(tmp_path / "cert.pem"), tls_key_file=str(tmp_path / "key.pem"))
+    with serving(source, settings) as gateway:
+        assert gateway.server.reload(settings) == Takeover()
+        issue()
+        assert gateway.server.reload(settings) == Takeover(("TLS certificate",))
+        with StreamingClient(gateway.url, ca_file=str(tmp_path / "ca.pem")) as client:
+            assert client.health().ok
+        other = replace(settings, max_body=2048, max_head=2048, tls_cert_file=None, tls_key_file=None)
+        took = gateway.server.reload(other)
+        assert (took.taken, set(took.fixed)) == (("max_body",), {"max_head", "tls_cert_file", "tls_key_file"})
+        assert gateway.gateway.bodies.settings.max_body == 2048
+        (tmp_path / "cert.pem").write_text("nonsense")
+        with pytest.raises(SettingError, match=r"cert\.pem"):
+            gateway.server.reload(settings)
+        assert gateway.server.settings.max_body == 2048
 
 
 @pytest.mark.parametrize(
