@@ -7,11 +7,13 @@ import signal
 import socket
 import stat
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
-from wires import ask
+from wires import ask, dial
 
 from commandline import LONG, run
 from llamastream.client import StreamingClient
@@ -160,7 +162,11 @@ def test_keys_settings_and_bounds_are_read_anew(environ: dict[str, str]) -> None
         )
         done = fleet.command("reload")
         assert done.returncode == 0, done.stderr
-        assert "for other values of max_head ([gateway]) start `serve` again" in done.stdout
+        assert done.stdout.strip() == (
+            "taken over: API keys, strict_model; for other values of max_head ([gateway]) start `serve` again"
+        )
+        again = fleet.command("reload")
+        assert "taken over" not in again.stdout
         assert text + "".join(pieces) == LONG.answer  # what runs is not asked again
         with pytest.raises(AuthenticationError):
             client.chat(QUESTION)
@@ -229,14 +235,113 @@ def test_keys_of_a_lone_gateway_are_read_anew_on_sighup(environ: dict[str, str],
         assert ask(url, "GET", "/v1/models", Authorization=f"Bearer {KEY}").status == 200
         keys.write_text(f"{KEY[::-1]}\n")
         gateway.process.send_signal(signal.SIGHUP)
-        gateway.expect("reload")
+        assert "taken over: API keys" in gateway.expect("reload")["message"]
         assert ask(url, "GET", "/v1/models", Authorization=f"Bearer {KEY}").status == 401
+
+
+def test_it_is_ready_when_the_first_server_is_and_tells_what_changes(environ: dict[str, str]) -> None:
+    port = free_port()
+    notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    notify.bind(path := str(Path(environ["XDG_RUNTIME_DIR"]) / "notify"))
+    notify.setblocking(False)
+    there = ("--upstream", f"http://127.0.0.1:{port}", "--upstream", "http://127.0.0.1:1")
+    with notify, serving({**environ, "NOTIFY_SOCKET": path}, "--port", "0", *there) as gateway:
+        told = gateway.expect("unreachable")
+        assert "upstream-0" in told["message"]
+        assert "refused" in told["message"]
+        assert told["level"] == "warning"
+        url = told["url"]
+        health = ask(url, "GET", "/health")
+        assert (health.status, health.json["states"]) == (503, {"failed": 2})
+        assert ask(url, body={"messages": QUESTION}).status == 503
+        assert not any(event["event"] == "ready" for event in gateway.events)
+        assert not any("READY=1" in each for each in datagrams(notify))
+        assert gateway.command("status", "--quiet").returncode == 3
+        with launch(EngineOptions(port=port, threads=1)) as engine:
+            ready = gateway.ready()
+            assert ready["url"] == url
+            assert "1 of 2 servers ready" in ready["message"]
+            wait_for(lambda: any("READY=1" in each for each in datagrams(notify)))
+            assert gateway.expect("state", instance="upstream-0", after="ready")["level"] == "info"
+            assert ask(url, body={"messages": QUESTION, "max_tokens": 2}).status == 200
+            os.kill(engine.pid, signal.SIGKILL)
+            engine.wait(10)
+            down = gateway.expect("state", instance="upstream-0", before="ready")
+            assert (down["after"], down["level"]) == ("failed", "warning")
+            assert f"cannot connect to http://127.0.0.1:{port}" in down["message"] or "refused" in down["message"]
+        assert gateway.expect("state", instance="upstream-1", after="failed")["before"] == "starting"
+
+
+def datagrams(notify: socket.socket) -> list[str]:
+    found = []
+    while True:
+        try:
+            found.append(notify.recv(4096).decode())
+        except BlockingIOError:
+            return found
+
+
+def test_a_lone_gateway_is_controlled_as_a_fleet_is(environ: dict[str, str], somebodys: Engine) -> None:
+    keys = Path(environ["HOME"]) / "keys"
+    keys.write_text(f"{KEY}\n")
+    arguments = ("--port", "0", "--name", "front", "--upstream", somebodys.url, "--keys-file", str(keys))
+    with serving(environ, *arguments) as gateway:
+        ready = gateway.ready()
+        assert ready["name"] == "front"
+        shown = gateway.status()
+        assert (shown["name"], shown["phase"], shown["url"]) == ("front", "running", ready["url"])
+        (upstream,) = shown["instances"]
+        assert (upstream["id"], upstream["url"], upstream["state"]) == ("upstream-0", somebodys.url, "ready")
+        assert (upstream["slots"], upstream["kind"], upstream["model"]) == (2, "upstream", "demo")
+        assert "1 of 1 ready" in gateway.command("status", "--name", "front").stdout
+        assert "upstream-0" in gateway.command("logs", "upstream-0").stdout
+        for order in (["restart", "--rolling"], ["drain", "upstream-0"], ["undrain", "upstream-0"]):
+            refused = gateway.command(*order)
+            assert refused.returncode == 1
+            assert f"{order[0]} is for servers that `serve` has started" in refused.stderr
+        assert gateway.command("reload").stdout.strip() == "nothing has changed"
+        keys.write_text(f"{KEY[::-1]}\n")
+        assert gateway.command("reload").stdout.strip() == "taken over: API keys"
+        keys.write_text("short\n")
+        failed = gateway.command("reload")
+        assert (failed.returncode, "16 to 512" in failed.stderr) == (1, True)
+        twice = run(environ, "serve", *arguments)
+        assert "the name 'front' runs already" in twice.stderr
+        with busy(somebodys.url):
+            assert gateway.command("stop").returncode == 0
+        assert gateway.end() == 0
+    assert gateway.command("status").returncode == 1
+
+
+def test_stop_now_cuts_what_runs_through_a_lone_gateway(environ: dict[str, str], somebodys: Engine) -> None:
+    with serving(environ, "--port", "0", "--upstream", somebodys.url) as gateway, busy(gateway.ready()["url"]):
+        assert gateway.command("stop", "--now").returncode == 0
+        assert gateway.end() == 0
+
+
+def test_memory_of_large_bodies_is_bounded_and_given_back(environ: dict[str, str], somebodys: Engine) -> None:
+    settings = ("--max-bodies", str(64 << 20))
+    with serving(environ, "--port", "0", "--upstream", somebodys.url, *settings) as gateway, ExitStack() as stack:
+        url = gateway.ready()["url"]
+        process = psutil.Process(gateway.process.pid)
+        before = process.memory_info().rss
+        for _ in range(6):
+            connection = stack.enter_context(dial(url))
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 33000000\r\n\r\n")
+            with suppress(ConnectionError):  # those for which there is no room are told so, and hung up on
+                connection.sendall(b" " * (30 << 20))
+        assert process.memory_info().rss - before < 90 << 20
+        stack.close()
+        wait_for(lambda: process.memory_info().rss - before < 16 << 20)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("--upstream", "ftp://x"), "ftp"),
+        (("--upstream", "http://a:1", "--upstream", "http://a:1/v1"), "is the same server as"),
+        (("--upstream", "http://localhost:{port}"), "is the address on which this gateway listens"),
+        (("--cors-origin", "notanorigin"), "is no origin"),
         (("--upstream", "http://127.0.0.1:1", "--model", "x.gguf"), "model is about servers that serve starts"),
         (("--upstream", "http://127.0.0.1:1", "--instances", "2"), "instances is about servers"),
         (("--upstream", "http://127.0.0.1:1", "--no-gateway"), "--no-gateway says that there is none"),
@@ -248,6 +353,7 @@ def test_keys_of_a_lone_gateway_are_read_anew_on_sighup(environ: dict[str, str],
     ],
 )
 def test_what_cannot_be_served_is_told(environ: dict[str, str], arguments: tuple[str, ...], words: str) -> None:
-    done = run(environ, "serve", "--port", str(free_port()), *arguments)
+    port = str(free_port())
+    done = run(environ, "serve", "--port", port, *(each.replace("{port}", port) for each in arguments))
     assert done.returncode in (1, 2)
     assert words in done.stderr

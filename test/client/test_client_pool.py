@@ -98,8 +98,10 @@ def test_a_connection_that_is_closed_as_the_request_arrives_is_replaced_without_
         assert server.accepted == 2
     started, first, second, *_ = heard
     assert isinstance(started, RequestStarted)
-    assert first == AttemptStarted(1, 1, True, server.url, "first")
-    assert second == AttemptStarted(1, 2, False, server.url, "restart"), "nothing in between: it is no failure"
+    assert first == AttemptStarted(first.request_id, 1, True, server.url, "first")
+    assert second == AttemptStarted(first.request_id, 2, False, server.url, "restart"), (
+        "nothing in between: it is no failure"
+    )
 
 
 @each_driver

@@ -47,8 +47,15 @@ def test_the_log_line_is_one_as_it_is_written() -> None:
     assert {**written, "time": line["time"]} == line
 
 
+def example(kind: msgspec.inspect.Type) -> object:
+    """A value of this type, for the fields that requests have."""
+    if isinstance(kind, msgspec.inspect.StrType):
+        return "a"
+    return 1.0 if isinstance(kind, msgspec.inspect.FloatType) else ["a"]
+
+
 @pytest.mark.parametrize("request_type", msgspec.inspect.type_info(Request).types)  # type: ignore[attr-defined]  # a union
 def test_every_request_is_named(request_type: msgspec.inspect.StructType) -> None:
     assert f"`{request_type.tag}`" in PAGE
-    required = {field.encode_name: ["a"] for field in request_type.fields if field.required}
+    required = {field.encode_name: example(field.type) for field in request_type.fields if field.required}
     assert decode_request(json.dumps({"do": request_type.tag, **required}).encode())

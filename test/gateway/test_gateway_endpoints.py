@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import struct
 import threading
 import zlib
@@ -131,12 +132,19 @@ def test_headers_of_a_client_stay_with_the_gateway(path: str, body: dict[str, An
     source_key = GatewaySettings(api_keys=THEIRS)
     with ServerDouble(script) as double, serving(StaticBackends((double.url,), OURS), source_key) as gateway:
         theirs = {"Authorization": f"Bearer {THEIRS}", "Cookie": "secret=1", "Proxy_Authorization": "Basic abc"}
-        hops = {"X_Forwarded_For": "10.0.0.1", "Connection": "close, X-Hop", "X_Hop": "1", "TE": "trailers"}
+        hops = {
+            "X_Forwarded_For": "10.0.0.1",
+            "Connection": "close, X-Hop",
+            "X_Hop": "1",
+            "TE": "trailers",
+            "Via": "1.1 theirs",
+        }
         ids = {"X_Request_Id": "mine-1", "X_Conversation_Id": "theirs"}
         heard = ask(gateway.url, path=path, body=body, **theirs, **hops, **ids)  # type: ignore[arg-type]  # all headers
         request = double.requests[0].partition(b"\r\n\r\n")[0].decode().lower().splitlines()
     sent = {line.partition(":")[0]: line.partition(": ")[2] for line in request[1:]}
     sent.pop("x-conversation-id", None)  # the gateway's own, under which it would take the stream up again
+    assert re.fullmatch(r"1\.1 llamastream-[0-9a-f]{16}", sent.pop("via")), "a mark of its own, and nothing else"
     assert set(sent) <= {"host", "authorization", "accept", "content-type", "content-length", "user-agent"}
     assert sent["authorization"] == f"bearer {OURS}"
     assert sent["user-agent"].startswith("llamastream")

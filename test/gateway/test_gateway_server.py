@@ -18,13 +18,15 @@ from typing import Any
 
 import pytest
 import trustme
+from msgspec.structs import replace
 from wires import ask, dial, hear
 
 from gateways import Running, serving
 from llamastream import AsyncStreamingClient, StreamingClient
-from llamastream.engine import Engine
+from llamastream.engine import Engine, EngineOptions, launch
 from llamastream.errors import PortInUseError, SettingError
 from llamastream.gateway import GatewaySettings, Upstreams, create_app
+from llamastream.gateway.reloading import Takeover
 from llamastream.gateway.server import GatewayServer
 from llamastream.gateway.thread import gateway_thread
 from polling import wait_for
@@ -106,6 +108,33 @@ def test_https(source: Upstreams, tmp_path: Path) -> None:
             assert b"200" not in hear(plain).raw
 
 
+def test_a_reload_says_what_it_took_over(source: Upstreams, tmp_path: Path) -> None:
+    def issue() -> trustme.CA:
+        authority = trustme.CA()
+        certificate = authority.issue_cert("localhost", "127.0.0.1")
+        certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+        certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+        authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+        return authority
+
+    issue()
+    settings = GatewaySettings(tls_cert_file=str(tmp_path / "cert.pem"), tls_key_file=str(tmp_path / "key.pem"))
+    with serving(source, settings) as gateway:
+        assert gateway.server.reload(settings) == Takeover()
+        issue()
+        assert gateway.server.reload(settings) == Takeover(("TLS certificate",))
+        with StreamingClient(gateway.url, ca_file=str(tmp_path / "ca.pem")) as client:
+            assert client.health().ok
+        other = replace(settings, max_body=2048, max_head=2048, tls_cert_file=None, tls_key_file=None)
+        took = gateway.server.reload(other)
+        assert (took.taken, set(took.fixed)) == (("max_body",), {"max_head", "tls_cert_file", "tls_key_file"})
+        assert gateway.gateway.bodies.settings.max_body == 2048
+        (tmp_path / "cert.pem").write_text("nonsense")
+        with pytest.raises(SettingError, match=r"cert\.pem"):
+            gateway.server.reload(settings)
+        assert gateway.server.settings.max_body == 2048
+
+
 @pytest.mark.parametrize(
     ("names", "says"),
     [(("nothing.pem", "nothing.pem"), "nothing.pem"), (("nothing.pem", None), "both"), ((None, "k.pem"), "both")],
@@ -148,9 +177,36 @@ def test_what_does_not_finish_in_time_is_told_so(source: Upstreams, slots_free: 
         heard = hear(connection)
     assert b"the gateway is shutting down" in heard.raw
     assert heard.raw.endswith(b"0\r\n\r\n") if stream else heard.status == 503
+    said = heard.raw.split(b"data: ")[-1].partition(b"\n\n")[0] if stream else heard.body
+    error = json.loads(said)["error"]
+    assert (error["type"], error["code"]) == ("unavailable_error", 503)
     if stream:  # a whole answer is let go of when llama-server looks, which it does not while it is asked for its slots
         assert slots_free() < 1
     assert gateway.served[-1].error == "UnavailableError"
+
+
+def test_who_waits_in_line_is_told_at_once() -> None:
+    with ExitStack() as held:
+        engine = held.enter_context(launch(EngineOptions(parallel=1)))
+        gateway = held.enter_context(serving(Upstreams([engine.url]), GatewaySettings(drain_timeout=60)))
+        ready(gateway)
+        running, *waiting = (held.enter_context(dial(gateway.url)) for _ in range(3))
+        running.sendall(request(4000))
+        hear(running, lambda raw: raw.count(b"data: ") > 3)
+        for connection in waiting:
+            connection.sendall(request(5))
+        wait_for(lambda: gateway.gateway.lanes.waiting == 2)
+        task = gateway.server._serving
+        assert task is not None
+        task.get_loop().call_soon_threadsafe(gateway.server.request_stop)
+        for connection in waiting:
+            heard = hear(connection)
+            assert heard.status == 503
+            assert heard.json["error"]["type"] == "unavailable_error"
+            assert "no request waits" in heard.json["error"]["message"]
+            assert b"retry-after: " in heard.head
+        assert gateway.gateway.lanes.active == 1, "they were told while the first still ran"
+        assert hear(running).raw.rstrip().endswith(b"data: [DONE]\n\n\r\n0")
 
 
 def test_a_second_request_to_stop_waits_for_nobody(source: Upstreams) -> None:

@@ -9,11 +9,17 @@ import pytest
 from wires import ask, chat
 
 from gateways import serving
+from llamastream.backends import StaticBackends
 from llamastream.engine import EngineOptions, launch
 from llamastream.errors import SettingError
-from llamastream.gateway import Upstreams
-from llamastream.testing import ServerDouble
+from llamastream.events import InstanceChanged
+from llamastream.gateway import Upstreams, create_app, gateway_thread
+from llamastream.gateway.exposure import is_own_address
+from llamastream.gateway.hops import MOST_HOPS, LoopError, new_mark, onward
+from llamastream.testing import NumberedServer, ServerDouble
 from polling import wait_for
+from ports import free_port
+from serving import busy
 
 STORY = [{"role": "user", "content": "Tell me a story."}]
 
@@ -46,12 +52,110 @@ def test_one_that_is_gone_is_left_alone_until_it_is_back() -> None:
 
 
 def test_no_server_at_all_is_said() -> None:
+    told: list[InstanceChanged] = []
     with ServerDouble() as double:
         url = double.url
-    with serving(Upstreams([url])) as gateway:
-        wait_for(lambda: ask(gateway.url, "GET", "/health").status == 503)
+    source = Upstreams([url], listeners=[told.append])
+    assert [backend.state for backend in source.snapshot()] == ["starting"]
+    with serving(source) as gateway:
+        wait_for(lambda: bool(told))
+        health = ask(gateway.url, "GET", "/health")
+        assert (health.status, health.json["states"]) == (503, {"failed": 1})
+        assert health.json["error"]["message"] == "no server takes requests now: 1 failed"
+        refused = ask(gateway.url, body={"messages": STORY})
+        assert (refused.status, refused.json["error"]["type"]) == (503, "unavailable_error")
+        for heard in (health, refused):
+            assert url.encode() not in heard.raw
+    (change,) = told
+    assert (change.id, change.before, change.after) == ("upstream-0", "starting", "failed")
+    assert "refused" in change.reason
+
+
+def test_one_that_loads_its_model_is_waited_for() -> None:
+    with NumberedServer(loading=2) as double:
+        told: list[InstanceChanged] = []
+        with serving(Upstreams([double.url], listeners=[told.append])) as gateway:
+            assert ask(gateway.url, "GET", "/health").json["error"]["message"] == "Loading model"
+            wait_for(lambda: len(told) > 1)
+            assert ask(gateway.url, "GET", "/health").status == 200
+    assert [change.after for change in told] == ["loading", "ready"]
+
+
+def test_what_the_gateway_has_at_work_is_told_at_once() -> None:
+    with launch(EngineOptions()) as engine, serving(Upstreams([engine.url])) as gateway:
+        with busy(gateway.url):
+            assert ask(gateway.url, "GET", "/fleet").json["instances"][0]["in_flight"] == 1
+            metrics = ask(gateway.url, "GET", "/metrics").body
+            assert b'llamastream_instance_requests_active{instance="upstream-0"} 1.0' in metrics
+        wait_for(lambda: ask(gateway.url, "GET", "/fleet").json["instances"][0]["in_flight"] == 0)
+
+
+# -- gateways before gateways ---------------------------------------------------------------------------------------
+
+
+def test_a_gateway_before_a_gateway_is_no_circle() -> None:
+    with (
+        launch(EngineOptions()) as engine,
+        serving(Upstreams([engine.url])) as inner,
+        serving(Upstreams([inner.url])) as outer,
+    ):
+        assert chat(outer.url, STORY, temperature=0).finish_reason == "stop"
+        assert ask(outer.url, body={"messages": STORY, "max_tokens": 2}).status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_circle_of_gateways_is_noticed(stream: bool) -> None:
+    port = free_port()
+    with (
+        serving(StaticBackends((f"http://127.0.0.1:{port}",))) as one,
+        gateway_thread(create_app(StaticBackends((one.url,))), port=port) as other,
+    ):
+        for url in (one.url, other.url):
+            heard = ask(url, body={"messages": STORY, "stream": stream})
+            assert heard.status == 508, heard.raw
+            assert "come back" in heard.json["error"]["message"]
+    assert len(one.served) < 20
+
+
+def test_marks() -> None:
+    mark = new_mark()
+    assert onward([(b"host", b"x")], mark) == mark
+    others = [new_mark() for _ in range(MOST_HOPS)]
+    via = ", ".join(["1.1 proxy.example", *others[1:]]).encode()
+    assert onward([(b"via", via)], mark) == ", ".join((*others[1:], mark))
+    with pytest.raises(LoopError, match=f"passed {MOST_HOPS} gateways"):
+        onward([(b"via", others[0].encode()), (b"via", via)], mark)
+    with pytest.raises(LoopError, match="come back"):
+        onward([(b"via", mark.encode())], mark)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "socket", "own"),
+    [
+        ("http://127.0.0.1:8080", "127.0.0.1", 8080, None, True),
+        ("http://localhost:8080/v1", "127.0.0.1", 8080, None, True),
+        ("http://127.0.0.1:8080", "0.0.0.0", 8080, None, True),
+        ("http://[::1]:8080", "localhost", 8080, None, True),
+        ("http://10.0.0.5:8080", "10.0.0.5", 8080, None, True),
+        ("http://10.0.0.5:8080", "127.0.0.1", 8080, None, False),
+        ("http://127.0.0.1:8080", "10.0.0.5", 8080, None, False),
+        ("http://127.0.0.1:8081", "127.0.0.1", 8080, None, False),
+        ("http://127.0.0.1:8080", "127.0.0.1", 0, None, False),
+        ("unix:///tmp/a.sock", "127.0.0.1", 8080, "/tmp/../tmp/a.sock", True),
+        ("unix:///tmp/a.sock", "127.0.0.1", 8080, None, False),
+        ("http://127.0.0.1:8080", "127.0.0.1", 8080, "/tmp/a.sock", False),
+    ],
+)
+def test_the_own_address_is_known(url: str, host: str, port: int, socket: str | None, own: bool) -> None:
+    assert is_own_address(url, host, port, socket) is own
 
 
 def test_what_is_no_address_is_refused() -> None:
     with pytest.raises(SettingError, match="ftp"):
         Upstreams(["ftp://x"])
+
+
+def test_the_same_server_twice_is_refused() -> None:
+    for other in ("http://x:1/v1", "http://x:1"):
+        with pytest.raises(SettingError, match="is the same server as 'http://x:1'"):
+            Upstreams(["http://x:1", other])

@@ -18,7 +18,7 @@ from gateways import Running, serving
 from llamastream.engine import Engine
 from llamastream.gateway import GatewaySettings, Upstreams
 from llamastream.gateway.strict import HeadError, check_head
-from llamastream.gateway.wire import EXTENSION, SpliceProtocol, WireLimits, bound
+from llamastream.gateway.wire import EXTENSION, MAX_PIPELINED, SpliceProtocol, WireLimits, bound
 from polling import wait_for
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -235,6 +235,24 @@ def test_a_body_that_is_too_large_is_a_413_that_arrives(gateway: Running, chunke
     assert "max_body" in heard.json["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("header", "status", "words"),
+    [
+        (b"Content-Length: 33000000", 413, "max_body"),
+        (b"Content-Length: 10\r\nContent-Encoding: gzip", 415, "gzip"),
+    ],
+)
+def test_what_the_head_tells_is_refused_before_the_body_comes(
+    gateway: Running, header: bytes, status: int, words: str
+) -> None:
+    for more in ([], [b"Expect: 100-continue"]):
+        heard = say(gateway, post(b"", header, *more))
+        assert (heard.status, heard.ended) == (status, "closed")
+        assert heard.raw.count(b"HTTP/1.1 ") == 1, "no 100 Continue"
+        assert words in heard.json["error"]["message"]
+    assert gateway.served[-1].status == status
+
+
 def test_an_endless_body_of_a_request_that_was_answered_ends_the_connection(gateway: Running) -> None:
     with dial(gateway.url) as connection:
         connection.sendall(post(b"5\r\nabcde\r\n", b"Transfer-Encoding: chunked", path=b"/nothing"))
@@ -278,7 +296,26 @@ def test_pipelined_requests_are_answered_in_order(gateway: Running) -> None:
     assert heard.raw.count(b"HTTP/1.1 200 OK") == 5
 
 
-@pytest.mark.parametrize("more", [HEALTH, completion(5), completion(5) + HEALTH * 3, b"GET /hea"])
+@pytest.mark.parametrize("first", [HEALTH, completion(20)])
+@pytest.mark.parametrize("together", [True, False])
+def test_of_too_many_at_once_the_first_are_answered_and_the_connection_is_closed(
+    gateway: Running, first: bytes, together: bool
+) -> None:
+    with dial(gateway.url) as connection:
+        for part in [first + HEALTH * 50] if together else [first, *[HEALTH * 10] * 5]:
+            connection.sendall(part)
+        heard = hear(connection)
+    assert heard.ended == "closed"
+    answers = heard.raw.split(b"HTTP/1.1 200 OK")[1:]
+    assert len(answers) >= 1 + MAX_PIPELINED
+    assert len(answers) == heard.raw.count(b"HTTP/1.1 ")
+    assert [b"connection: close" in answer for answer in answers] == [False] * (len(answers) - 1) + [True]
+    assert answers[-1].endswith(b"}")
+    if together:
+        assert len(answers) == 1 + MAX_PIPELINED
+
+
+@pytest.mark.parametrize("more", [HEALTH, completion(5), completion(5) + HEALTH * 3, HEALTH * 50, b"GET /hea"])
 def test_hanging_up_after_pipelined_requests_frees_the_slot(gateway: Running, slots_free: Any, more: bytes) -> None:
     with dial(gateway.url) as connection:
         connection.sendall(completion(8000) + more)
@@ -287,7 +324,7 @@ def test_hanging_up_after_pipelined_requests_frees_the_slot(gateway: Running, sl
     wait_for(lambda: idle(gateway))
 
 
-@pytest.mark.parametrize("garbage", [b"\0\0\0", b"NOT HTTP\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", HEALTH * 50])
+@pytest.mark.parametrize("garbage", [b"\0\0\0", b"NOT HTTP\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"])
 def test_garbage_in_the_middle_of_a_stream_is_not_answered_inside_of_it(
     gateway: Running, slots_free: Any, garbage: bytes
 ) -> None:

@@ -105,6 +105,12 @@ def test_a_route_is_that_of_the_server(url: str, route: str) -> None:
 # -- OpenTelemetry --------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def _telemetry_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests switch off for CrewAI would be off here as well."""
+    monkeypatch.delenv("OTEL_SDK_DISABLED", raising=False)
+
+
 class Telemetry:
     """A listener, and what the SDK has of it."""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from llamastream.alerts.messages import AlertReport
 from llamastream.alerts.settings import RULE_NAMES
@@ -15,9 +15,13 @@ from llamastream.errors import SettingError
 from llamastream.events import FleetEvent, GatewayListener, RequestServed
 from llamastream.fleet.behind import Front
 from llamastream.fleet.records import Record
+from llamastream.fleet.report import InstanceReport
 from llamastream.gateway.settings import GatewaySettings
 from llamastream.observe.access import describe_served
 from llamastream.observe.series import Sample
+
+if TYPE_CHECKING:
+    from llamastream.gateway.reloading import Takeover
 
 BEAT = 30.0
 """Seconds within which the gateway's event loop has to show that it turns."""
@@ -92,6 +96,12 @@ class FrontGateway:
         """Requests that wait for a slot."""
         return int(self._lanes.waiting)
 
+    def counted(self, reports: Iterable[InstanceReport]) -> tuple[InstanceReport, ...]:
+        """The reports, with the gateway's own count of requests where that is larger."""
+        from llamastream.gateway.operations import counted  # as above
+
+        return counted(reports, self._lanes.at_work())
+
     @property
     def alive(self) -> bool:
         """Whether its event loop turns."""
@@ -116,7 +126,7 @@ class FrontGateway:
         """
         self._thread.start()
 
-    def reload(self, settings: GatewaySettings) -> tuple[str, ...]:
+    def reload(self, settings: GatewaySettings) -> Takeover:
         """See `GatewayServer.reload`."""
         return self._thread.server.reload(settings)
 

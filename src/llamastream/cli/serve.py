@@ -8,7 +8,6 @@ from typing import Annotated, NoReturn
 import typer
 
 from llamastream.alerts.settings import AlertSettings
-from llamastream.cli.arenas import share_heaps
 from llamastream.cli.options import with_settings
 from llamastream.cli.servelog import LogFormat, ServeLog
 from llamastream.cli.serveplan import Given, plan_servers, plan_upstreams
@@ -20,6 +19,7 @@ from llamastream.fleet.configuration import DEFAULT_PORT, given_of
 from llamastream.fleet.records import Record
 from llamastream.fleet.settings import FleetSettings
 from llamastream.gateway.settings import GatewaySettings
+from llamastream.heap import share_heaps
 from llamastream.settings import with_sources
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from llamastream.errors import SettingError
 from llamastream.fleet.behind import LOCAL, Front, behind, front_of
 from llamastream.fleet.configuration import DEFAULT_PORT, Configuration, configure
 from llamastream.fleet.settings import FleetSettings, Pool
+from llamastream.gateway.exposure import is_own_address
 from llamastream.gateway.settings import GatewaySettings
 from llamastream.settings import load
 
@@ -104,17 +106,32 @@ def with_serve_keys(settings: GatewaySettings, front: Front) -> GatewaySettings:
     return replace(settings, api_keys=" ".join((*lines, *filter(None, (settings.api_keys,)))))
 
 
-def plan_upstreams(
-    given: Given, environ: Mapping[str, str] | None = None
-) -> tuple[GatewaySettings, Front, AlertSettings]:
+class UpstreamPlan(Struct, frozen=True, kw_only=True):
+    """Attributes:
+    gateway: its settings. front: where it listens. alerts: what is watched. name: by which other commands find
+        it.
+    """
+
+    gateway: GatewaySettings
+    front: Front
+    alerts: AlertSettings
+    name: str
+
+
+def plan_upstreams(given: Given, environ: Mapping[str, str] | None = None) -> UpstreamPlan:
     """The gateway before servers that already run.
 
     Raises:
-        SettingError: a value is not allowed, or is about servers that would be started.
+        SettingError: a value is not allowed, is about servers that would be started, or an upstream is the gateway
+            itself.
     """
     engine, sources = load(EngineOptions, given=given.engine, environ=environ)
     settings = gateway_settings(given, environ)
-    of_servers = set(given.engine) - {"host", "port", "socket", "api_key"} | set(given.fleet) - {"drain_timeout"}
+    fleet, _ = load(FleetSettings, given=given.fleet, environ=environ)
+    of_servers = set(given.engine) - {"host", "port", "socket", "api_key"} | set(given.fleet) - {
+        "drain_timeout",
+        "name",
+    }
     if of_servers or given.extra_args:
         name = min(of_servers) if of_servers else given.extra_args[0]
         raise SettingError(
@@ -125,4 +142,13 @@ def plan_upstreams(
     port = DEFAULT_PORT if engine.socket is None and sources["port"] == "default" else engine.port
     keys = () if engine.api_key is None else (engine.api_key,)
     front = Front(host=engine.host or LOCAL, port=port, socket=engine.socket, api_keys=keys)
-    return with_serve_keys(settings, front), front, alert_settings(given, environ)
+    for url in settings.upstreams:
+        if is_own_address(url, front.host, front.port, front.socket):
+            raise SettingError(
+                f"upstreams = {url!r} is the address on which this gateway listens: requests would go round in "
+                "circles; name the server's own address, or listen on another --port"
+            )
+    shown = front.port if front.socket is None else 0
+    name = fleet.name or (f"serve-{shown}" if shown else f"serve-pid-{os.getpid()}")
+    alerts = alert_settings(given, environ)
+    return UpstreamPlan(gateway=with_serve_keys(settings, front), front=front, alerts=alerts, name=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import threading
@@ -20,23 +21,23 @@ from llamastream.alerts.watchman import Watchman
 from llamastream.backends import ROUTABLE
 from llamastream.cli.alerting import check_reload, watchman_of
 from llamastream.cli.announce import announce, ready_fields
-from llamastream.cli.arenas import give_back
 from llamastream.cli.front import FrontGateway
 from llamastream.cli.operate import operate
 from llamastream.cli.servelog import LoggingBridge, ServeLog
 from llamastream.cli.serveplan import ServePlan
 from llamastream.cli.signals import STOPPING, Signals
+from llamastream.cli.voice import Voice
 from llamastream.errors import EngineCrashedError, LlamaStreamError, SettingError
 from llamastream.events import FleetEvent, InstanceChanged
 from llamastream.fleet import rendezvous
 from llamastream.fleet.control import ControlServer
-from llamastream.fleet.feed import Feed
 from llamastream.fleet.fleet import GONE, Fleet
 from llamastream.fleet.messages import FleetStatus
 from llamastream.fleet.operations import Reloaded, carry_out
 from llamastream.fleet.orphans import Reaper
-from llamastream.fleet.records import Level, Record, encodable, of_event, of_log
+from llamastream.fleet.records import of_event, of_log
 from llamastream.fleet.systemd import Notifier
+from llamastream.heap import trim
 from llamastream.types import LogRecord
 
 TICK = 5.0
@@ -75,7 +76,8 @@ class Service:
         self._starter: threading.Thread | None = None
         self._reloading = threading.Lock()
         self._reaper = Reaper()
-        self.feed = Feed()
+        voice = Voice(log)
+        self._take, self._say, self.feed = voice.take, voice.say, voice.feed
         self._plan = plan = configure()
         log.hide(plan.secrets)
         self.configuration = plan.configuration
@@ -97,6 +99,7 @@ class Service:
                     status=self.status, operate=partial(operate, self), alerts=self.alerts,
                     on_end=lambda: self._inbox.put(("gateway ended", None)),
                 )  # fmt: skip
+                voice.show = self._front.show
         except BaseException:
             self.close()
             raise
@@ -230,7 +233,8 @@ class Service:
         announce(engines, self._log, url)
         self._notifier.ready(self._summary())
         self._look_at_all()
-        give_back()
+        gc.collect()
+        trim()  # a start takes some megabytes that are not needed again
 
     def _look_at_all(self) -> None:
         """After a change of an instance."""
@@ -300,7 +304,7 @@ class Service:
             version=__version__,
             started=self._started,
             phase=self._phase,
-            instances=self.fleet.status(),
+            instances=self.fleet.status() if self._front is None else self._front.counted(self.fleet.status()),
             url="" if self._front is None else self._front.url,
             waiting=0 if self._front is None else self._front.waiting,
         )
@@ -324,9 +328,7 @@ class Service:
                 raise
             finally:
                 self._notifier.ready(self._summary())
-        names = sorted({order.instance for order in reloaded.orders} | set(reloaded.fresh))
-        message = f"the configuration was read anew: {', '.join(names) or 'nothing'} changed"
-        self._say("reload", "; ".join((message, *reloaded.notes)))
+        self._say("reload", f"the configuration was read anew: {reloaded.summary()}")
         return reloaded
 
     def _apply(self, plan: ServePlan) -> Reloaded:
@@ -336,9 +338,11 @@ class Service:
         if (plan.front is None) != (self._front is None):
             raise SettingError("the gateway cannot be switched on or off by a reload: start `serve` again")
         check_reload(plan.alerts, self.alerts)
+        taken: tuple[str, ...] = ()
         fixed: tuple[str, ...] = ()
         if self._front is not None:
-            fixed = self._front.reload(plan.gateway)
+            takeover = self._front.reload(plan.gateway)
+            taken, fixed = takeover.taken, takeover.fixed
         try:
             orders = self.fleet.reload(plan.pools(self._place.path))
         except LlamaStreamError:
@@ -360,7 +364,7 @@ class Service:
             if names
         )
         self.configuration = msgspec.structs.replace(configuration, settings=self.configuration.settings)
-        return Reloaded(tuple(orders), fresh, notes)
+        return Reloaded(tuple(orders), fresh, notes, taken)
 
     def stop(self, *, now: bool) -> None:
         """For commands: begin to end."""
@@ -380,9 +384,6 @@ class Service:
     def _logged(self, instance: str, record: LogRecord) -> None:
         self._take(of_log(instance, record))
 
-    def _say(self, event: str, message: str, level: Level = "info", **fields: Any) -> None:
-        self._take(Record(time=time.time(), level=level, event=event, message=message, fields=fields))
-
     def _fault(self, arguments: threading.ExceptHookArgs) -> None:
         """A thread ended by a mistake in this program: nobody else would say so in the log."""
         name = "" if arguments.thread is None else arguments.thread.name
@@ -393,10 +394,3 @@ class Service:
             "error",
             traceback=where,
         )
-
-    def _take(self, record: Record) -> None:
-        record = encodable(record)
-        self.feed.publish(record)
-        self._log.take(record)
-        if self._front is not None:
-            self._front.show(self._log.censored(record))

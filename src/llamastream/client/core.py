@@ -183,7 +183,9 @@ class ClientCore:
         if attempt.kind == "reattach":
             return self._bytes(generation.server, "GET", generation.reattach_path, None)
         request = generation.request
-        more = {} if generation.conversation_id is None else {"X-Conversation-Id": generation.conversation_id}
+        more = request.headers()
+        if generation.conversation_id is not None:
+            more["X-Conversation-Id"] = generation.conversation_id
         if generation.unrepeatable:
             more["Cache-Control"] = "no-store"
         return self._bytes(generation.server, "POST", request.path, request.encoded(), more)

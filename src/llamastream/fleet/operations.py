@@ -48,19 +48,33 @@ _UNDER_WAY = frozenset({"starting", "loading", "stopped"})
 
 
 class Reloaded(Struct, frozen=True):
-    """What a reload set off: orders to instances, the names of new ones, and what it could not do."""
+    """What a reload set off: orders to instances, the names of new ones, what it could not do, and what the gateway
+    has taken over."""
 
-    orders: tuple[Order, ...]
-    fresh: tuple[str, ...]
-    notes: tuple[str, ...]
+    orders: tuple[Order, ...] = ()
+    fresh: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """For people: what has changed."""
+        changed = sorted({order.instance for order in self.orders} | set(self.fresh))
+        parts = []
+        if changed:
+            parts.append(f"changed: {', '.join(changed)}")
+        if self.taken:
+            parts.append(f"taken over: {', '.join(self.taken)}")
+        return "; ".join((*(parts or ["nothing has changed"]), *self.notes))
 
 
 class Host(Protocol):
-    """Who runs the fleet."""
+    """Who runs the fleet; `fleet` is None where the servers are somebody else's."""
 
-    fleet: Fleet
     feed: Feed
     alerts: Watchman | None
+
+    @property
+    def fleet(self) -> Fleet | None: ...
 
     def status(self) -> FleetStatus:
         """How everything is."""
@@ -116,28 +130,31 @@ def _logs(request: AskLogs, host: Host) -> Iterator[Reply | None]:
 
 
 def _restart(request: AskRestart, host: Host) -> Iterator[Reply | None]:
-    ids = _known(request.ids, host) if request.ids else [report.id for report in host.fleet.status()]
+    fleet = _own(host, "restart")
+    ids = _known(request.ids, host) if request.ids else [report.id for report in fleet.status()]
     with _about(ids, host) as follower:
-        orders = [host.fleet.restart(each) for each in ids]
+        orders = [fleet.restart(each) for each in ids]
         if request.wait:
-            explain = _Impatience(orders, host)
+            explain = _Impatience(orders, fleet, host.feed)
             yield from _follow(follower, lambda: explain() or _all_done(orders))
     yield _outcome(orders, (), host, f"restarted: {', '.join(ids)}") if request.wait else Done(_named("restart", ids))
 
 
 def _drain(request: AskDrain, host: Host) -> Iterator[Reply | None]:
+    fleet = _own(host, "drain")
     ids = _known(request.ids, host)
     with _about(ids, host) as follower:
-        orders = [host.fleet.drain(each) for each in ids]
+        orders = [fleet.drain(each) for each in ids]
         if request.wait:
-            yield from _follow(follower, lambda: _all_done(orders) and all(_is_empty(each, host) for each in ids))
+            yield from _follow(follower, lambda: _all_done(orders) and all(_is_empty(each, fleet) for each in ids))
     yield Done(f"drained: {', '.join(ids)}" if request.wait else _named("drain", ids))
 
 
 def _undrain(request: AskUndrain, host: Host) -> Iterator[Reply | None]:
+    fleet = _own(host, "undrain")
     ids = _known(request.ids, host)
     with _about(ids, host) as follower:
-        orders = [host.fleet.undrain(each) for each in ids]
+        orders = [fleet.undrain(each) for each in ids]
         if request.wait:
             yield from _follow(follower, lambda: _all_done(orders))
     yield (
@@ -153,8 +170,7 @@ def _reload(request: AskReload, host: Host) -> Iterator[Reply | None]:
         reloaded = host.reload()
         if request.wait:
             yield from _follow(follower, lambda: _all_done(reloaded.orders) and not _under_way(reloaded.fresh, host))
-    changed = sorted({order.instance for order in reloaded.orders} | set(reloaded.fresh))
-    message = "; ".join((f"changed: {', '.join(changed)}" if changed else "nothing has changed", *reloaded.notes))
+    message = reloaded.summary()
     yield _outcome(reloaded.orders, reloaded.fresh, host, message) if request.wait else Done(message)
 
 
@@ -208,9 +224,10 @@ def _follow(follower: Follower, done: Callable[[], bool]) -> Iterator[Reply | No
 class _Impatience:
     """Says once of each instance that its restart waits for something that others have to do."""
 
-    def __init__(self, orders: Sequence[Order], host: Host) -> None:
+    def __init__(self, orders: Sequence[Order], fleet: Fleet, feed: Feed) -> None:
         self._orders = orders
-        self._host = host
+        self._fleet = fleet
+        self._feed = feed
         self._told: set[str] = set()
         self._at = time.monotonic() + PATIENCE
 
@@ -218,17 +235,13 @@ class _Impatience:
         """Always False: nothing is done by that."""
         if time.monotonic() < self._at:
             return False
-        states = _states(self._host)
+        states = {report.id: report.state for report in self._fleet.status()}
         for order in self._orders:
-            if (
-                not order.done.done()
-                and order.instance not in self._told
-                and states.get(order.instance, _GONE)[0] in ROUTABLE
-            ):
+            if not order.done.done() and order.instance not in self._told and states.get(order.instance) in ROUTABLE:
                 self._told.add(order.instance)
-                least = self._host.fleet.settings.min_ready
+                least = self._fleet.settings.min_ready
                 message = f"waits for its turn: one goes at a time, and {least} of the others must be ready (min_ready)"
-                self._host.feed.publish(
+                self._feed.publish(
                     Record(time=time.time(), level="info", event="waiting", message=message, instance=order.instance)
                 )
         self._at = time.monotonic() + PATIENCE
@@ -244,13 +257,27 @@ def _about(ids: Iterable[str], host: Host) -> Follower:
     return host.feed.follow(lambda record: _is_event(record) and record.instance in chosen)[1]
 
 
+def _own(host: Host, what: str) -> Fleet:
+    """The fleet, to do this with its instances.
+
+    Raises:
+        SettingError: there is none.
+    """
+    if host.fleet is None:
+        raise SettingError(
+            f"{what} is for servers that `serve` has started, but these are somebody else's (--upstream): only "
+            "status, logs, reload and stop can be asked for here"
+        )
+    return host.fleet
+
+
 def _known(ids: Iterable[str], host: Host) -> list[str]:
     """These instances, each once.
 
     Raises:
         SettingError: one does not exist, or none was named.
     """
-    there = [report.id for report in host.fleet.status()]
+    there = [report.id for report in host.status().instances]
     asked = list(dict.fromkeys(ids))
     for each in asked:
         if each not in there:
@@ -264,9 +291,9 @@ def _all_done(orders: Iterable[Order]) -> bool:
     return all(order.done.done() for order in orders)
 
 
-def _is_empty(instance: str, host: Host) -> bool:
+def _is_empty(instance: str, fleet: Fleet) -> bool:
     """Whether nothing runs on it, nor waits in its line; a server that tells neither, is not waited for."""
-    engine = host.fleet.engine(instance)
+    engine = fleet.engine(instance)
     if engine is None or not engine.alive:
         return True
     tells = engine.capabilities.metrics_endpoint or engine.capabilities.slots_endpoint
@@ -279,7 +306,7 @@ def _under_way(ids: Iterable[str], host: Host) -> bool:
 
 
 def _states(host: Host) -> Mapping[str, tuple[str, str]]:
-    return {report.id: (report.state, report.reason) for report in host.fleet.status()}
+    return {report.id: (report.state, report.reason) for report in host.status().instances}
 
 
 def _outcome(orders: Sequence[Order], fresh: Sequence[str], host: Host, message: str) -> Reply:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from math import ceil
 from time import monotonic
@@ -82,6 +83,7 @@ class Admission:
         self._service = Mean()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
+        self._closing = False
         self.admitted = 0
         self.refused = 0
         self._take_over()
@@ -95,6 +97,14 @@ class Admission:
     def active(self) -> int:
         """Requests at work."""
         return self.scheduler.active
+
+    def at_work(self) -> dict[str, int]:
+        """Requests at work on each instance, by its id."""
+        router, found = self.scheduler.router, {}
+        for number, (id_, _) in tuple(self._servers.items()):
+            with contextlib.suppress(KeyError):  # gone in this moment, where another thread asks
+                found[id_] = router.instance(number).load
+        return found
 
     async def enter(
         self,
@@ -123,6 +133,9 @@ class Admission:
                 lost.turn.set_exception(self._full(by_key=False))
             self._dispatch()
             self.scheduler.turn_away(lease)
+            if self._closing and lease.decision is None:
+                self.scheduler.leave(lease)
+                raise self._shut_down()
         except LineFullError as error:
             raise self._full(by_key=error.by_key) from None
         if lease.decision is None:
@@ -177,6 +190,20 @@ class Admission:
                 late.retry_after = self.retry_after()
                 raise late from None
             raise
+
+    def shut(self) -> None:
+        """Nobody waits here any more: those in line are told that the gateway ends, and so is whoever would have to
+        wait from now on. What is at work goes on."""
+        self._closing = True
+        for _, ticket in tuple(self.scheduler.line.order()):
+            if isinstance(ticket, Lease) and ticket.turn is not None and not ticket.turn.done():
+                self.refused += 1
+                ticket.turn.set_exception(self._shut_down())
+
+    def _shut_down(self) -> UnavailableError:
+        error = UnavailableError("the gateway is shutting down: no request waits for a slot any more", status=503)
+        error.retry_after = self.retry_after()
+        return error
 
     def _full(self, *, by_key: bool) -> RateLimitedError:
         self.refused += 1

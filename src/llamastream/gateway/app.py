@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 from urllib.parse import parse_qs
@@ -16,10 +17,12 @@ from llamastream.backends import BackendSource
 from llamastream.errors import LlamaStreamError, UnavailableError
 from llamastream.events import GatewayListener, Listener
 from llamastream.gateway.attendance import attended
+from llamastream.gateway.bodies import Bodies, RequestError
 from llamastream.gateway.dashboard import Dashboard, Operate
 from llamastream.gateway.dashboard.facts import Alerts
 from llamastream.gateway.demand import Demand, admitted, demand_of
 from llamastream.gateway.guarded import guarded
+from llamastream.gateway.hops import LoopError, new_mark, onward
 from llamastream.gateway.lanes import Lane, Lanes, UnknownModelError, UnservedTaskError
 from llamastream.gateway.limits import Limiter
 from llamastream.gateway.listing import listing
@@ -47,7 +50,7 @@ from llamastream.gateway.served import Served, served_of
 from llamastream.gateway.settings import GatewaySettings
 from llamastream.gateway.sharing import Sharing
 from llamastream.gateway.tasks import task_of
-from llamastream.gateway.upstreams import Upstreams
+from llamastream.gateway.upstreams import Upstreams, out_of_service
 from llamastream.gateway.wire import EXTENSION
 from llamastream.observe.metrics import Metrics
 from llamastream.protocol.requests import CHAT_PATH, COMPLETION_PATH
@@ -56,14 +59,8 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Handler = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
-
-class RequestError(Exception):
-    """What a client sent cannot be passed on; `status` says why."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
+FIRST_LOOK = 0.5
+"""Seconds that the first look at servers of somebody else may take before requests are answered."""
 
 
 class Gateway:
@@ -76,6 +73,8 @@ class Gateway:
         self.source = source
         self.lanes = Lanes(source, self.settings, listeners)
         self.limits = Limiter(self.settings)
+        self.bodies = Bodies(self.settings)
+        self.mark = new_mark()
         self.sharing = Sharing(self.settings)
         self._leave: Callable[[], None] = lambda: None
         self._watch: asyncio.Task[None] | None = None
@@ -85,6 +84,7 @@ class Gateway:
         self.settings = settings
         self.lanes.reload(settings)
         self.limits.reload(settings)
+        self.bodies.settings = settings
 
     async def start(self) -> None:
         """Follow the servers."""
@@ -96,13 +96,17 @@ class Gateway:
 
         self._leave = self.source.subscribe(changed)
         if isinstance(self.source, Upstreams):
-            self._watch = loop.create_task(self.source.watch())
+            looked = asyncio.Event()
+            self._watch = loop.create_task(self.source.watch(looked.set))
+            with contextlib.suppress(TimeoutError):  # who asks at once, is not refused since nobody has looked yet
+                await asyncio.wait_for(looked.wait(), FIRST_LOOK)
         await self.sharing.start()
 
     async def close(self) -> None:
         self._leave()
         if self._watch is not None:
             self._watch.cancel()
+        self.bodies.close()
         await self.sharing.close()
         await self.lanes.close()
 
@@ -111,7 +115,7 @@ class Gateway:
     async def generate(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """A generation endpoint."""
         path: str = ALIASES.get(scope["path"], scope["path"])
-        raw = await self.body(receive)
+        raw = await self.bodies.read(scope, receive)
         body = _json(raw)
         lane = self._lane(lambda model: self.lanes.find(model, task_of(path)), body)
         plan = self.sharing.plan(scope, path, body, lane)
@@ -126,12 +130,14 @@ class Gateway:
     ) -> None:
         """Wait for a slot, hand on the answer, mend it where that is possible."""
         runner: Relay | Passage
+        via = self._via(scope)
         if mendable(path, body):
-            request = RawRequest(path, body, _choices(body), raw)
+            request = RawRequest(path, body, _choices(body), raw, via)
             runner = Relay(lane.core, lane.pools, request, None, send, scope.get("extensions", {}).get(EXTENSION))
             work: Coroutine[Any, Any, object] = runner.run()
         else:
             runner = Passage(lane.core, lane.pools, send, stream=body.get("stream") is True)
+            runner.via = via
             work = runner.run("POST", path, raw)
         served = served_of(scope)
         served.generation(body, runner)
@@ -177,7 +183,7 @@ class Gateway:
     async def pass_on(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """An endpoint that answers at once."""
         if scope["method"] == "POST":
-            raw: bytes | None = await self.body(receive)
+            raw: bytes | None = await self.bodies.read(scope, receive)
             lane = self._lane(self.lanes.about, _json(raw or b""))
         else:
             raw = None
@@ -196,6 +202,7 @@ class Gateway:
     ) -> None:
         """Pass a request on as it is."""
         query = scope["query_string"].decode("latin-1")
+        passage.via = self._via(scope)
         known = ALIASES.get(scope["path"], scope["raw_path"].decode("ascii"))
         path = known + (f"?{query}" if query else "")
         served_of(scope).runner = passage
@@ -224,8 +231,17 @@ class Gateway:
             body: dict[str, Any] = {"status": "ok", "ready": ready, "instances": len(backends)}
             await respond(send, 200, msgspec.json.encode(body), [])
             return
-        body = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
+        counts: dict[str, int] = Counter(backend.state for backend in backends)
+        message = "Loading model" if counts.keys() & {"starting", "loading"} else out_of_service(backends)
+        error = {"message": message, "type": "unavailable_error", "code": 503}
+        body = {"error": error, "ready": 0, "instances": len(backends), "states": counts}
         await respond(send, 503, msgspec.json.encode(body), [(b"retry-after", b"1")])
+
+    def _via(self, scope: dict[str, Any]) -> str:
+        try:
+            return onward(scope["headers"], self.mark)
+        except LoopError as error:
+            raise RequestError(508, str(error)) from None
 
     @staticmethod
     def _lane(find: Callable[[str | None], Lane], body: dict[str, Any]) -> Lane:
@@ -236,31 +252,6 @@ class Gateway:
             raise RequestError(404 if model else 400, str(error)) from None
         except UnservedTaskError as error:
             raise RequestError(501, str(error)) from None
-
-    async def body(self, receive: Receive) -> bytes:
-        """The body of a request.
-
-        Raises:
-            RequestError: it is too large, or does not come.
-        """
-        parts, size = [], 0
-        try:
-            async with asyncio.timeout(self.settings.body_timeout):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise RequestError(499, "the client left while it sent its request")
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > self.settings.max_body:
-                        limit = self.settings.max_body
-                        raise RequestError(413, f"the request is larger than {limit} bytes (max_body)")
-                    if not message.get("more_body"):
-                        return b"".join(parts)
-        except TimeoutError:
-            raise RequestError(
-                408, f"the request's body did not come within {self.settings.body_timeout:g} s (body_timeout)"
-            ) from None
 
 
 def create_app(
@@ -293,7 +284,7 @@ def create_app(
     dashboard = Dashboard(gateway, operate, alerts) if gateway.settings.dashboard else None
     routes = _routes(gateway, operations)
     if dashboard is not None:
-        routes += _dashboard_routes(dashboard)
+        routes += _dashboard_routes(dashboard, gateway.bodies)
     return guarded(gateway, routes, metrics, listeners, dashboard)
 
 
@@ -312,32 +303,36 @@ def _routes(gateway: Gateway, operations: Operations) -> list[Route]:
         ([FLEET], operations.fleet, ["GET"]),
     ]
     return [
-        Route(name, _endpoint(handler), methods=methods)
+        Route(name, _endpoint(handler, gateway.bodies), methods=methods)
         for routes, handler, methods in taken
         for route in routes
         for name in all_names(route)
     ]
 
 
-def _dashboard_routes(dashboard: Dashboard) -> list[Route]:
+def _dashboard_routes(dashboard: Dashboard, bodies: Bodies) -> list[Route]:
     events, actions = DASHBOARD_DATA
     return [
         Route(DASHBOARD, _endpoint(dashboard.page), methods=["GET"]),
         Route(f"{DASHBOARD}/", _endpoint(dashboard.elsewhere), methods=["GET"]),
         Route(events, _endpoint(dashboard.events), methods=["GET"]),
-        Route(actions, _endpoint(dashboard.act), methods=["POST"]),
+        Route(actions, _endpoint(dashboard.act, bodies), methods=["POST"]),
         Route(DASHBOARD_FILE, _endpoint(dashboard.file), methods=["GET"]),
     ]
 
 
-def _endpoint(handler: Handler) -> Any:
-    """A handler as an ASGI application: Starlette takes an instance of a class as it is, without a wrapper."""
-    return _Endpoint(handler)
+def _endpoint(handler: Handler, bodies: Bodies | None = None) -> Any:
+    """A handler as an ASGI application: Starlette takes an instance of a class as it is, without a wrapper.
+
+    `bodies`: where to give back what it read; None: its caller does.
+    """
+    return _Endpoint(handler, bodies)
 
 
 class _Endpoint:
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, bodies: Bodies | None) -> None:
         self._handler = handler
+        self._bodies = bodies
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         try:
@@ -350,7 +345,10 @@ class _Endpoint:
             served_of(scope).error = type(error).__name__
             if error.status != 499:
                 body = refusal(scope["path"], error.status, error.message)
-                await respond(send, error.status, body, [(b"connection", b"close")])
+                await respond(send, error.status, body, [*error.headers, (b"connection", b"close")])
+        finally:
+            if self._bodies is not None:
+                self._bodies.release(scope)
 
 
 def _json(raw: bytes) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""Who can reach an address, and whether that is meant."""
+"""Who can reach an address, whether that is meant, and whether it is our own."""
 
 from __future__ import annotations
 
 import ipaddress
+import os
 
+from llamastream.address import parse_address
 from llamastream.errors import SettingError
 
 
@@ -30,3 +32,21 @@ def check_exposure(host: str, *, keys: int, allow_open: bool) -> None:
         "(--keys-file FILE, or LLAMASTREAM_GATEWAY_API_KEYS; `llamastream keys new` makes one), listen on 127.0.0.1, "
         "or say --allow-open"
     )
+
+
+def is_own_address(url: str, host: str, port: int, socket: str | None) -> bool:
+    """Whether a server's address is that on which we listen, as far as one can see without asking anybody: names of
+    other machines may lead back here as well (for those, see `gateway.hops`).
+
+    Args:
+        host, port: where we listen; port 0 is none that is known yet. socket: path of a Unix socket instead.
+    """
+    address = parse_address(url)
+    if address.socket is not None or socket is not None:
+        both = address.socket is not None and socket is not None
+        return both and os.path.realpath(address.socket or "") == os.path.realpath(socket or "")
+    if not port or address.port != port:
+        return False
+    theirs, ours = address.host.strip("[]").lower(), host.strip("[]").lower()
+    everywhere = ours in ("", "0.0.0.0", "::")  # noqa: S104  # compared, not bound
+    return theirs == ours or theirs in ("0.0.0.0", "::") or (is_loopback(theirs) and (everywhere or is_loopback(ours)))  # noqa: S104  # as above

@@ -21,7 +21,7 @@ from llamastream.gateway.dashboard import Dashboard
 from llamastream.gateway.keys import KeyRing, load_keys
 from llamastream.gateway.operations import samples
 from llamastream.gateway.refusals import refusal
-from llamastream.gateway.settings import GatewaySettings
+from llamastream.gateway.settings import GatewaySettings, check_origins
 from llamastream.observe.access import AccessLog
 from llamastream.observe.metrics import Metrics
 
@@ -72,6 +72,7 @@ def guarded(
         SettingError: the API keys cannot be read, or are not allowed.
     """
     settings = gateway.settings
+    check_origins(settings.cors_origins, "settings=")
     guard = Guard(settings)
     watching = [] if dashboard is None else [dashboard.board]
     if dashboard is not None:

@@ -82,6 +82,11 @@ class KeyRing:
     def __len__(self) -> int:
         return len(self._keys)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KeyRing) and self._keys == other._keys
+
+    __hash__ = None  # type: ignore[assignment]  # it is compared, and kept nowhere by its hash
+
     def __repr__(self) -> str:
         return f"<KeyRing {', '.join(key.name for key in self._keys) or 'empty'}>"
 

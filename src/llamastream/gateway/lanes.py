@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from llamastream.backends import Backend, BackendSource
@@ -101,6 +102,7 @@ class Lanes:
         self._settings = settings
         self._listeners = tuple(listeners)
         self._lanes: dict[tuple[Task, str | None], Lane] = {}
+        self._shut = False
 
     def __iter__(self) -> Iterator[Lane]:
         return iter(tuple(self._lanes.values()))
@@ -114,6 +116,13 @@ class Lanes:
     def active(self) -> int:
         """Requests at work."""
         return sum(lane.admission.active for lane in self)
+
+    def at_work(self) -> dict[str, int]:
+        """Requests at work on each instance, by its id. From any thread."""
+        counts: Counter[str] = Counter()
+        for lane in self:
+            counts.update(lane.admission.at_work())
+        return dict(counts)
 
     @property
     def admitted(self) -> int:
@@ -178,6 +187,12 @@ class Lanes:
         for lane in self:
             lane.admission.look()
 
+    def shut(self) -> None:
+        """Nobody waits in line any more (see `Admission.shut`)."""
+        self._shut = True
+        for lane in self:
+            lane.admission.shut()
+
     async def close(self) -> None:
         """Close all of them."""
         for lane in self:
@@ -190,4 +205,6 @@ class Lanes:
             if not any(backend.url for backend in source.snapshot()):
                 raise UnavailableError("no server is up yet", status=503)
             found = self._lanes[task, model] = Lane(source, model, self._settings, self._listeners)
+            if self._shut:
+                found.admission.shut()
         return found

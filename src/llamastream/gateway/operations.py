@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from llamastream._version import __version__
 from llamastream.address import parse_address
@@ -28,6 +28,10 @@ INSTANCE_HEADER = b"x-llamastream-instance"
 
 Status = Callable[[], Any]
 """How the servers are, as anything that can be written as JSON; may block for moments, so it runs in a thread."""
+
+
+Counted = TypeVar("Counted", bound=Any)
+"""What has an `id`, and requests `in_flight`: a `Backend`, or a fleet's report."""
 
 
 class GatewayStatus(Struct, frozen=True, kw_only=True):
@@ -64,10 +68,11 @@ def samples(gateway: Gateway, connections: Callable[[], int] | None = None) -> I
     yield from gateway.sharing.samples()
     for limit, count in gateway.limits.refused.items():
         yield Sample("rate_limited_requests", (limit,), count)
+    own = lanes.at_work()
     for backend in backends:
         for state in STATES:
             yield Sample("instance_state", (backend.id, state), backend.state == state)
-        yield Sample("instance_requests_active", (backend.id,), backend.in_flight)
+        yield Sample("instance_requests_active", (backend.id,), max(backend.in_flight, own.get(backend.id, 0)))
     for report in reports_of(gateway.source) or ():
         label = (report.id,)
         yield Sample("instance_memory_bytes", label, report.rss_bytes)
@@ -81,12 +86,22 @@ def reports_of(source: Any) -> Sequence[Any] | None:
     return status() if callable(status) else None
 
 
-def status_of(source: Any) -> GatewayStatus:
-    """What `/fleet` says of a source."""
-    found = reports_of(source)
-    if found is None:
-        found = [_described(backend) for backend in source.snapshot()]
+def status_of(source: Any, own: Mapping[str, int] | None = None) -> GatewayStatus:
+    """What `/fleet` says of a source. `own`: requests that the gateway has at work on each instance."""
+    reports = reports_of(source)
+    found: Iterable[Any] = counted(source.snapshot() if reports is None else reports, own or {})
+    if reports is None:
+        found = map(_described, found)
     return GatewayStatus(pid=os.getpid(), version=__version__, instances=tuple(found))
+
+
+def counted(instances: Iterable[Counted], own: Mapping[str, int]) -> tuple[Counted, ...]:
+    """The instances, each with the gateway's own count of its requests where that is larger: what servers say of
+    themselves is some seconds old."""
+    return tuple(
+        structs.replace(each, in_flight=own[each.id]) if own.get(each.id, 0) > each.in_flight else each
+        for each in instances
+    )
 
 
 def _described(backend: Backend) -> dict[str, Any]:
@@ -99,7 +114,7 @@ class Operations:
     def __init__(self, gateway: Gateway, metrics: Metrics, status: Status | None = None) -> None:
         self._gateway = gateway
         self._metrics = metrics
-        self._status = status or (lambda: status_of(gateway.source))
+        self._status = status or (lambda: status_of(gateway.source, gateway.lanes.at_work()))
 
     async def metrics(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """`GET /metrics`."""
@@ -136,7 +151,7 @@ class Operations:
             message = f"instance {found[0].id} is not reachable now"
             await respond(send, 503, refusal(scope["path"], 503, message), [(b"connection", b"close")])
             return
-        raw = await gateway.body(receive) if scope["method"] == "POST" else None
+        raw = await gateway.bodies.read(scope, receive) if scope["method"] == "POST" else None
         passage = Passage(lane.core, lane.pools, send)
         try:
             await gateway.hand_on(scope, raw, send, passage, lambda *asked: passage.run_at(server, *asked))

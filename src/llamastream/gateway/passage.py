@@ -15,7 +15,7 @@ from llamastream.client.pool import Place
 from llamastream.client.servers import Server
 from llamastream.errors import BadRequestError, ConnectionLostError, ContentIdleTimeoutError, LlamaStreamError
 from llamastream.gateway import relay
-from llamastream.gateway.frames import WAITING, event
+from llamastream.gateway.frames import WAITING, error_type, event
 from llamastream.gateway.refusals import in_form, public
 from llamastream.gateway.relay import HEADERS, Send
 from llamastream.protocol.failures import response_error
@@ -140,7 +140,8 @@ class Passage:
 
     Attributes:
         began: the response has begun, so that an error can only be told inside of it. server: which answers.
-        events: of the stream, that its client got. lease: the slot that it uses, if it needs one.
+        events: of the stream, that its client got. lease: the slot that it uses, if it needs one. via: see
+        `gateway.hops`.
     """
 
     def __init__(
@@ -148,6 +149,7 @@ class Passage:
     ) -> None:
         """`stream`: the client wants events, and can be told that it has to wait."""
         self.began = False
+        self.via = ""
         self.lease: relay.Lease | None = None
         self._stream = stream
         self._answered = False
@@ -248,6 +250,8 @@ class Passage:
     def _request(self, server: Server, method: str, path: str, body: bytes | None) -> bytes:
         key = self._core.settings.api_key
         own = {"Accept": "*/*"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        if self.via:
+            own["Via"] = self.via
         if body is not None:
             own["Content-Type"] = "application/json"
         return build_request(method, server.address.target(path), server.address.host_header, own, body)
@@ -300,7 +304,7 @@ def broken_stream(path: str, error: LlamaStreamError, events: int = 0) -> bytes:
     if path == "/v1/messages":
         data = {"type": "error", "error": {"type": "api_error", "message": message}}
         return b"event: error\n" + event(data)
-    fault = {"message": message, "type": "server_error", "code": error.status or 502}
+    fault = {"message": message, "type": error_type(error.status or 502), "code": error.status or 502}
     if path == "/v1/responses":
         # `error` besides what the reference has: OpenAI's own service sends it, and its clients raise by it
         told = {"code": "server_error", "message": message, "param": None, "sequence_number": events}

@@ -57,7 +57,7 @@ class Reattach:
 
     async def lookup(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """`POST /v1/streams/lookup`: which of these ids there are, and how far they are."""
-        raw = await self._gateway.body(receive)
+        raw = await self._gateway.bodies.read(scope, receive)
         try:
             ids = msgspec.json.decode(raw, type=_Asked).conversation_ids
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

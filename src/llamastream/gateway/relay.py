@@ -85,9 +85,13 @@ class RawRequest(GenerationRequest, frozen=True):
     """A request as its client sent it: what goes out first are its own bytes."""
 
     raw: bytes = b""
+    via: str = ""
 
     def encoded(self) -> bytes:
         return self.raw
+
+    def headers(self) -> dict[str, str]:
+        return {"Via": self.via} if self.via else {}
 
 
 class Relay(AsyncRunner):

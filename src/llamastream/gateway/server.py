@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import math
 import signal
 import ssl
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import uvicorn
-from msgspec.structs import replace
 from starlette.applications import Starlette
 
 from llamastream.errors import LlamaStreamError, SettingError
 from llamastream.gateway.exposure import check_exposure
 from llamastream.gateway.guarded import Guard
 from llamastream.gateway.listening import listening_socket, remove_socket, room_for_connections, url_of
+from llamastream.gateway.reloading import Takeover, live_part, taken_over
 from llamastream.gateway.settings import GatewaySettings
 from llamastream.gateway.stalls import StallWatch
 from llamastream.gateway.wire import bound, limits_of
@@ -29,22 +31,6 @@ logger = logging.getLogger("llamastream.gateway")
 BACKLOG = 2048
 LAST_WORDS = 2.0
 """Seconds that streams which were ended at shutdown have to tell their clients."""
-
-LIVE = frozenset(
-    {
-        "api_keys",
-        "body_timeout",
-        "drain_timeout",
-        "keys_file",
-        "max_body",
-        "queue_limit",
-        "queue_timeout",
-        "strict_model",
-        "tls_cert_file",
-        "tls_key_file",
-    }
-)
-"""Settings that `GatewayServer.reload` takes over."""
 
 T = TypeVar("T")
 
@@ -100,6 +86,7 @@ class GatewayServer:
         self.guard: Guard = app.state.guard
         self._where = (host, port, socket)
         self._config = self._configure()
+        self._certificate = _digest(settings)
         self._server: _Uvicorn | None = None
         self._serving: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -171,6 +158,7 @@ class GatewayServer:
             server.should_exit = True
             for call in self.guard.on_stop:
                 call()
+            self.app.state.gateway.lanes.shut()
             loop = asyncio.get_running_loop()
             self._last_call = loop.call_later(self.settings.drain_timeout, self._end_requests)
         else:
@@ -189,29 +177,28 @@ class GatewayServer:
         for protocol in tuple(self._server.server_state.connections):
             protocol.transport.abort()
 
-    def reload(self, settings: GatewaySettings) -> tuple[str, ...]:
+    def reload(self, settings: GatewaySettings) -> Takeover:
         """Take over what may change while it serves: the keys and the TLS certificate (both are read anew), the bounds
         of requests and of the line. No connection is dropped, and requests that run are not asked again. From any
         thread.
-
-        Returns:
-            The names of settings that have changed, but stay as they are until it is started again.
 
         Raises:
             SettingError: the keys or the certificate cannot be used; nothing has changed then.
         """
         before = self.settings
-        other = [name for name in before.__struct_fields__ if getattr(settings, name) != getattr(before, name)]
-        fixed = tuple(name for name in other if name not in LIVE)
-        kept = replace(settings, **{name: getattr(before, name) for name in fixed})
+        kept, fixed = live_part(before, settings)
         keys = self.guard.read(kept)
+        certificate = self._certificate
         if self._config.ssl is not None:
             self._load_certificate(self._config.ssl, kept)
+            certificate = _digest(kept)
+        taken = taken_over(before, kept, keys=keys != self.guard.keys, certificate=certificate != self._certificate)
         self.guard.keys = keys
         self.settings = kept
+        self._certificate = certificate
         self._config.timeout_graceful_shutdown = math.ceil(kept.drain_timeout + LAST_WORDS)
         self.app.state.gateway.reload(kept)
-        return fixed
+        return Takeover(taken, fixed)
 
     @staticmethod
     def _load_certificate(context: ssl.SSLContext, settings: GatewaySettings) -> None:
@@ -243,6 +230,15 @@ class GatewayServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+
+
+def _digest(settings: GatewaySettings) -> bytes:
+    """Tells one certificate with its key from another, without keeping either."""
+    found = hashlib.sha256()
+    for path in filter(None, (settings.tls_cert_file, settings.tls_key_file)):
+        with contextlib.suppress(OSError):
+            found.update(Path(path).read_bytes())
+    return found.digest()
 
 
 def _unusable(settings: GatewaySettings, error: Exception) -> SettingError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar
 
 from msgspec import Meta, Struct
@@ -19,6 +20,23 @@ def _check_upstreams(urls: tuple[str, ...], source: str) -> None:
             parse_address(url)
         except SettingError as error:
             raise SettingError(f"upstreams = {url!r} from {source}: {error.message}") from None
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\sA-Z/?#@\\]+")
+
+
+def check_origins(origins: tuple[str, ...], source: str) -> None:
+    """Refuse what no browser sends as an origin.
+
+    Raises:
+        SettingError: one of them is none.
+    """
+    for origin in origins:
+        if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+            raise SettingError(
+                f"cors_origins = {origin!r} from {source} is no origin; allowed: SCHEME://HOST[:PORT] as a browser "
+                "sends it, in lower case and without a path, such as https://chat.example; or * for all"
+            )
 
 
 class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,6 +106,15 @@ class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_body: Annotated[
         int, Meta(ge=1024, le=1 << 32, description="Largest body of a request in bytes; more is refused with 413.")
     ] = 32 * 1024 * 1024
+    max_bodies: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=1 << 40,
+            description="Bytes that the bodies of all requests together may take, from their first byte to the end of "
+            "the answer; more are refused with 503. Bodies of up to 64 KiB do not count.",
+        ),
+    ] = 256 * 1024 * 1024
     body_timeout: Annotated[Seconds, Meta(description="Seconds that the body of a request may take to come.")] = 60.0
     max_head: Annotated[
         int,
@@ -185,7 +212,7 @@ class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Meta(
             description="Origins of web pages that may ask from a browser, such as https://chat.example; none: CORS "
             "is off.",
-            extra={"flags": ["--cors-origin"]},
+            extra={"flags": ["--cors-origin"], "check": check_origins},
         ),
     ] = ()
     dashboard: Annotated[

@@ -28,9 +28,13 @@ from llamastream.gateway.unchunked import end_with_connection
 
 EXTENSION = "llamastream.splice"
 MAX_PIPELINED = 8
-"""Requests of one connection that may wait for the answer to the one before."""
+"""Requests of one connection that may wait for the answer to the one before: after those the connection is closed."""
 MAX_PIPELINED_BODY = 64 * 1024
 _PHRASES = {400: b"Bad Request", 429: b"Too Many Requests", 431: b"Request Header Fields Too Large"}
+
+
+class EnoughError(Exception):
+    """So many requests wait on a connection that no further one is taken."""
 
 
 class WireLimits(Struct, frozen=True):
@@ -89,6 +93,7 @@ class SpliceProtocol(HttpToolsProtocol):
         self.access_log = False  # uvicorn's line has the path and the query as they came; ours has neither
         self._refused = False  # the whole connection
         self._failed = False
+        self._full = False  # no further request is taken on this connection
         self._address: str | None = None
         self._in_head = True
         self._head = 0  # bytes of the head that came in earlier reads
@@ -147,7 +152,7 @@ class SpliceProtocol(HttpToolsProtocol):
     # -- what arrives -------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self._refused or self._line.closing:
+        if self._refused or self._full or self._line.closing:
             return
         self._unset_keepalive_if_required()
         if self._raw is not None:
@@ -162,7 +167,7 @@ class SpliceProtocol(HttpToolsProtocol):
         part = data[:room]
         self._head += len(part)
         self._feed(part)
-        if len(data) > room and not self._line.closing:
+        if len(data) > room and not (self._full or self._line.closing):
             if self._in_head and self._head >= self.limits.max_head:
                 self._refuse(431, "the request's head is too large (max_head)")
             else:
@@ -175,6 +180,9 @@ class SpliceProtocol(HttpToolsProtocol):
             self._take_raw(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             cause = error.__context__
+            if isinstance(cause, EnoughError):
+                self._take_no_more()
+                return
             message = str(cause) if isinstance(cause, HeadError) else "the request is not proper HTTP/1.1"
             status = cause.status if isinstance(cause, HeadError) else 400
             self._refuse(status, message)
@@ -212,7 +220,9 @@ class SpliceProtocol(HttpToolsProtocol):
         self._head = 0
         self._head_is_here()
         check_head(self.parser.get_http_version(), self.url, self.headers)
-        before = self.cycle
+        before, running = self.cycle, self._running
+        if running is not None and not running.response_complete and len(self.pipeline) >= MAX_PIPELINED:
+            raise EnoughError
         super().on_headers_complete()
         cycle = self.cycle
         if cycle is before:
@@ -222,8 +232,6 @@ class SpliceProtocol(HttpToolsProtocol):
         else:
             # uvicorn stops reading here; then nobody would notice when the client hangs up
             self.flow.resume_reading()
-            if len(self.pipeline) > MAX_PIPELINED:
-                raise HeadError(400, "too many requests at once on one connection")
         if self.parser.should_upgrade():
             self._ignore_upgrade(cycle)
         if cycle.scope["http_version"] == "1.0":
@@ -280,6 +288,13 @@ class SpliceProtocol(HttpToolsProtocol):
                 return
         self._write_error(status, message)
 
+    def _take_no_more(self) -> None:
+        """Answer the requests that are here, and close then. What still comes is read, since only so it is noticed when
+        the client hangs up, and thrown away."""
+        self._full = True
+        self._head_is_here()
+        self.cycle.keep_alive = False  # of the last one, which waits
+
     def _write_error(self, status: int, message: str) -> None:
         path = self.url.decode("latin-1") if self._in_request else ""
         body = refusal(path, status, message)
@@ -290,7 +305,7 @@ class SpliceProtocol(HttpToolsProtocol):
 
     def _may_be_sending(self) -> bool:
         running = self._running
-        return self._failed or (running is not None and running.more_body)
+        return self._failed or self._full or (running is not None and running.more_body)
 
     @property
     def _in_request(self) -> bool:

@@ -47,6 +47,10 @@ class GenerationRequest(Struct, frozen=True):
         body = {key: value for key, value in self.body.items() if key != "stream_options"}
         return GenerationRequest(self.path, {**body, "stream": False}, self.choices)
 
+    def headers(self) -> dict[str, str]:
+        """Headers of its own."""
+        return {}
+
     def encoded(self) -> bytes:
         """The body as JSON.
 

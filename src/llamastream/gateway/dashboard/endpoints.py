@@ -158,7 +158,7 @@ class Dashboard:
             return
         assert self._operate is not None  # else that were the reason
         try:
-            order = msgspec.json.decode(await self._gateway.body(receive), type=Order)
+            order = msgspec.json.decode(await self._gateway.bodies.read(scope, receive), type=Order)
         except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
             message = f'this takes {{"action": "drain" | "undrain" | "restart", "instance": ID}}: {error}'
             await respond(send, 400, refusal(path, 400, message), PROTECTION)

@@ -1,8 +1,7 @@
-"""Memory of a process with many threads: fewer heaps for them to spread over."""
+"""What malloc keeps of this process's memory: as little as can be had. With glibc; elsewhere nothing is done."""
 
 from __future__ import annotations
 
-import gc
 import sys
 from contextlib import suppress
 
@@ -10,9 +9,8 @@ _M_ARENA_MAX = -8
 """glibc's malloc.h; see mallopt(3)."""
 
 
-def give_back() -> None:
-    """Have glibc's malloc hand back to the system what it keeps for later: after a start, some megabytes."""
-    gc.collect()
+def trim() -> None:
+    """Hand back to the system what malloc keeps for later."""
     if sys.platform.startswith("linux"):
         with suppress(ImportError, OSError, AttributeError):
             import ctypes
@@ -21,7 +19,7 @@ def give_back() -> None:
 
 
 def share_heaps(most: int = 1) -> None:
-    """Have glibc's malloc keep so many heaps instead of eight for each core; elsewhere nothing.
+    """Have malloc keep so many heaps instead of eight for each core.
 
     Each thread of Python takes one of its own, and keeps what it ever had: with a few threads for each server of a
     fleet that is most of the process's memory. Python's threads hardly ever allocate at the same time.
