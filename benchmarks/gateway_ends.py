@@ -86,6 +86,9 @@ class Origin(asyncio.Protocol):
             return
         self.data = b""
         request = json.loads(body)
+        if "rate" not in request:  # a question of somebody who wants to know what we can do
+            self.transport.write(UNKNOWN)
+            return
         self.left, self.period = request["max_tokens"], 1.0 / request["rate"]
         self.transport.write(FIRST)
         now = time.monotonic()
