@@ -11,6 +11,7 @@ pytest.importorskip("crewai", reason="runs in `make test-all`, in an environment
 pytest.importorskip("uvicorn", reason="needs the extra server")
 
 from crewai import LLM
+from crewai.crews.crew_output import CrewOutput
 from crewai.events.types.llm_events import LLMStreamChunkEvent
 
 from commandline import LONG, STORY
@@ -44,7 +45,9 @@ def ours(gateway: Running) -> LlamaServerLLM:
 
 def test_a_crew(gateway: Running) -> None:
     tasks = [task(agent(ours(gateway), role), f"Tell a story as a {role}.") for role in ("Teller", "Critic")]
-    assert all(done.raw for done in crew(*tasks).kickoff().tasks_output)
+    output = crew(*tasks).kickoff()
+    assert isinstance(output, CrewOutput)
+    assert all(done.raw for done in output.tasks_output)
 
 
 def test_a_killed_server_is_not_noticed(fleet: Watched, gateway: Running) -> None:
