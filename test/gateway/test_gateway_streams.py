@@ -155,14 +155,13 @@ def test_the_rest_after_a_break_looks_like_the_same_stream(fleet: Watched, gatew
     whole = body_of(gateway.url, request)
     for _ in range(3):
         chunks: list[Any] = []
-        generation = fleet.fleet.snapshot()[0].generation
+        generations = [backend.generation for backend in fleet.fleet.snapshot()]
         with plain(gateway.url) as client:
             stream = client.stream_chat(STORY)
             for event in stream.events():
                 chunks.append(event)
                 if len(chunks) == 20:
-                    # the first takes a lone stream
-                    fleet.kill(0)
+                    fleet.kill(victim := gateway.busy())
             result = stream.result()
         usage = next(each["usage"] for each in whole if isinstance(each, dict) and each.get("usage"))
         assert result.usage is not None
@@ -173,7 +172,7 @@ def test_the_rest_after_a_break_looks_like_the_same_stream(fleet: Watched, gatew
             for each in whole
             if isinstance(each, dict) and each["choices"]
         )
-        fleet.wait_state(0, "ready", generation + 1)
+        fleet.wait_state(victim, "ready", generations[victim] + 1)
 
 
 def test_errors_of_the_server_are_passed_on(gateway: Running) -> None:

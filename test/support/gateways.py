@@ -49,6 +49,12 @@ class Running:
         assert task is not None
         return task.get_loop()
 
+    def busy(self) -> int:
+        """Which of the instances works on the only request that there is, as its number."""
+        at_work = self.gateway.lanes.at_work()
+        (found,) = [n for n, each in enumerate(self.gateway.source.snapshot()) if at_work.get(each.id)]
+        return found
+
 
 @contextmanager
 def serving(
