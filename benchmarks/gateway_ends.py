@@ -19,6 +19,8 @@ from typing import Any, ClassVar
 import uvloop
 
 TICK = 0.001
+SPACE = 0.005
+"""Seconds between the beginnings of two streams: what one request costs shall not look like latency of the others."""
 
 HEADER = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
@@ -184,6 +186,7 @@ async def read(order: dict[str, Any]) -> dict[str, Any]:
     for _ in range(order["streams"]):
         _, reader = await loop.create_connection(lambda: Reader(request, delays, first), "127.0.0.1", order["port"])
         readers.append(reader)
+        await asyncio.sleep(SPACE)
     print("reading", flush=True)
     whole = await asyncio.gather(*(reader.done for reader in readers))
     delays.sort()
