@@ -183,11 +183,11 @@ async def read(order: dict[str, Any]) -> dict[str, Any]:
     delays: list[int] = []
     first: list[float] = []
     readers = []
+    print("reading", flush=True)  # from here on the proxy's CPU counts
     for _ in range(order["streams"]):
         _, reader = await loop.create_connection(lambda: Reader(request, delays, first), "127.0.0.1", order["port"])
         readers.append(reader)
         await asyncio.sleep(SPACE)
-    print("reading", flush=True)
     whole = await asyncio.gather(*(reader.done for reader in readers))
     delays.sort()
     first.sort()
