@@ -20,7 +20,7 @@ from llamastream.engine import Engine
 from llamastream.errors import AuthenticationError, SettingError
 from llamastream.gateway import GatewaySettings, Upstreams
 from llamastream.gateway.exposure import check_exposure, is_loopback
-from llamastream.gateway.keys import Key, KeyRing, load_keys, new_key, parse_keys, presented_key
+from llamastream.gateway.keys import Key, KeyRing, key_texts, load_keys, new_key, parse_keys, presented_key
 from llamastream.gateway.server import GatewayServer
 from polling import wait_for
 
@@ -285,3 +285,10 @@ def test_the_command_prints_key_and_line_apart(tmp_path: Path) -> None:
     wrong = run(environ, "keys", "new", "ops", "--scope", "everything")
     assert wrong.returncode == 1
     assert "allowed: inference, metrics, admin" in wrong.stderr
+
+
+def test_every_key_of_the_setting_is_known_to_be_kept_out_of_logs() -> None:
+    plain, colons, digested = "sk-0123456789abcdef", "a-key:with-colons:in-it", "sha256:" + "0" * 64
+    setting = f"{plain} ops:admin:{colons} weight=2 priority=low team:inference:{digested} {digested}"
+    assert key_texts(setting) == {plain, colons}
+    assert key_texts(None) == key_texts("name:inference:") == frozenset()

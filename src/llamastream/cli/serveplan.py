@@ -53,8 +53,16 @@ class ServePlan(Struct, frozen=True, kw_only=True):
     @property
     def secrets(self) -> frozenset[str]:
         """What must not be shown."""
-        keys = {word.rpartition(":")[2] for word in (self.gateway.api_keys or "").split()}
-        return self.configuration.secrets | keys | self.alerts.secrets
+        return self.configuration.secrets | secret_keys(self.gateway) | self.alerts.secrets
+
+
+def secret_keys(settings: GatewaySettings) -> frozenset[str]:
+    """The gateway's keys as far as the settings themselves hold any."""
+    if not settings.api_keys:
+        return frozenset()
+    from llamastream.gateway.keys import key_texts  # here, as in `cli.front`
+
+    return key_texts(settings.api_keys)
 
 
 def plan_servers(given: Given, environ: Mapping[str, str] | None = None) -> ServePlan:

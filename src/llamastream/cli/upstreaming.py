@@ -18,7 +18,7 @@ from llamastream.alerts.watchman import Watchman
 from llamastream.cli.alerting import check_reload, watchman_of
 from llamastream.cli.front import FrontGateway
 from llamastream.cli.servelog import LoggingBridge, ServeLog
-from llamastream.cli.serveplan import UpstreamPlan
+from llamastream.cli.serveplan import UpstreamPlan, secret_keys
 from llamastream.cli.signals import STOPPING, Signals
 from llamastream.cli.voice import Voice
 from llamastream.errors import LlamaStreamError
@@ -267,7 +267,7 @@ class Upstreaming:
 
     def _hide(self, plan: UpstreamPlan) -> None:
         settings = plan.gateway
-        keys = {word.rpartition(":")[2] for word in (settings.api_keys or "").split()}
+        keys = secret_keys(settings)
         self._log.hide(key for key in (*keys, settings.upstream_api_key, *plan.alerts.secrets) if key)
 
 

@@ -26,9 +26,8 @@ class Demand(Struct, frozen=True):
     """What a request asks of the slots.
 
     Attributes:
-        prompt: what it asks, for routing. allowance: of its key. priority: its own. stream: it wants events. explain:
-        it
-            wants to know why it went where it went.
+        prompt: what it asks, for routing. allowance: of its key. priority: its own. stream: it wants events.
+        explain: it wants to know why it went where it went.
     """
 
     prompt: Prompt

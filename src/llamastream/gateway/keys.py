@@ -119,6 +119,17 @@ def parse_keys(lines: Iterable[str], source: str) -> list[Key]:
     return keys
 
 
+def key_texts(api_keys: str | None) -> frozenset[str]:
+    """The keys in the setting `api_keys` as their owners send them, so that they can be kept out of logs."""
+    found = set()
+    for word in (api_keys or "").split():
+        _, named, text = word.partition(":")[2].partition(":")
+        text = text if named else word
+        if len(text) >= SHORTEST and not text.startswith(_HASHED) and text.partition("=")[0] not in _OWN:
+            found.add(text)
+    return frozenset(found)
+
+
 def _parse(text: str, where: str, name: str) -> Key:
     scopes: frozenset[Scope] = frozenset({"inference"})
     if ":" in text and not text.startswith(_HASHED):
