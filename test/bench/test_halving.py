@@ -115,6 +115,18 @@ def test_combinations_that_make_no_sense_are_not_asked() -> None:
         halving.tell(trial, 1.0)
 
 
+def test_hunches_are_tried_right_after_the_defaults_and_leave_room_for_what_is_drawn() -> None:
+    defaults = tuple(dimension.values[0] for dimension in SPACE)
+    named = [(*defaults[:place], dimension.values[1], *defaults[place + 1 :]) for place, dimension in enumerate(SPACE)]
+    halving = Halving(SPACE, Plan(((6, 1),)), seed=1, hunches=[defaults, *named])
+    asked = []
+    while (trial := halving.next()) is not None:
+        asked.append(trial.candidate)
+        halving.tell(trial, 1.0)
+    assert asked[:4] == [defaults, *named[:3]]
+    assert len(set(asked)) == 6
+
+
 def test_a_space_smaller_than_the_plan_is_measured_whole() -> None:
     space = (Dimension("a", (1, 2)), Dimension("b", (1, 2)))
     halving = Halving(space, plan_for(1000, 1, 1, 4), seed=1)

@@ -19,6 +19,7 @@ from llamastream.bench.tune.space import (
     Machine,
     base_of,
     defaults_of,
+    hunches_of,
     misfit,
     options_of,
     sensible,
@@ -109,6 +110,17 @@ def test_slots_are_looked_for_only_where_they_can_be_told_apart() -> None:
         assert space[2].values == slots
         assert space[0].values == (4, 8, 2, 3)
         assert all(len(set(dimension.values)) == len(dimension.values) for dimension in space)
+
+
+def test_what_usually_pays_is_named_first() -> None:
+    base = base_of(EngineOptions(parallel=3), MODEL)
+    for goal, slots in (("latency", 3), ("throughput", 8), ("balanced", 8)):
+        settings = TuneSettings(goal=goal)  # type: ignore[arg-type]  # of the table above
+        space = space_of(settings, base, MACHINE)
+        named = hunches_of(settings, space)
+        assert named
+        assert {candidate[2] for candidate in named} == {slots}
+        assert all(value in dimension.values for each in named for value, dimension in zip(each, space, strict=True))
 
 
 def test_a_candidate_becomes_flags_that_a_build_takes() -> None:

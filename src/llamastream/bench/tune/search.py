@@ -21,6 +21,7 @@ from llamastream.bench.tune.space import (
     base_of,
     defaults_of,
     described,
+    hunches_of,
     machine_of,
     misfit,
     options_of,
@@ -212,7 +213,8 @@ class Search:
             if plan.rounds[0][0] < WORTHWHILE:
                 plan = self._plan(left, most)
             if halving is None:
-                halving = Halving(self._space, plan, seed=self._settings.seed, allowed=self._allowed)
+                hunches = hunches_of(self._settings, self._space)
+                halving = Halving(self._space, plan, seed=self._settings.seed, allowed=self._allowed, hunches=hunches)
                 self._halving = halving
             else:
                 halving.again(plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -112,6 +113,20 @@ def space_of(settings: TuneSettings, base: EngineOptions, machine: Machine) -> t
     cache = sorted(named, key=lambda name: name != UNSET)
     values = (threads, batch_threads, slots, BATCHES, (UNSET, "on", "off"), cache, (UNSET, "none", "mlock"))
     return tuple(Dimension(name, tuple(each)) for name, each in zip(DIMENSIONS, values, strict=True))
+
+
+def hunches_of(settings: TuneSettings, space: Sequence[Dimension]) -> list[Candidate]:
+    """What usually pays, for a search that has time for few candidates: where many ask at once, a slot for each of them
+    (else they wait for one another); flash attention; all logical CPUs for prefill."""
+    plain = {dimension.name: dimension.values[0] for dimension in space}
+    values = {dimension.name: dimension.values for dimension in space}
+    many: dict[str, Any] = {"parallel": settings.at_once} if settings.goal != "latency" else {}
+    changes = [many, {**many, "flash_attn": "on"}, {**many, "threads_batch": max(values["threads_batch"])}]
+    changed = [{**plain, **change} for change in changes if change]
+    return [
+        tuple(each[name] for name in DIMENSIONS) for each in changed
+        if each != plain and all(each[name] in values[name] for name in DIMENSIONS)
+    ]  # fmt: skip
 
 
 def _unique(*numbers: int) -> tuple[int, ...]:
