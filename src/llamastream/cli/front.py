@@ -17,6 +17,7 @@ from llamastream.fleet.behind import Front
 from llamastream.fleet.records import Record
 from llamastream.fleet.report import InstanceReport
 from llamastream.gateway.settings import GatewaySettings
+from llamastream.heap import settle
 from llamastream.observe.access import describe_served
 from llamastream.observe.series import Sample
 
@@ -125,6 +126,7 @@ class FrontGateway:
             PortInUseError: the address cannot be bound.
         """
         self._thread.start()
+        settle()
 
     def reload(self, settings: GatewaySettings) -> Takeover:
         """See `GatewayServer.reload`."""

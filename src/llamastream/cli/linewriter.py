@@ -13,6 +13,8 @@ from typing import TextIO
 
 MAX_LINES = 10_000
 _BATCH = 64 * 1024
+_GATHER = 0.01
+"""Seconds for which lines are gathered: a thread that wakes for each takes turns from the one that makes them."""
 
 
 class LineWriter:
@@ -36,6 +38,8 @@ class LineWriter:
         self._changed = threading.Condition()
         self._dropped = 0
         self._writing = False
+        self._idle = False
+        self._closing = False
         self._closed = stream is None
         if not self._closed:
             threading.Thread(target=self._run, name="llamastream-output", daemon=True).start()
@@ -52,12 +56,14 @@ class LineWriter:
                 self._lines.append(self._on_dropped(self._dropped))
                 self._dropped = 0
             self._lines.append(line)
-            self._changed.notify_all()
+            if self._idle:
+                self._changed.notify_all()
 
     def close(self, patience: float = 1.0) -> None:
         """Write what waits, within `patience` seconds, and nothing more."""
         end = time.monotonic() + patience
         with self._changed:
+            self._closing = True
             if self._dropped and not self._closed:
                 self._lines.append(self._on_dropped(self._dropped))
                 self._dropped = 0
@@ -71,7 +77,9 @@ class LineWriter:
         while True:
             with self._changed:
                 while not self._lines and not self._closed:
+                    self._idle = True
                     self._changed.wait()
+                    self._idle = False
                 if self._closed:
                     return
                 batch = bytearray()
@@ -88,6 +96,8 @@ class LineWriter:
             with self._changed:
                 self._writing = False
                 self._changed.notify_all()
+                if not self._closing:
+                    self._changed.wait(_GATHER)
 
     def _write(self, data: memoryview) -> None:
         while data:

@@ -38,6 +38,7 @@ class AsyncConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._aborted = False
         self._paused = False
+        self._made: Callable[[], None] | None = None
 
     @property
     def usable(self) -> bool:
@@ -51,9 +52,16 @@ class AsyncConnection(asyncio.Protocol):
             self._transport.set_protocol(self)  # uvloop asks for `data_received` only then
 
     async def connect(
-        self, receiver: Receiver, address: Address, tls: ssl.SSLContext | None, timeout: float | None
+        self,
+        receiver: Receiver,
+        address: Address,
+        tls: ssl.SSLContext | None,
+        timeout: float | None,
+        made: Callable[[], None] | None = None,
     ) -> None:
         """Connect, TLS included, within `timeout` seconds.
+
+        `made`: called at once when the connection stands; whoever awaits this is told some turns of the loop later.
 
         Raises:
             ConnectTimeoutError: not within the time.
@@ -61,6 +69,7 @@ class AsyncConnection(asyncio.Protocol):
         """
         loop = self.loop = asyncio.get_running_loop()
         self._receive_with(receiver)
+        self._made = made
         try:
             async with asyncio.timeout(timeout):
                 if address.socket is not None:
@@ -111,8 +120,11 @@ class AsyncConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
+        made, self._made = self._made, None
         if self._aborted:
             self._transport.abort()
+        elif made is not None:
+            made()
 
     def connection_lost(self, exc: Exception | None) -> None:
         receiver = self._receiver

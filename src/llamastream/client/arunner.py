@@ -132,20 +132,26 @@ class AsyncRunner:
             self._let_go(None)
             return
         session.begin(monotonic(), reused_connection=reused)
+
+        def made() -> None:
+            if not session.ended and self._connection is connection:
+                session.connected(monotonic())
+                connection.send(self._core.attempt_bytes(session.attempt))
+
         try:
             if reused:
                 connection.keep(self)
+                made()
             else:
                 limit = (
                     None if session.deadline == inf else min(LONGEST_WAIT, max(0.001, session.deadline - monotonic()))
                 )
-                await connection.connect(self, session.server.address, session.server.tls, limit)
+                await connection.connect(self, session.server.address, session.server.tls, limit, made)
         except LlamaStreamError as error:
-            session.fail(error, monotonic())
+            if session.next_attempt_at is None:
+                session.fail(error, monotonic())
             return
-        if not session.ended and self._connection is connection:
-            session.connected(monotonic())
-            connection.send(self._core.attempt_bytes(session.attempt))
+        if not session.ended and session.next_attempt_at is None and self._connection is connection:
             self._arm_timer()
 
     async def next_event(self) -> StreamEvent | None:

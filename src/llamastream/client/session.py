@@ -102,6 +102,7 @@ class StreamSession:
             options.prefer,
         )
         self._now = now
+        self._final: Stats | None = None
         self._attempt_began = now
         self._reused_connection = False
         self._sequels = Sequels(self.planner, state, options.fallback, random)
@@ -377,7 +378,12 @@ class StreamSession:
 
     def stats(self) -> Stats:
         """The figures as of the last thing that happened."""
-        return self._record.stats(max(self._now, self._meter.last_content), self.exchange)
+        if self._final is None:
+            stats = self._record.stats(max(self._now, self._meter.last_content), self.exchange)
+            if not self.ended:
+                return stats
+            self._final = stats
+        return self._final
 
     def gaps(self) -> tuple[tuple[float, int], ...]:
         """All gaps between chunks of content (see `LatencyMeter.gaps`)."""

@@ -10,21 +10,29 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 
 async def attended(work: Coroutine[Any, Any, object], receive: Receive) -> None:
-    """Do it for as long as the client is there; its body must have been read. Raises what the work raises."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-            await asyncio.wait((task,))
-        elif not task.cancelled():
-            task.result()
-    finally:
-        gone.cancel()
+    """Do it for as long as the client is there; its body must have been read. Raises what the work raises.
+
+    The work is done in the task that is there: another one would begin a turn of the event loop later.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left = True
         task.cancel()
 
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    watcher = asyncio.ensure_future(watch())
+    try:
+        await work
+    except asyncio.CancelledError:
+        if not left or task.uncancel():  # somebody else wants an end, too
+            raise
+    else:
+        if left:
+            task.uncancel()
+    finally:
+        watcher.cancel()

@@ -16,11 +16,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llamastream.events import GatewayListener
-from llamastream.gateway.access import Access, KeyCheck
+from llamastream.gateway.access import Access, KeyCheck, Straight
 from llamastream.gateway.dashboard import Dashboard
 from llamastream.gateway.keys import KeyRing, load_keys
 from llamastream.gateway.operations import samples
 from llamastream.gateway.refusals import refusal
+from llamastream.gateway.routes import GENERATION, named
 from llamastream.gateway.settings import GatewaySettings, check_origins
 from llamastream.observe.access import AccessLog
 from llamastream.observe.metrics import Metrics
@@ -72,6 +73,7 @@ def guarded(
         SettingError: the API keys cannot be read, or are not allowed.
     """
     settings = gateway.settings
+    hot = {name for path in GENERATION for name in named(path)}
     check_origins(settings.cors_origins, "settings=")
     guard = Guard(settings)
     watching = [] if dashboard is None else [dashboard.board]
@@ -94,6 +96,7 @@ def guarded(
     middleware = [
         Middleware(Access, source=gateway.source, guard=guard, listeners=[AccessLog(), metrics, *watching, *listeners]),
         Middleware(KeyCheck, guard=guard),
+        Middleware(Straight, endpoints={route.path: route.app for route in routes if route.path in hot}),
     ]
     if settings.cors_origins:
         cors = Middleware(
