@@ -22,7 +22,7 @@ from llamastream.events import InstanceChanged, InstanceWarning, RequestServed
 from llamastream.gateway.glimpse import Figures, Glimpse, figures_of
 from llamastream.gateway.operations import status_of
 from llamastream.gateway.served import known_model
-from llamastream.observe.access import AccessLog, describe_served
+from llamastream.observe.access import AccessLog
 from llamastream.observe.exposition import exposition
 from llamastream.observe.metrics import METRICS, Metrics
 from polling import wait_for
@@ -234,7 +234,9 @@ def test_a_switched_off_log_costs_no_line(caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level(logging.WARNING, "llamastream.access"):
         AccessLog()(event)
     assert not caplog.records
-    assert describe_served(event)["time"] == "1970-01-01T00:00:00.000+00:00"
+    with caplog.at_level(logging.INFO, "llamastream.access"):
+        AccessLog()(event)
+    assert json.loads(caplog.records[0].message)["time"] == "1970-01-01T00:00:00.000+00:00"
 
 
 # -- parts ----------------------------------------------------------------------------------------------------------

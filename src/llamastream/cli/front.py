@@ -162,7 +162,6 @@ def samples_of(alerts: Watchman) -> Iterator[Sample]:
 
 def record_of(event: RequestServed) -> Record:
     """What became of a request, for the log."""
-    fields = {name: value for name, value in describe_served(event).items() if name != "time"}
     message = f"{event.method} {event.route} {event.status}"
     if event.model:
         message += f" {event.model}"
@@ -175,5 +174,5 @@ def record_of(event: RequestServed) -> Record:
         event="request",
         message=message,
         instance=event.instance,
-        fields=fields,
+        fields=describe_served(event),
     )

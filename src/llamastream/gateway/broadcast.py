@@ -154,17 +154,18 @@ class Broadcast:
         """More of the body. `frame`: the same as HTTP chunks, if it is there already."""
         if self.ended:
             return  # what still came while it was being ended
-        end = self.end
+        size, end, late = len(body), self.end, False
         for reader in self.readers:
             if reader.live is not None and reader.offset == end:
                 frame = frame or chunk(body)
-                reader.write(frame, len(body))
+                reader.write(frame, size)
+            late = late or reader.offset < end + size
         self.body += body
-        self._account(len(body))
-        self._accounted += len(body)
+        self._account(size)
+        self._accounted += size
         if len(self.body) > self._limit:
             self.trim(self._limit)
-        if self.behind:
+        if late:
             self._tell()
 
     def trim(self, keep: int) -> None:
@@ -299,7 +300,10 @@ class Inlet:
     @property
     def write_paused(self) -> bool:
         """The clients are too far behind."""
-        return self._broadcast.behind > BEHIND
+        broadcast = self._broadcast
+        return (
+            len(broadcast.body) > BEHIND and broadcast.behind > BEHIND
+        )  # the first is quick, and nearly always says no
 
     def write(self, frame: bytes) -> None:
         """One HTTP chunk, or several."""

@@ -26,14 +26,14 @@ class AccessLog:
 
     def __call__(self, event: RequestServed) -> None:
         if self._logger.isEnabledFor(logging.INFO):
-            fields = describe_served(event)
+            at = datetime.fromtimestamp(event.time, UTC).isoformat(timespec="milliseconds")
+            fields = {"time": at, **describe_served(event)}
             self._logger.info("%s", json.dumps(fields, ensure_ascii=True), extra={"llamastream": fields})
 
 
 def describe_served(event: RequestServed) -> dict[str, Any]:
-    """The fields of a line; what is not known, or empty, is left out. Times are in seconds."""
+    """What is known of a request, but for its time; what is not known, or empty, is left out. Times are in seconds."""
     fields: dict[str, Any] = {
-        "time": datetime.fromtimestamp(event.time, UTC).isoformat(timespec="milliseconds"),
         "request_id": event.request_id,
         "method": event.method,
         "route": event.route,

@@ -6,6 +6,7 @@ body. Source: RFC 9112 (message framing), RFC 9110 (fields).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import httptools
@@ -16,6 +17,7 @@ MAX_HEADER_BYTES = 64 * 1024
 """Limit for the header block of a response (all fields together)."""
 
 USER_AGENT = "llamastream"
+_UNFIT = re.compile("[\r\n\0]")
 
 
 def build_request(method: str, target: str, host: str, headers: Mapping[str, str], body: bytes | None = None) -> bytes:
@@ -28,7 +30,7 @@ def build_request(method: str, target: str, host: str, headers: Mapping[str, str
     if not any(name.lower() == "user-agent" for name in headers):
         lines.append(f"User-Agent: {USER_AGENT}")
     for name, value in headers.items():
-        if any(c in "\r\n\0" for c in name + value) or ":" in name or not name:
+        if not name or ":" in name or _UNFIT.search(name) or _UNFIT.search(value):
             raise ProtocolError(f"header {name!r} contains characters that are not allowed in a header")
         lines.append(f"{name}: {value}")
     if body is not None:
