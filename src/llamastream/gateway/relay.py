@@ -153,6 +153,9 @@ class Relay(AsyncRunner):
                         raise
                 await self._begin_anew(began)
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        except asyncio.CancelledError:
+            self.close()  # wherever that was: the server must not go on for nobody
+            raise
         finally:
             self._direct = None
             self._expect_no_silence()
