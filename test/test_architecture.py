@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "address": {"errors"},
     "printable": set(),
     "heap": set(),
+    "files": set(),
     "settings": {"errors", "types", "address"},
     "protocol": {"errors", "tools", "types", "address"},
     "policy": {"errors", "types", "backends"},
@@ -31,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "observe": {"_version", "errors", "types", "backends", "events"},
     "client": {"errors", "tools", "types", "address", "backends", "events", "settings", "protocol", "policy"},
     "engine": {"errors", "tools", "types", "settings", "protocol", "policy"},
-    "alerts": {"_version", "errors", "backends", "events", "settings"},
+    "alerts": {"_version", "errors", "backends", "events", "files", "settings"},
     "fleet": {"errors", "types", "backends", "events", "settings", "policy", "engine", "alerts"},
     "gateway": {
         "_version",
@@ -47,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "observe",
         "heap",
     },
-    "bench": {"_version", "errors", "types", "settings", "client", "engine"},
+    "bench": {"_version", "errors", "types", "files", "settings", "client", "engine"},
     "testing": {"errors", "types"},
     "compose": {"errors", "types", "settings", "client", "engine"},
     "integrations": {"errors", "tools", "types", "events", "printable", *llamastream.__all__},  # public names only

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,12 @@ from llamastream.alerts.measures import Instances, Look, Reading, Requests, of_l
 from llamastream.alerts.messages import Message
 from llamastream.alerts.rules import Rule, rules_of, value_text
 from llamastream.alerts.settings import RULE_NAMES, AlertSettings
+from llamastream.alerts.silences import SilenceFile
 from llamastream.alerts.states import Condition, judge
 from llamastream.backends import InstanceState
+from llamastream.errors import SettingError
 from llamastream.events import InstanceChanged, RequestServed
+from llamastream.settings import load
 
 WALL = 1_000_000.0
 
@@ -113,6 +117,15 @@ def test_speed_is_that_of_all_tokens_after_the_first() -> None:
     assert speed_of(served(gaps=((0.1, 10),), completion_tokens=21)) == pytest.approx(20)
 
 
+def test_of_a_certain_model_only_its_streams_say_how_fast_they_are() -> None:
+    requests = Requests(10.0, 2, "large")
+    for model, gap in (("large", 0.1), ("small", 0.001), ("large", 0.1), ("small", 0.001)):
+        requests.add(served(model=model, gaps=((gap, 10),)), 0.0)
+    (speed,) = [reading for reading in requests.readings(0.0) if reading.rule == "tokens_per_second"]
+    assert speed.value == pytest.approx(10)
+    assert speed.detail == "of 2 requests"
+
+
 @pytest.mark.parametrize(("values", "share", "expected"), [([1], 0.95, 1), ([1, 2, 3, 4], 0.5, 2), ([1, 2], 0.95, 2)])
 def test_a_quantile_is_a_value_that_was_read(values: list[float], share: float, expected: float) -> None:
     assert quantile(values, share) == expected
@@ -193,6 +206,52 @@ def test_thresholds_come_from_the_settings() -> None:
     assert (found["memory"].threshold, found["memory_growth"].threshold) == (500, 1 << 20)
     assert (found["tokens_per_second"].threshold, found["tokens_per_second"].below) == (70, True)
     assert (found["disk"].threshold, found["disk"].below) == (1024, True)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "threshold"), [(40, 28), ("40", 28), ("4e1", 28), ("nightly", None), (None, None)]
+)
+def test_a_baseline_is_a_number_or_a_name_that_somebody_else_has_to_look_up(
+    baseline: float | str | None, threshold: float | None
+) -> None:
+    found = {each.name: each for each in rules_of(AlertSettings(tokens_per_second_baseline=baseline), memory=1)}
+    assert found["tokens_per_second"].threshold == (None if threshold is None else pytest.approx(threshold))
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "0", "-1", "1e8", "nan", True, [1]])
+def test_a_baseline_that_is_neither_is_refused(wrong: object) -> None:
+    with pytest.raises(SettingError, match="tokens_per_second_baseline = .* from a table is not allowed; allowed: "):
+        load(AlertSettings, environ={}, table={"tokens_per_second_baseline": wrong}, table_source="a table")
+
+
+# -- silences that are kept -----------------------------------------------------------------------------------------
+
+
+def test_silences_are_kept_until_they_are_over(tmp_path: Path) -> None:
+    file = SilenceFile(tmp_path / "state" / "a.json")
+    assert file.read(0) == {}
+    file.write({"disk": 100.0, "wedge": None, "memory": 5.0}, 10.0)
+    assert file.read(50.0) == {"disk": 100.0, "wedge": None}
+    assert file.read(100.0) == {"wedge": None}
+    assert (file.path.parent.stat().st_mode & 0o777, len(list(file.path.parent.iterdir()))) == (0o700, 1)
+    file.write({"disk": 100.0}, 100.0)
+    assert not file.path.exists()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b'{"silences":[]}', b'{"silences":{"disk":"x"}}', b"[" * 60_000, b" " * 70_000]
+)
+def test_a_file_of_silences_that_is_none_is_an_error(tmp_path: Path, data: bytes) -> None:
+    file = SilenceFile(tmp_path / "a.json")
+    file.path.write_bytes(data)
+    with pytest.raises(ValueError, match="."):
+        file.read(0)
+
+
+def test_silences_of_rules_that_are_no_more_are_forgotten(tmp_path: Path) -> None:
+    file = SilenceFile(tmp_path / "a.json")
+    file.path.write_text('{"silences":{"gone":9,"disk":9},"new":1}')
+    assert file.read(0) == {"disk": 9}
 
 
 def test_memory_is_judged_by_the_fleets_limit_where_there_is_no_other() -> None:

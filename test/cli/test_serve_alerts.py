@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,11 +30,13 @@ QUICK = {
 
 
 @contextmanager
-def watched(environ: dict[str, str], *arguments: str, instances: int = 1, **alerts: str) -> Iterator[Serving]:
+def watched(
+    environ: dict[str, str], *arguments: str, instances: int = 1, port: str = "", **alerts: str
+) -> Iterator[Serving]:
     """`serve` with the gateway, quick settings, and these settings of alerts."""
+    port = port or str(free_ports(1))
     settings = {f"LLAMASTREAM_ALERTS_{name.upper()}": value for name, value in {**QUICK, **alerts}.items() if value}
     quick = ("--look-interval", "0.2", "--restart-delay", "0.1", "--no-warm", "--instances", str(instances))
-    port = str(free_ports(1))
     with serving({**environ, **settings}, "--port", port, *quick, *arguments) as started:
         started.ready()
         yield started
@@ -131,6 +134,42 @@ def test_memory_that_the_fleet_warns_of_is_an_alert_until_the_server_is_replaced
         started.expect("alert", rule="memory", alert="recovered")
 
 
+def test_memory_that_grows_with_the_prompt_cache_is_an_alert_until_the_server_is_replaced(
+    environ: dict[str, str],
+) -> None:
+    """llama-server keeps the state of prompts that lost their slot: with other prompts each time, it grows."""
+    many = ("--parallel", "2", "--cache-ram", "2048", "--memory-window", "3", "--memory-limit", "off")
+    with watched(environ, *many, memory_growth="100MiB") as started:
+        url = started.ready()["url"]
+        over = threading.Event()
+
+        def ask_on(worker: int) -> None:
+            number = 0
+            while not over.is_set():
+                text = f"{worker} {number} " + "long ago and far away " * 60
+                assert ask(url, body={"prompt": text, "max_tokens": 1}, path="/v1/completions").status == 200
+                number += 1
+
+        with ThreadPoolExecutor(2) as pool:
+            work = [pool.submit(ask_on, worker) for worker in range(2)]
+            try:
+                fired = started.expect("alert", rule="memory_growth", alert="firing")
+            finally:
+                over.set()
+            for each in work:
+                each.result()
+        (subject,) = fired["subjects"]
+        assert (subject["name"], fired["instance"]) == ("demo-0", "demo-0")
+        assert subject["value"] > 100 << 20
+        assert "an hour, the limit is 100.0 MiB an hour" in fired["message"]
+        since = len(started.events)
+        assert started.command("restart", "demo-0").returncode == 0
+        recovered = started.expect("alert", rule="memory_growth", alert="recovered")
+        assert recovered["subjects"][0]["lasted"] > 0
+        assert started.expect("state", since, after="ready")["instance"] == "demo-0"
+        assert not [each for each in started.events if each.get("rule") == "instance_down"]
+
+
 def test_a_full_slot_makes_a_queue_and_waits(environ: dict[str, str]) -> None:
     with watched(environ, "--parallel", "1", queue_length="2", queue_wait="0.001") as started:
         url = started.ready()["url"]
@@ -155,6 +194,59 @@ def test_slow_answers_are_late_first_tokens_and_few_tokens_per_second(environ: d
         fires_and_recovers(started, "time_to_first_token")
         fired, _ = fires_and_recovers(started, "tokens_per_second")
         assert "the limit is 700000.0 tokens/s" in fired["message"]
+
+
+MEASURED = ("--concurrency", "1", "--requests", "2", "--repeats", "1", "--output-tokens", "32", "--quiet")
+
+
+def kept(environ: dict[str, str], name: str) -> Path:
+    """Where `bench` has kept a measurement of the demo model under that name."""
+    path = Path(environ["HOME"]) / f".local/state/llamastream/baselines/{name}.json"
+    done = run(environ, "bench", "--demo", "--kind", "embedded", *MEASURED, "--save", name)
+    assert done.returncode == 0, done.stderr
+    assert path.exists()
+    return path
+
+
+def test_streams_are_judged_by_a_measurement_that_bench_kept(environ: dict[str, str]) -> None:
+    path = kept(environ, "usual")
+    report = json.loads(path.read_text())
+    measured = report["loads"][0]["percentiles"]["tokens_per_second"]["p50"]["value"]
+    with watched(environ, tokens_per_second_baseline="usual", tokens_per_second_share="0.5") as started:
+        rules = {each["rule"]: each for each in json.loads(started.command("alerts", "--json").stdout)["rules"]}
+        assert rules["tokens_per_second"]["threshold"] == pytest.approx(measured / 2)
+        # as on a machine on which it was a hundred times as fast
+        report["loads"][0]["percentiles"]["tokens_per_second"]["p50"]["value"] *= 100
+        path.write_text(json.dumps(report))
+        assert started.command("reload").returncode == 0
+        with StreamingClient(started.ready()["url"]) as client:
+            for _ in range(3):
+                assert "".join(client.stream_chat(QUESTION, temperature=0)) == LONG.answer
+        fired, _ = fires_and_recovers(started, "tokens_per_second")
+        assert f"the limit is {measured * 50:.1f} tokens/s" in fired["message"]
+
+
+def test_a_baseline_that_is_not_there_or_of_another_model_ends_serve_before_it_begins(environ: dict[str, str]) -> None:
+    def refused(name: str) -> str:
+        done = run({**environ, "LLAMASTREAM_ALERTS_TOKENS_PER_SECOND_BASELINE": name}, "serve", "--port", "0")
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "there is no baseline 'usual'; known: there are none yet" in refused("usual")
+    assert "tokens_per_second_baseline = '-1' from the environment" in refused("-1")
+    path = kept(environ, "usual")
+    report = json.loads(path.read_text())
+    path.write_text(json.dumps({**report, "server": {**report["server"], "model": "big.gguf"}}))
+    said = refused("usual")
+    assert (
+        "tokens_per_second_baseline = 'usual' is of the model 'big.gguf', which is not served here; served: demo"
+        in said
+    )
+    for load in report["loads"]:
+        del load["percentiles"]["tokens_per_second"]
+    path.write_text(json.dumps(report))
+    assert "tokens_per_second_baseline = 'usual' has no tokens per second" in refused("usual")
 
 
 def test_requests_that_find_no_server_are_an_error_rate(environ: dict[str, str]) -> None:
@@ -223,6 +315,51 @@ def test_the_command_shows_the_rules_and_silences_them(environ: dict[str, str]) 
             done = started.command("alerts", *wrong)
             assert done.returncode == 1
             assert message in done.stderr
+
+
+def silent_until(started: Serving) -> dict[str, float]:
+    rules = json.loads(started.command("alerts", "--json").stdout)["rules"]
+    return {each["rule"]: each["silenced_until"] for each in rules if each["silenced_until"] is not None}
+
+
+def test_silences_outlive_a_fleet_that_is_killed_and_those_with_an_end_one_that_is_stopped(
+    environ: dict[str, str],
+) -> None:
+    port = str(free_ports(1))
+    file = Path(environ["HOME"]) / f".local/state/llamastream/silences/serve-{port}.json"
+    with watched(environ, port=port, memory="1MiB") as started:
+        for words in (("memory", "--for", "1h"), ("disk", "--for", "2d"), ("wedge",)):
+            assert started.command("alerts", "silence", *words).returncode == 0
+        before = silent_until(started)
+        assert set(before) == {"memory", "disk", "wedge"}
+        started.process.kill()
+        started.end()
+    assert file.stat().st_mode & 0o777 == 0o600
+    with watched(environ, port=port, memory="1MiB") as started:
+        after = silent_until(started)
+        assert after == pytest.approx(before, abs=2)
+        started.wait_status(lambda found: found["instances"][0]["rss_bytes"] > 1 << 20)
+        kill(started)  # so that something is told
+        started.expect("alert", rule="instance_down", alert="recovered")
+        assert not [each for each in started.events if each.get("rule") == "memory"]
+        assert started.command("alerts", "silence", "disk", "--for", "0").returncode == 0
+        assert started.command("stop").returncode == 0
+        assert started.end() == 0
+    with watched(environ, port=port, memory="1MiB") as started:
+        assert set(silent_until(started)) == {"memory"}  # `wedge` was silent until the fleet ended
+        assert started.command("alerts", "silence", "memory", "--for", "0").returncode == 0
+        started.expect("alert", rule="memory", alert="firing")
+    assert not file.exists()
+
+
+def test_a_file_of_silences_that_is_damaged_is_told_of_and_silences_nothing(environ: dict[str, str]) -> None:
+    port = str(free_ports(1))
+    file = Path(environ["HOME"]) / f".local/state/llamastream/silences/serve-{port}.json"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"silences": {"memory": "for ever"')
+    with watched(environ, memory="1MiB", port=port) as started:
+        assert "silences are not taken up" in started.expect("log", level="warning", instance="")["message"]
+        started.expect("alert", rule="memory", alert="firing")
 
 
 def test_a_test_message_is_sent_by_the_fleet_and_each_receiver_is_told_of(environ: dict[str, str]) -> None:

@@ -100,6 +100,11 @@ class Book:
         """Tell nothing of a rule until then; a time that is past ends it."""
         self._silences[rule] = until
 
+    @property
+    def silences(self) -> Mapping[RuleName, float]:
+        """Until when rules are silent, those among them that no longer are."""
+        return self._silences
+
     # -- what comes out -------------------------------------------------------------------------------------------
 
     def messages(self, now: float, wall: float, *, last: bool = False) -> list[Message]:

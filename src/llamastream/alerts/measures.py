@@ -58,9 +58,11 @@ class _Served(Struct, frozen=True):
 class Requests:
     """The requests of the last `window` seconds."""
 
-    def __init__(self, window: float, fewest: int) -> None:
+    def __init__(self, window: float, fewest: int, model: str | None = None) -> None:
+        """`model`: the one whose streams say how fast they are; None: all."""
         self._window = window
         self._fewest = fewest
+        self._model = model
         self._kept: deque[_Served] = deque(maxlen=KEPT)
 
     def add(self, event: RequestServed, now: float) -> None:
@@ -73,7 +75,7 @@ class Requests:
                 failed=event.status >= ON_OUR_SIDE or event.finish_reason == "error",
                 waited=event.queue_wait,
                 first=event.time_to_first_token,
-                speed=speed_of(event),
+                speed=speed_of(event) if self._model in (None, event.model) else None,
                 mended=len(event.recoveries),
             )
         )

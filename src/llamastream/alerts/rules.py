@@ -47,13 +47,14 @@ def rules_of(settings: AlertSettings, *, memory: int) -> tuple[Rule, ...]:
     """All rules, those that are off among them.
 
     Args:
-        memory: bytes of the machine.
+        settings: a baseline that is a name has no threshold; who can read it puts its number in its place. memory:
+            bytes of the machine.
     """
     limit = parse_size(settings.memory, memory) if settings.memory else None
     growth = parse_size(settings.memory_growth, memory) if settings.memory_growth else None
     disk = None if settings.disk_free is None else parse_size(settings.disk_free)
-    baseline = settings.tokens_per_second_baseline
-    slow = None if baseline is None else baseline * settings.tokens_per_second_share
+    baseline = settings.baseline
+    slow = baseline * settings.tokens_per_second_share if isinstance(baseline, int | float) else None
     held = settings.clear_after
     ends = settings.crash_loop_ends
 

@@ -15,6 +15,8 @@ from llamastream.settings.sizes import check_size, parse_size
 Seconds = Annotated[float, Meta(gt=0, le=1e7)]
 Patience = Annotated[float, Meta(ge=0, le=1e7)]
 Share = Annotated[float, Meta(gt=0, le=1)]
+MOST_SPEED = 1e7
+Speed = Annotated[float, Meta(gt=0, le=MOST_SPEED)]
 
 RuleName: TypeAlias = Literal[
     "instance_down",
@@ -110,6 +112,23 @@ def _check_bytes(text: str, source: str) -> None:
         raise SettingError(f"disk_free = {text!r} from {source} is not allowed; allowed: a size such as 500MiB")
 
 
+def number_of(text: str) -> float | None:
+    """The number that a text is; None: it is a name."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _check_baseline(value: float | str, source: str) -> None:
+    number = number_of(value) if isinstance(value, str) else value
+    if value == "" or (number is not None and not 0 < number <= MOST_SPEED):
+        raise SettingError(
+            f"tokens_per_second_baseline = {value!r} from {source} is not allowed; allowed: a number above 0 up to "
+            f"{MOST_SPEED:.0f}, or the name of a baseline"
+        )
+
+
 class AlertSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Rules, receivers and patience of alerts; times are in seconds. Secrets may be `@FILE`: what that file holds."""
 
@@ -162,7 +181,15 @@ class AlertSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         60.0
     )
     tokens_per_second_baseline: Annotated[
-        Seconds | None, _off("Tokens per second of one stream that are usual here; unset: not judged.")
+        Speed | str | None,
+        Meta(
+            description="Tokens per second of one stream that are usual here, or the name of a measurement that "
+            "`llamastream bench --save NAME` kept; unset: not judged.",
+            extra={"flags": [], "check": _check_baseline},
+        ),
+    ] = None
+    tokens_per_second_model: Annotated[
+        str | None, _off("Model whose streams are judged so; unset: those of all, or of the model that was measured.")
     ] = None
     tokens_per_second_share: Annotated[
         Share, _off("Share of that baseline below which the median of streams is too slow.")
@@ -217,6 +244,13 @@ class AlertSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ] = None
     timeout: Annotated[Seconds, _off("Seconds that one attempt to tell a receiver may take.")] = 10.0
     attempts: Annotated[Annotated[int, Meta(ge=1, le=20)], _off("Attempts for each message, with growing pauses.")] = 4
+
+    @property
+    def baseline(self) -> float | str | None:
+        """`tokens_per_second_baseline` as the number that it is, or as a name: in the environment all is text."""
+        value = self.tokens_per_second_baseline
+        number = number_of(value) if isinstance(value, str) else value
+        return value if number is None else number
 
     @property
     def secrets(self) -> frozenset[str]:

@@ -17,6 +17,7 @@ from llamastream.alerts.messages import AlertReport, Message, Outcome, ReceiverR
 from llamastream.alerts.receivers import Receiver, ReceiverError, receivers_of
 from llamastream.alerts.rules import Rule, rules_of
 from llamastream.alerts.settings import AlertSettings, known_rule
+from llamastream.alerts.silences import SilenceFile
 from llamastream.events import InstanceChanged, RequestServed
 
 TICK = 1.0
@@ -41,11 +42,13 @@ class Watchman:
         undelivered: Callable[[str, Message, str], None] | None = None,
         memory: int = 1,
         fleet: str = "",
+        silences: SilenceFile | None = None,
     ) -> None:
         """Args:
             look: how the whole is; may block for moments. tell: the receiver that is always there, the log; must not
                 block. undelivered: told a receiver's name, a message that was given up, and why. memory:
-                see `rules_of`. fleet: its name, for messages.
+                see `rules_of`. fleet: its name, for messages. silences: where those are kept that somebody asked for,
+                and where those are that have not ended since; None: nowhere.
 
         Raises:
             SettingError: a receiver's settings cannot be used.
@@ -66,11 +69,13 @@ class Watchman:
         self._receivers: list[Receiver] = []
         self._deliveries: list[Delivery] = []
         self._apply(settings, receivers)
+        self._silences = silences
 
     # -- from any thread ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Watch from now on."""
+        """Watch from now on, with the silences that are kept."""
+        self._take_up_silences()
         self._thread.start()
 
     def hear(self, event: Any) -> None:
@@ -103,6 +108,7 @@ class Watchman:
         known = known_rule(rule)
         with self._lock:
             self._book.silence(known, FOREVER if seconds is None else time.monotonic() + seconds)
+            self._keep_silences()
 
     def reports(self) -> tuple[AlertReport, ...]:
         """The rules, and how everything under them is."""
@@ -139,6 +145,9 @@ class Watchman:
         end = time.monotonic() + LAST_WORDS
         for delivery in self._deliveries:
             delivery.join(max(0.0, end - time.monotonic()))
+        with self._lock:
+            if FOREVER in self._book.silences.values():
+                self._keep_silences(ending=True)
 
     # -- its own thread -------------------------------------------------------------------------------------------
 
@@ -188,10 +197,8 @@ class Watchman:
             repeat_after=settings.repeat_after,
             silenced=settings.silenced,
         )
-        if not hasattr(self, "_requests") or (before.window, before.min_requests) != (
-            settings.window, settings.min_requests,
-        ):  # fmt: skip
-            self._requests = Requests(settings.window, settings.min_requests)
+        if not hasattr(self, "_requests") or _judged_by(before) != _judged_by(settings):
+            self._requests = Requests(*_judged_by(settings))
         if not hasattr(self, "_instances"):
             self._instances = Instances(settings.window, settings.crash_loop_ends)
         self._receivers = receivers
@@ -199,8 +206,37 @@ class Watchman:
             Delivery(receiver, attempts=settings.attempts, on_failed=self._undelivered) for receiver in receivers
         ]
 
+    def _take_up_silences(self) -> None:
+        if self._silences is None:
+            return
+        shift = time.time() - time.monotonic()
+        try:
+            for rule, until in self._silences.read(time.time()).items():
+                self._book.silence(rule, FOREVER if until is None else until - shift)
+        except (OSError, ValueError) as error:
+            logger.warning("silences are not taken up: %s cannot be read: %s", self._silences.path, error)
+
+    def _keep_silences(self, *, ending: bool = False) -> None:
+        """Write them down, for a process that follows this one. `ending`: those without an end are over."""
+        if self._silences is None:
+            return
+        shift = time.time() - time.monotonic()
+        kept = {
+            rule: None if until == FOREVER else until + shift
+            for rule, until in self._book.silences.items()
+            if not (ending and until == FOREVER)
+        }
+        try:
+            self._silences.write(kept, time.time())
+        except OSError as error:
+            logger.warning("silences end with this process: %s cannot be written: %s", self._silences.path, error)
+
     def _rules(self, settings: AlertSettings) -> tuple[Rule, ...]:
         return rules_of(settings, memory=self._memory)
+
+
+def _judged_by(settings: AlertSettings) -> tuple[float, int, str | None]:
+    return settings.window, settings.min_requests, settings.tokens_per_second_model
 
 
 def _from_files(settings: AlertSettings) -> bool:

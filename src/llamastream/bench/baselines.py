@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +11,7 @@ import msgspec
 
 from llamastream.bench.report import FORMAT, Report
 from llamastream.errors import BenchError, SettingError
+from llamastream.files import write_whole
 from llamastream.settings.file import user_directory
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -46,15 +45,7 @@ def save(report: Report, name: str, directory: Path) -> Path:
     path = directory / f"{check_name(name)}.json"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=directory, prefix=".new-")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-            Path(temporary).replace(path)
-        except BaseException:
-            with suppress(OSError):
-                Path(temporary).unlink()
-            raise
+        write_whole(path, msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
     except OSError as error:
         raise BenchError(f"the baseline {name!r} cannot be written to {directory}: {error.strerror}") from None
     return path

@@ -12,15 +12,17 @@ from llamastream.alerts.measures import Look
 from llamastream.alerts.messages import Message, as_fields
 from llamastream.alerts.receivers import receivers_of
 from llamastream.alerts.settings import AlertSettings
+from llamastream.alerts.silences import SilenceFile
 from llamastream.alerts.watchman import Watchman
 from llamastream.backends import BackendSource
 from llamastream.cli.front import FrontGateway
 from llamastream.engine.machine import memory
 from llamastream.errors import SettingError
-from llamastream.fleet.configuration import Configuration
+from llamastream.fleet.configuration import PASSING, Configuration
 from llamastream.fleet.fleet import Fleet
 from llamastream.fleet.records import Level, Record
 from llamastream.fleet.workplace import cache_home, state_home
+from llamastream.settings.file import user_directory
 
 
 def watchman_of(
@@ -29,11 +31,14 @@ def watchman_of(
     front: Callable[[], FrontGateway | None],
     take: Callable[[Record], None],
     configuration: Configuration | None = None,
+    *,
+    name: str,
 ) -> Watchman:
     """A watch over a fleet, or over servers that somebody else runs, and the gateway before them.
 
     Args:
         front: the gateway, None if there is none. take: gets a record of each message. configuration: the fleet's.
+            name: by which commands find it.
 
     Raises:
         SettingError: a receiver's settings cannot be used.
@@ -57,8 +62,18 @@ def watchman_of(
         lambda message: take(record_of_alert(message)),
         undelivered=undelivered,
         memory=memory().usable,
-        fleet="" if configuration is None else configuration.name,
+        fleet="" if configuration is None else name,
+        silences=silence_file(name),
     )
+
+
+def silence_file(name: str) -> SilenceFile | None:
+    """Where a fleet's silences are kept; None for one whose name nobody will have again."""
+    if name.startswith(PASSING):
+        return None
+    with suppress(RuntimeError):  # no home
+        return SilenceFile(user_directory("XDG_STATE_HOME", ".local/state") / "silences" / f"{name}.json")
+    return None
 
 
 def check_reload(settings: AlertSettings, alerts: Watchman | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from llamastream.alerts.settings import AlertSettings
+from llamastream.cli.alertbaseline import with_baseline
 from llamastream.engine import EngineOptions
 from llamastream.errors import SettingError
 from llamastream.fleet.behind import LOCAL, Front, behind, front_of
-from llamastream.fleet.configuration import DEFAULT_PORT, Configuration, configure
+from llamastream.fleet.configuration import DEFAULT_PORT, PASSING, Configuration, configure
 from llamastream.fleet.settings import FleetSettings, Pool
 from llamastream.gateway.exposure import is_own_address
 from llamastream.gateway.settings import GatewaySettings
@@ -77,7 +78,7 @@ def plan_servers(given: Given, environ: Mapping[str, str] | None = None) -> Serv
     if gateway.enabled:
         front = front_of(configuration.pools)
         gateway = with_serve_keys(gateway, front)
-    alerts = alert_settings(given, environ)
+    alerts = alert_settings(given, configuration.pools, environ)
     return ServePlan(configuration=configuration, gateway=gateway, front=front, alerts=alerts)
 
 
@@ -94,13 +95,19 @@ def gateway_settings(given: Given, environ: Mapping[str, str] | None = None) -> 
     return gateway
 
 
-def alert_settings(given: Given, environ: Mapping[str, str] | None = None) -> AlertSettings:
-    """The settings of alerts.
+def alert_settings(
+    given: Given, pools: Sequence[Pool] | None, environ: Mapping[str, str] | None = None
+) -> AlertSettings:
+    """The settings of alerts; of a baseline that they name, its figures.
+
+    Args:
+        pools: what is served; None: servers that somebody else runs.
 
     Raises:
-        SettingError: a value is not allowed.
+        SettingError: a value is not allowed, or see `with_baseline`. BenchError: the baseline cannot be read.
     """
-    return load(AlertSettings, given=given.alerts, environ=environ)[0]
+    settings = load(AlertSettings, given=given.alerts, environ=environ)[0]
+    return with_baseline(settings, pools, environ) if settings.watch else settings
 
 
 def with_serve_keys(settings: GatewaySettings, front: Front) -> GatewaySettings:
@@ -157,6 +164,6 @@ def plan_upstreams(given: Given, environ: Mapping[str, str] | None = None) -> Up
                 "circles; name the server's own address, or listen on another --port"
             )
     shown = front.port if front.socket is None else 0
-    name = fleet.name or (f"serve-{shown}" if shown else f"serve-pid-{os.getpid()}")
-    alerts = alert_settings(given, environ)
+    name = fleet.name or (f"serve-{shown}" if shown else f"{PASSING}{os.getpid()}")
+    alerts = alert_settings(given, None, environ)
     return UpstreamPlan(gateway=with_serve_keys(settings, front), front=front, alerts=alerts, name=name)

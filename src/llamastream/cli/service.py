@@ -92,7 +92,10 @@ class Service:
             )
             self._front: FrontGateway | None = None
             if plan.alerts.watch:
-                self.alerts = watchman_of(plan.alerts, self.fleet, lambda: self._front, self._take, self.configuration)
+                self.alerts = watchman_of(
+                    plan.alerts, self.fleet, lambda: self._front, self._take, self.configuration,
+                    name=self.configuration.name,
+                )  # fmt: skip
             if plan.front is not None:
                 self._front = FrontGateway(
                     self.fleet, plan.gateway, plan.front, self._take,

@@ -75,7 +75,7 @@ class Upstreaming:
         self._place = rendezvous.settle(plan.name)
         try:
             if plan.alerts.watch:
-                self.alerts = watchman_of(plan.alerts, self._source, lambda: self._front, self._take)
+                self.alerts = watchman_of(plan.alerts, self._source, lambda: self._front, self._take, name=plan.name)
             self._front: FrontGateway = FrontGateway(
                 self._source, plan.gateway, plan.front, self._take,
                 status=self.status, on_end=lambda: self._inbox.put(("ended", None)), alerts=self.alerts,

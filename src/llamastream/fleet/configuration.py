@@ -19,6 +19,10 @@ DEFAULT_PORT = 8080
 """Where the first instance listens if nobody says otherwise."""
 
 
+PASSING = "serve-pid-"
+"""Beginning of the name of a fleet that has neither a name nor a port of its own: the next one has another."""
+
+
 class ModelTable(EngineOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One table `[models.NAME]` of the settings file: a model with options of its own, which win over `[serve]`."""
 
@@ -44,7 +48,7 @@ class Configuration(Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """By which other commands find the fleet."""
         port = self.pools[0].options.port
-        return self.settings.name or (f"serve-{port}" if port else f"serve-pid-{os.getpid()}")
+        return self.settings.name or (f"serve-{port}" if port else f"{PASSING}{os.getpid()}")
 
     @property
     def secrets(self) -> frozenset[str]:
