@@ -177,7 +177,7 @@ def test_the_largest_model_that_is_fast_enough_is_chosen() -> None:
     assert result_of(5, 12, 30, wished=10).wanted == "/models/m1.gguf"
     none = result_of(5, 6, wished=10)
     assert none.wanted is None
-    assert "no model gives a stream 10 tokens/s; the fastest, with 6: /models/m1.gguf" in conclusion(none)
+    assert "no model gives a stream 10 tokens/s; the fastest, with 6.00: /models/m1.gguf" in conclusion(none)
     assert result_of(5).wanted == "/models/m0.gguf"
     assert result_of(5, 6).wanted is None
 
@@ -220,4 +220,4 @@ def test_the_page_shows_all_trials_and_quotes_what_failed() -> None:
     assert page.count('<svg class="chart"') == 2
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
-    assert "the largest that gives a stream 10 tokens/s, with 12: /models/m1.gguf" in page
+    assert "the largest that gives a stream 10 tokens/s, with 12.0: /models/m1.gguf" in page

@@ -18,8 +18,8 @@ from llamastream.bench.halving import Dimension
 from llamastream.bench.loop import run
 from llamastream.bench.tune import search as searching
 from llamastream.bench.tune.models import tune
-from llamastream.bench.tune.result import ModelResult, Tried
-from llamastream.bench.tune.search import DEFAULTS, Search, Watcher
+from llamastream.bench.tune.result import DEFAULTS, ModelResult, Tried
+from llamastream.bench.tune.search import Search, Watcher
 from llamastream.bench.tune.settings import TuneSettings
 from llamastream.bench.tune.space import AUTO_SLOTS
 from llamastream.bench.tune.writing import write_settings

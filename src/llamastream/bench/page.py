@@ -15,6 +15,8 @@ from llamastream.bench.tables import facts, measure_rows, overview, shown, troub
 MOST_DOTS = 1500
 """Requests of a load that are drawn one by one; of more, every so-and-so-many-th."""
 
+_WORDS = ' class="words"'
+
 _PAGE_STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --muted: #57606a; --grid: #e4e7eb; --box: #f6f8fa;
   --bad: #b42318; --c0: #0060a8; --c1: #c2410c; --c2: #007a5a; --c3: #a8328a; --c4: #8a6100; --c5: #4a4fb8; }
@@ -29,10 +31,12 @@ th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(-
 th { color: var(--muted); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dt { color: var(--muted); }
 dd { margin: 0; overflow-wrap: anywhere; } .charts { display: grid; gap: 1.5rem; margin-top: 1.5rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
 figure { margin: 0; background: var(--box); border-radius: .5rem; padding: .8rem; } figcaption { font-weight: 600; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .3rem 0 0; color: var(--muted); }
-.bad { color: var(--bad); font-weight: 600; }
+pre { background: var(--box); border-radius: .5rem; padding: .8rem; overflow-x: auto; } h2 { overflow-wrap: anywhere; }
+.bad { color: var(--bad); font-weight: 600; } td.words { white-space: normal; text-align: left; min-width: 20rem; }
+@media (max-width: 40rem) { td:first-child, th:first-child { white-space: normal; min-width: 9rem; } }
 """
 
 
@@ -72,12 +76,16 @@ def document(title: str, heading: str, parts: Iterable[str]) -> str:
     return "\n".join([*head, *parts, "</body></html>", ""])
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A table of text."""
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]], words: str = "") -> Iterator[str]:
+    """A table of text. `words`: the title of the column that holds sentences."""
     cells = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
     yield f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>'
     for row in rows:
-        yield f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
+        cells = (
+            f"<td{_WORDS if title == words and cell else ''}>{escape(cell)}</td>"
+            for title, cell in zip(titles, row, strict=True)
+        )
+        yield f"<tr>{''.join(cells)}</tr>"
     yield "</tbody></table></div>"
 
 

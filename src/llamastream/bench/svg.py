@@ -12,6 +12,8 @@ from msgspec import Struct
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 66, 12, 14, 46
 HEADROOM = 1.04
+CROWD = 100
+"""Dots of a series that would cover one another if they were large."""
 COLOURS = 6
 """So many series have colours of their own (`.c0` to `.c5` in `STYLE`)."""
 
@@ -21,7 +23,7 @@ svg.chart { width: 100%; height: auto; font: 12px system-ui, sans-serif; }
 .chart .line { fill: none; stroke-width: 2; stroke-linejoin: round; } .chart .bar { stroke-width: 1.5; opacity: .7; }
 .c0 { --c: var(--c0); } .c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .c3 { --c: var(--c3); }
 .c4 { --c: var(--c4); } .c5 { --c: var(--c5); }
-.chart .line, .chart .bar, .legend line { stroke: var(--c); } .chart .dot { fill: var(--c); }
+.chart .line, .chart .bar, .legend line { stroke: var(--c); } .dot { fill: var(--c); }
 .c1 .line, .legend .c1 line { stroke-dasharray: 7 3; } .c2 .line, .legend .c2 line { stroke-dasharray: 2 3; }
 .c3 .line, .legend .c3 line { stroke-dasharray: 9 3 2 3; }
 @media (max-width: 40rem) { svg.chart { font-size: 18px; } }
@@ -79,9 +81,10 @@ def legend(series: Sequence[Series]) -> str:
     """What the colours mean."""
     if len(series) < 2:
         return ""
+    line = '<svg width="30" height="10" aria-hidden="true"><line x1="2" x2="28" y1="5" y2="5" stroke-width="3"/></svg>'
+    dot = '<svg width="12" height="10" aria-hidden="true"><circle class="dot" cx="6" cy="5" r="4"/></svg>'
     entries = "".join(
-        f'<span class="c{number % COLOURS}"><svg width="30" height="10" aria-hidden="true"><line x1="2" x2="28" y1="5" '
-        f'y2="5" stroke-width="3"/></svg> {escape(one.name)}</span>'
+        f'<span class="c{number % COLOURS}">{dot if one.form == "dots" else line} {escape(one.name)}</span>'
         for number, one in enumerate(series)
     )
     return f'<p class="legend">{entries}</p>'
@@ -166,5 +169,5 @@ def _drawn(series: Series, across: _Scale, up: _Scale) -> Iterator[str]:
         if point.low is not None and point.high is not None:
             yield f'<line class="bar" x1="{at:.1f}" x2="{at:.1f}" y1="{up(point.low):.1f}" y2="{up(point.high):.1f}"/>'
         title = f"<title>{escape(point.says)}</title>" if point.says else ""
-        radius = 2 if series.form == "dots" else 3.5
+        radius = 2 if len(series.points) > CROWD else 3.5
         yield f'<circle class="dot" cx="{at:.1f}" cy="{up(point.y):.1f}" r="{radius}">{title}</circle>'

@@ -60,11 +60,11 @@ class Progress:
     def _tried(self, tried: Tried) -> None:
         self._known.append(tried)
         if self._live is None:
-            self._say(_line(tried), style="dim" if tried.figures else "yellow")
+            self._say(_line(tried), style="dim" if tried.figures else "yellow", before=f"{tried.at:6.1f} s  ")
 
-    def _say(self, text: str, style: str) -> None:
+    def _say(self, text: str, style: str, before: str = "") -> None:
         if not self._quiet:
-            self._console.print(Text(one_line(text), style=style), soft_wrap=True)
+            self._console.print(Text(before + one_line(text), style=style), soft_wrap=True)
 
     def _table(self) -> Table:
         """The last trials, the best of all marked."""
@@ -88,4 +88,4 @@ class Progress:
 def _line(tried: Tried) -> str:
     settings, part, effort, score, stream, first, reason = trial_row(tried)
     found = f"failed: {reason}" if reason else f"{score} tokens/s (stream {stream}, first token {first} ms)"
-    return f"{tried.at:6.1f} s  {part}, effort {effort}: {settings}: {found}"
+    return f"{part}, effort {effort}: {settings}: {found}"

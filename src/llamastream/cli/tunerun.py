@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from rich.text import Text
 from llamastream.bench.loop import run
 from llamastream.bench.tune.models import tune
 from llamastream.bench.tune.page import conclusion, tune_page
-from llamastream.bench.tune.result import ModelResult, TuneResult
+from llamastream.bench.tune.result import ModelResult, TuneResult, figure_text
 from llamastream.bench.tune.settings import TuneSettings
 from llamastream.bench.tune.writing import check_target, settings_text, write_settings
 from llamastream.cli.screen import print_json
@@ -54,6 +55,8 @@ def find(models: Sequence[str], engine: EngineOptions, settings: TuneSettings, o
     if outputs.html is not None and not outputs.html.absolute().parent.is_dir():
         raise SettingError(f"{outputs.html}: the directory {outputs.html.absolute().parent} does not exist")
     console = Console(stderr=True, highlight=False)
+    # hints of clients about proxies and prompts: here they ask servers of our own, and what fails has its reason
+    logging.getLogger("llamastream").addHandler(logging.NullHandler())
     with Progress(console, settings.budget, quiet=outputs.quiet) as progress:
         result = run(partial(tune, models, engine, settings, progress.watcher))
     if outputs.html is not None:
@@ -93,14 +96,14 @@ def _print_model(console: Console, model: ModelResult, goal: str) -> None:
     for title in ("settings", f"tokens/s, {goal}", "of a stream", "first token", "gain over the defaults", "pairs"):
         table.add_column(title, no_wrap=True, justify="left" if title == "settings" else "right")
     before = model.defaults
-    first = f"{before.first_token * 1e3:.4g} ms"
-    table.add_row("llama-server's defaults", f"{before.score:.4g}", f"{before.stream:.4g}", first)
+    first = f"{figure_text(before.first_token * 1e3)} ms"
+    table.add_row("llama-server's defaults", figure_text(before.score), figure_text(before.stream), first)
     for one in model.finalists:
         stream = shown_first = ""
         if model.best is not None and one.settings == model.chosen_words:
-            stream, shown_first = f"{model.best.stream:.4g}", f"{model.best.first_token * 1e3:.4g} ms"
+            stream, shown_first = figure_text(model.best.stream), f"{figure_text(model.best.first_token * 1e3)} ms"
         gain, pairs = (str(one.gain), str(one.gain.pairs)) if one.gain else ("not compared", "")
-        table.add_row(Text(one_line(one.settings)), f"{one.score:.4g}", stream, shown_first, gain, pairs)
+        table.add_row(Text(one_line(one.settings)), figure_text(one.score), stream, shown_first, gain, pairs)
     console.print(table)
     failed = sum(tried.figures is None for tried in model.tried)
     spent = f"{len(model.tried)} trials, {failed} failed, in {model.seconds:.0f} s; {model.engine}"

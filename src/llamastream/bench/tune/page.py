@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 
 from llamastream.bench.page import document, figure, table
 from llamastream.bench.svg import Axis, Point, Series, chart
-from llamastream.bench.tune.result import ModelResult, Tried, TuneResult
+from llamastream.bench.tune.result import DEFAULTS, ModelResult, Tried, TuneResult, figure_text
 from llamastream.bench.tune.writing import settings_text
-
-_NAMES = {"defaults": "llama-server's defaults", "search": "search", "final": "final"}
 
 
 def tune_page(result: TuneResult) -> str:
@@ -51,12 +49,12 @@ def conclusion(result: TuneResult) -> str:
     if result.chosen is None:
         fastest = max(result.models, key=lambda model: model.figures.stream)
         return (
-            f"no model gives a stream {wanted:g} tokens/s; the fastest, with {fastest.figures.stream:.4g}: "
-            f"{fastest.model}"
+            f"no model gives a stream {wanted:,.10g} tokens/s; the fastest, with "
+            f"{figure_text(fastest.figures.stream)}: {fastest.model}"
         )
     rest = f" ({len(result.skipped)} smaller not measured)" if result.skipped else ""
     return (
-        f"the largest that gives a stream {wanted:g} tokens/s, with {result.chosen.figures.stream:.4g}: "
+        f"the largest that gives a stream {wanted:,.10g} tokens/s, with {figure_text(result.chosen.figures.stream)}: "
         f"{result.chosen.model}{rest}"
     )
 
@@ -64,34 +62,43 @@ def conclusion(result: TuneResult) -> str:
 def _model_row(model: ModelResult) -> tuple[str, ...]:
     figures = model.figures
     return (
-        model.model, f"{model.size / 2**30:.2f}", f"{figures.stream:.4g}", f"{figures.first_token * 1e3:.4g}",
+        model.model, f"{model.size / 2**30:.2f}", figure_text(figures.stream), figure_text(figures.first_token * 1e3),
         str(model.gain or "none: the defaults"),
     )  # fmt: skip
 
 
 def _model(model: ModelResult) -> Iterator[str]:
-    yield f"<h2>{escape(model.model)}</h2><p>{escape(model.verdict)}</p>"
+    verdict = model.verdict[:1].upper() + model.verdict[1:]
+    yield f"<h2>{escape(model.model)}</h2><p><strong>{escape(verdict)}</strong></p>"
     yield (
         f"<p>{escape(model.engine)}; {model.prompt_tokens} prompt tokens, {model.output_tokens} answered; "
         f"{model.ctx_size} tokens of context for each slot; {len(model.tried)} trials in {model.seconds:.0f} s.</p>"
     )
-    drawn = [
-        Series(name, tuple(_point(tried) for tried in model.tried if tried.part == part and tried.figures), "dots")
-        for part, name in _NAMES.items()
-    ]
-    drawing = chart("Score of each trial", Axis("seconds"), Axis("tokens per second"), drawn)
-    yield f'<div class="charts">{figure("Trials", drawing)}</div>'
+    drawing = chart("Score of each trial", Axis("seconds"), Axis("tokens per second"), list(_series(model.tried)))
+    yield f'<div class="charts">{figure("Score of each trial", drawing)}</div>'
     if any(finalist.gain for finalist in model.finalists):
         yield "<h3>The final</h3><p>Measured in turn with the defaults; in brackets the 95 % confidence interval.</p>"
-        rows = [
-            (one.settings, f"{one.score:.4g}", str(one.gain), str(one.gain.pairs))
+        rows = [(DEFAULTS, figure_text(model.defaults.score), "–", "")]
+        rows += [
+            (one.settings, figure_text(one.score), str(one.gain), str(one.gain.pairs))
             for one in model.finalists
             if one.gain
         ]
         yield from table(("settings", "score, tokens/s", "gain", "pairs"), rows)
-    yield "<h3>All trials</h3>"
-    yield from table(("settings", "part", "effort", "score, tokens/s", "stream", "first token, ms", "failed"),
-                     map(trial_row, model.tried))  # fmt: skip
+    yield "<h3>All trials</h3><p>Effort: how much was asked. Stream: tokens/s of one alone, or beside the others.</p>"
+    titles = ["settings", "part", "effort", "score, tokens/s", "stream", "first token, ms"]
+    if any(tried.reason for tried in model.tried):
+        titles.append("failed")
+    yield from table(titles, (trial_row(tried)[: len(titles)] for tried in model.tried), words="failed")
+
+
+def _series(tried: Sequence[Tried]) -> Iterator[Series]:
+    """The defaults, wherever they were measured, and what else there was of the search and of the final."""
+    kinds: dict[str, list[Point]] = {DEFAULTS: [], "search": [], "final": []}
+    for one in tried:
+        if one.figures:
+            kinds[DEFAULTS if one.settings == DEFAULTS else one.part].append(_point(one))
+    return (Series(name, tuple(points), "dots") for name, points in kinds.items() if points)
 
 
 def trial_row(tried: Tried) -> tuple[str, ...]:
@@ -99,11 +106,11 @@ def trial_row(tried: Tried) -> tuple[str, ...]:
     figures = tried.figures
     shown = ("–", "–", "–")
     if figures is not None:
-        shown = (f"{figures.score:.4g}", f"{figures.stream:.4g}", f"{figures.first_token * 1e3:.4g}")
+        shown = (figure_text(figures.score), figure_text(figures.stream), figure_text(figures.first_token * 1e3))
     part = tried.part if tried.part != "search" else f"round {tried.round + 1}"
     return (tried.settings, part, str(tried.effort), *shown, tried.reason)
 
 
 def _point(tried: Tried) -> Point:
     score = tried.figures.score if tried.figures else 0.0
-    return Point(tried.at, score, says=f"{tried.settings}: {score:.4g} tokens/s")
+    return Point(tried.at, score, says=f"{tried.settings}: {figure_text(score)} tokens/s")

@@ -10,6 +10,14 @@ from llamastream.bench.machine import Machine
 from llamastream.bench.tune.trial import Figures
 from llamastream.bench.tune.verdict import Gain
 
+DEFAULTS = "llama-server's defaults"
+
+
+def figure_text(value: float) -> str:
+    """A figure for people, with three digits that count."""
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:,.{digits}f}"
+
 
 class Tried(Struct, frozen=True):
     """One trial.

@@ -14,7 +14,7 @@ from msgspec import Struct
 from llamastream.bench.halving import Candidate, Dimension, Halving, Plan, Trial, plan_for
 from llamastream.bench.statistics import percentile
 from llamastream.bench.tune import trial as trials
-from llamastream.bench.tune.result import Finalist, ModelResult, Tried
+from llamastream.bench.tune.result import DEFAULTS, Finalist, ModelResult, Tried
 from llamastream.bench.tune.settings import TuneSettings
 from llamastream.bench.tune.space import (
     AUTO_SLOTS,
@@ -51,8 +51,6 @@ WORTHWHILE = 8
 """Candidates for which it is worth while to begin anew."""
 PATIENCE, LEAST_PATIENCE = 4.0, 15.0
 """A trial that takes so many times as long as was to be expected hangs, but never before so many seconds."""
-
-DEFAULTS = "llama-server's defaults"
 
 
 @dataclasses.dataclass

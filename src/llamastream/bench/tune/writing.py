@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
-from llamastream.bench.tune.result import ModelResult, TuneResult
+from llamastream.bench.tune.result import ModelResult, TuneResult, figure_text
 from llamastream.errors import BenchError, SettingError
+from llamastream.files import write_whole
 
 
 def check_target(path: Path, *, force: bool) -> None:
@@ -34,19 +32,7 @@ def write_settings(result: TuneResult, path: Path, *, force: bool = False) -> No
     check_target(path, force=force)
     text = settings_text(result)
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=".new-")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            if force:
-                Path(temporary).replace(path)
-            else:
-                os.link(temporary, path)  # fails where meanwhile somebody else has made it
-                Path(temporary).unlink()
-        except BaseException:
-            with suppress(OSError):
-                Path(temporary).unlink()
-            raise
+        write_whole(path, text.encode(), overwrite=force)
     except FileExistsError:
         check_target(path, force=force)
         raise
@@ -78,10 +64,13 @@ def _remarks(result: TuneResult, chosen: ModelResult) -> Iterator[str]:
         "one at a time" if result.settings["goal"] == "latency" else f"{result.settings['at_once']} at once"
     )
     yield chosen.verdict
-    for name, figures in (("defaults", chosen.defaults), ("these", chosen.figures)):
+    known = {"defaults": chosen.defaults, "these": chosen.best}
+    for name, figures in known.items():
+        if figures is None:
+            continue
         yield (
-            f"{name}: {figures.score:.4g} tokens/s by the goal, {figures.stream:.4g} tokens/s of a stream, first token "
-            f"after {figures.first_token * 1e3:.4g} ms"
+            f"{name}: {figure_text(figures.score)} tokens/s by the goal, {figure_text(figures.stream)} tokens/s of a "
+            f"stream, first token after {figure_text(figures.first_token * 1e3)} ms"
         )
 
 
