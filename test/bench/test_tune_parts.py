@@ -79,6 +79,12 @@ def test_one_disturbed_pair_does_not_hide_a_gain() -> None:
     assert gain.value == pytest.approx(0.108, abs=0.01)
 
 
+def test_a_gain_in_words_stays_short() -> None:
+    assert str(Gain(0.012, -0.031, 0.058, 4)) == "+1.2 % (-3.1 % to +5.8 %)"
+    assert str(Gain(-0.704, -1.0, 2184562610.5, 2)) == "-70.4 % (-100.0 % to > +1000 %)"
+    assert str(Gain(0.5, None, None, 1)) == "+50.0 %"
+
+
 def test_of_one_pair_nothing_is_clear() -> None:
     gain = gain_of([1.0], [2.0])
     assert gain.value == pytest.approx(1.0)

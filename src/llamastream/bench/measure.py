@@ -148,7 +148,7 @@ class Measurement:
             where=self._server.where or public_address(self._client),
             build=self._server.build or str(props.get("build_info") or ""),
             model=self._server.model or Path(str(props.get("model_alias") or props.get("model_path") or "")).name,
-            slots=props.get("total_slots"),
+            slots=self._server.slots or props.get("total_slots"),  # of a fleet, all of them
             n_ctx=context if isinstance(context, int) else None,
         )
         return "total_slots" in props

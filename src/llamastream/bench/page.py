@@ -81,11 +81,11 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]], words: str = "")
     cells = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
     yield f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>'
     for row in rows:
-        cells = (
+        row_cells = (
             f"<td{_WORDS if title == words and cell else ''}>{escape(cell)}</td>"
             for title, cell in zip(titles, row, strict=True)
         )
-        yield f"<tr>{''.join(cells)}</tr>"
+        yield f"<tr>{''.join(row_cells)}</tr>"
     yield "</tbody></table></div>"
 
 

@@ -10,6 +10,8 @@ from msgspec import Struct
 from llamastream.bench.statistics import percentile
 
 LEVEL = 0.95
+MOST_SHOWN = 10.0
+"""Gain beyond which a figure says no more than that it is large."""
 _STEPS = 400
 
 
@@ -28,8 +30,13 @@ class Gain(Struct, frozen=True):
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:
-            return f"{self.value:+.1%}".replace("%", " %")
-        return f"{self.value:+.1%} ({self.low:+.1%} to {self.high:+.1%})".replace("%", " %")
+            return _percent(self.value)
+        return f"{_percent(self.value)} ({_percent(self.low)} to {_percent(self.high)})"
+
+
+def _percent(share: float) -> str:
+    """In per cent; of two pairs that lie far apart, an end of the interval can be beyond all measure."""
+    return "> +1000 %" if share > MOST_SHOWN else f"{share * 100:+.1f} %"
 
 
 def gain_of(before: Sequence[float], after: Sequence[float], *, at_once: int = 1) -> Gain:
