@@ -4,18 +4,22 @@ values that would like to be HTML."""
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chromium import POOR_CONTRAST, Page, browser, chromium, looks_like
+from commandline import LONG, STORY
 from fleets import Watched, running
 from gateways import Running, serving
 from llamastream.backends import Backend, StaticBackends
+from llamastream.client import StreamingClient
 from llamastream.engine import EngineOptions
 from llamastream.events import InstanceWarning, RequestServed
 from llamastream.gateway import GatewaySettings
@@ -186,6 +190,44 @@ def test_the_model_itself_answers_in_the_playground(page: Page, fleet: Watched) 
         page.wait_for("document.querySelector('#play-send').innerText === 'Send'")
         assert "demo" in page.value("document.querySelector('.chat .assistant').innerText")
         page.wait_for("document.querySelector('[data-tile=Requests] .detail').innerText === '200: 1'")
+
+
+CACHE_TILE = "document.querySelector('[data-tile=\"Response cache\"]')"
+
+
+def test_the_response_cache_has_a_tile_where_it_is_on(page: Page, fleet: Watched, tmp_path: Path) -> None:
+    pictures = Path(os.environ.get("PICTURES", tmp_path))
+    port = free_port()
+    cached = GatewaySettings(response_cache=True)
+    figure, detail = (f"{CACHE_TILE}.querySelector('.{name}').innerText" for name in ("figure", "detail"))
+    with serving(fleet.fleet, cached, port=port) as gateway, shown(page, gateway):
+        page.wait_for(f"{CACHE_TILE}?.hidden === false")
+        assert page.value(figure) == "–"
+        assert page.value(detail) == "0 hits, 0 misses · 0 tokens saved · empty"
+        with StreamingClient(gateway.url) as client:
+            for kept, question in ((0, STORY), (1, LONG), (2, LONG), (2, LONG)):
+                wait_for(partial(has_kept, gateway, kept))  # an answer is kept soon after its end
+                answer = client.chat([{"role": "user", "content": question.question}], temperature=0)
+                assert answer.text == question.answer
+        assert answer.usage is not None
+        tokens = 2 * answer.usage.completion_tokens
+        page.wait_for(f"{detail}.startsWith('2 hits, 2 misses · {tokens:,} tokens saved · ')")
+        assert re.search(r" · \d+(\.\d)? KiB in memory$", page.value(detail))
+        assert page.value(figure) == "50% answered"
+        for width, scheme in ((1280, "light"), (1280, "dark"), (375, "light"), (375, "dark")):
+            looks_like(page, width, 900, scheme)
+            assert page.value("document.documentElement.scrollWidth") <= width
+            assert page.value(POOR_CONTRAST) == []
+            page.screenshot(pictures / f"dashboard-cache-{width}-{scheme}.png")
+    with serving(fleet.fleet, port=port):
+        page.wait_for(f"{LIVE} && {CACHE_TILE}.hidden")
+        assert page.value("document.querySelectorAll('.tile:not([hidden])').length") == 8
+
+
+def has_kept(gateway: Running, answers: int) -> bool:
+    """Whether so many are in the response cache."""
+    figures = gateway.gateway.sharing.cache_figures()
+    return figures is not None and figures.entries == answers
 
 
 def test_a_gateway_that_goes_and_comes_back(page: Page, fleet: Watched) -> None:

@@ -26,6 +26,7 @@ from llamastream.gateway.relay import Outlet, Relay
 from llamastream.gateway.served import Served, served_of
 from llamastream.gateway.settings import GatewaySettings
 from llamastream.gateway.wire import EXTENSION
+from llamastream.observe.dashboard import CacheFigures
 from llamastream.observe.series import Sample
 from llamastream.policy.caching import Directives, deterministic, directives, request_key
 
@@ -235,6 +236,21 @@ class Sharing:
         self._memory.put(key, answer)
         if self._file is not None:
             self._file.put(key, answer)
+
+    def cache_figures(self) -> CacheFigures | None:
+        """How the cache does; None: it is off."""
+        if not self._settings.response_cache:
+            return None
+        file = self._file
+        return CacheFigures(
+            hits=self._counts["hit"],
+            shared=self._counts["shared"],
+            misses=self._counts["miss"],
+            tokens_saved=self._tokens_saved,
+            entries=len(self._memory) if file is None else file.entries,
+            memory_bytes=self._memory.used,
+            disk_bytes=None if file is None else file.used,
+        )
 
     def samples(self) -> Iterator[Sample]:
         """What there is to count."""

@@ -44,6 +44,7 @@ class Reader:
             refused=lanes.refused,
             connections=None if self._connections is None else self._connections(),
             alerts=alerts,
+            response_cache=self._gateway.sharing.cache_figures(),
         )
 
     def _ask_others(self) -> tuple[Sequence[Any] | None, Sequence[Any]]:

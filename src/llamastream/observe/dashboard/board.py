@@ -38,13 +38,31 @@ can do, and scanners ask for anything)."""
 Event: TypeAlias = RequestServed | ClientEvent | FleetEvent
 
 
+class CacheFigures(Struct, frozen=True, kw_only=True):
+    """What became of the response cache.
+
+    Attributes:
+        hits: requests that were answered from it. shared: with the same request in flight. misses: that had to be
+            generated. tokens_saved: that were not. entries: answers that are kept. memory_bytes, disk_bytes: what they
+            take; None: none are on disk.
+    """
+
+    hits: int
+    shared: int
+    misses: int
+    tokens_saved: int
+    entries: int
+    memory_bytes: int
+    disk_bytes: int | None = None
+
+
 class Facts(Struct, frozen=True, kw_only=True):
     """What is read at one moment.
 
     Attributes:
         instances: each as a mapping with `id`, `state`, `slots`, and what else is known of it (see `InstanceReport`).
         waiting: requests in line. active: requests at work. refused: by the line, since the start. connections: of
-            clients, None if nobody tells. alerts: those that are active, as mappings.
+            clients, None if nobody tells. alerts: those that are active, as mappings. response_cache: None: it is off.
     """
 
     instances: Sequence[Mapping[str, Any]] = ()
@@ -53,6 +71,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     refused: int = 0
     connections: int | None = None
     alerts: Sequence[Any] = ()
+    response_cache: CacheFigures | None = None
 
 
 class Totals(Struct, kw_only=True):
@@ -146,6 +165,7 @@ class Board:
             "refused": facts.refused,
             "connections": facts.connections,
             "alerts": list(facts.alerts),
+            "response_cache": facts.response_cache,
             "recent": recent,
             "totals": totals,
             "now": values,

@@ -1,7 +1,7 @@
 // Tiles and alerts.
 
 import { byId, make, setText } from "./dom.js";
-import { age, compact, inWords, number, seconds } from "./format.js";
+import { age, bytes, compact, inWords, number, seconds } from "./format.js";
 
 const tiles = new Map();
 
@@ -14,6 +14,7 @@ function tile(name, figure, unit, detail, attention = false) {
     byId("tiles").append(made.box);
     tiles.set(name, made);
   }
+  made.box.hidden = false;
   made.box.classList.toggle("attention", attention);
   setText(made.figure, figure);
   setText(made.unit, unit);
@@ -33,10 +34,30 @@ export function showOverview(state) {
   const mended = Object.entries(totals.recoveries).map(([kind, count]) => `${kind} ${count}`).join(", ");
   tile("Prompt cache", share === null ? "–" : number(share, share < 10 ? 1 : 0), share === null ? "" : "% saved",
     `${compact(totals.cached_tokens)} of ${compact(totals.prompt_tokens)} prompt tokens`);
+  showResponseCache(state.response_cache);
   const recoveries = Object.values(totals.recoveries).reduce((sum, count) => sum + count, 0);
   tile("Recoveries", number(recoveries), recoveries === 1 ? "stream" : "streams", mended || "no stream broke");
-  tile("Uptime", age(state.time - state.uptime, state.time), "", state.connections === null ? "" : `${number(state.connections)} connections`);
+  tile("Uptime", age(state.time - state.uptime, state.time), "", state.connections === null ? "" : `${number(state.connections)} ${state.connections === 1 ? "connection" : "connections"}`);
 }
+
+// Without a cache there is no tile; its place stays, for a gateway that comes back with one.
+function showResponseCache(cache) {
+  const asked = cache ? cache.hits + cache.shared + cache.misses : 0;
+  const saved = asked ? 100 * (cache.hits + cache.shared) / asked : null;
+  const size = cache && [
+    cache.memory_bytes ? `${bytes(cache.memory_bytes)} in memory` : "",
+    cache.disk_bytes ? `${bytes(cache.disk_bytes)} on disk` : "",
+  ].filter(Boolean).join(", ");
+  tile("Response cache", saved === null ? "–" : number(saved, saved > 0 && saved < 10 ? 1 : 0), saved === null ? "" : "% answered",
+    cache ? [
+      `${count(cache.hits, "hit", "hits")}${cache.shared ? `, ${compact(cache.shared)} shared` : ""}, ${count(cache.misses, "miss", "misses")}`,
+      `${count(cache.tokens_saved, "token", "tokens")} saved`, size || "empty",
+    ].join(" · ") : "");
+  tiles.get("Response cache").box.hidden = !cache;
+  byId("tiles").classList.toggle("nine", Boolean(cache));
+}
+
+const count = (value, one, many) => `${compact(value)} ${value === 1 ? one : many}`;
 
 const RANK = { critical: "error", error: "error", page: "error", warning: "warning", info: "info" };
 
