@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from commandline import COMMAND, ROOT, run
@@ -144,6 +145,7 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is_and_ctrl_c_ends_it(engine: Engi
     ("arguments", "says"),
     [
         (("--demo", "--url", "http://x"), "either --url or --demo"),
+        (("--instances", "2", "--url", "http://x"), "either --url or --demo, --model or --instances"),
         (("--demo", "--model", "x.gguf"), "either --demo or --model"),
         (("--versus", "http://x", "--compare", "main"), "either --versus or --compare"),
         (("--versus", "x"), "base_url 'x' from --versus has no scheme"),
@@ -161,3 +163,54 @@ def test_wrong_input_is_one_clear_message(environ: dict[str, str], arguments: tu
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_fleet_of_its_own_is_measured_through_the_gateway_and_ended(environ: dict[str, str], tmp_path: Path) -> None:
+    page, rows = tmp_path / "a.html", tmp_path / "a.csv"
+    fleet = ("--instances", "2", "--demo", "--kind", "embedded", "--parallel", "2", "--ctx-size", "512")
+    done = bench(
+        {**environ, "LLAMASTREAM_ALERTS_COMMAND": "false", "LLAMASTREAM_SERVE_MODEL": "/no/such.gguf"},
+        *fleet, "--concurrency", "4", *SHORT[2:], "--json", "--html", str(page), "--csv", str(rows), "--save", "fleet",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    server = report["server"]
+    assert (server["slots"], server["own"], server["model"]) == (4, True, "demo")
+    assert server["settings"] == {"instances": 2, "parallel": 2, "ctx_size": 512, "gpu": False}
+    assert server["where"] == "a fleet of its own behind the gateway, 2 instances, embedded"
+    assert server["build"].startswith("xllamacpp 20")
+    (load,) = report["loads"]
+    assert (load["requests"], load["failed"]) == (16, 0)
+    assert not [note for note in report["notes"] if "slots" in note]  # four at once are what four slots can take
+    assert "2 instances" in page.read_text()
+    with rows.open() as file:
+        assert len(list(csv.DictReader(file))) == 16
+    url = done.stderr.split(" on ")[1].split()[0]
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(url.rpartition(":")[2]))) != 0  # nobody listens there any more
+    assert not list(Path(environ["XDG_RUNTIME_DIR"]).rglob("*.sock"))
+
+
+def test_a_fleet_that_does_not_start_says_why(environ: dict[str, str]) -> None:
+    done = bench(environ, "--instances", "2", "--model", "/no/such.gguf", *SHORT)
+    assert done.returncode == 1
+    assert "the fleet to measure did not start: " in done.stderr
+    assert "/no/such.gguf" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_fleet_ends_with_the_measurement_however_that_ends(environ: dict[str, str]) -> None:
+    command = [*COMMAND, "bench", "--instances", "2", "--demo", "--kind", "embedded", "--output-tokens", "100000"]
+    process = subprocess.Popen(
+        command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    try:
+        assert process.stderr is not None
+        assert "measuring demo on http://127.0.0.1:" in process.stderr.readline()
+        family = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.kill()
+        process.communicate()
+    assert len(family) >= 4  # `serve`, two servers, and guards
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []

@@ -23,11 +23,21 @@ from llamastream.settings import ClientSettings
     "engine",
     only=("kind", "binary", "model", "parallel", "ctx_size", "threads", "threads_batch", "cache_ram", "gpu",
           "gpu_layers"),
-    panel="A server of its own (with --model or --demo)",
+    panel="Servers of its own (with --model, --demo or --instances)",
 )  # fmt: skip
 def bench(
     *,
     demo: Annotated[bool, typer.Option("--demo", help="Start a server with the demo model, and measure that.")] = False,
+    instances: Annotated[
+        int | None,
+        typer.Option(
+            "--instances",
+            min=1,
+            max=256,
+            help="Start a fleet of so many servers behind the gateway, as serve does, and measure that.",
+            show_default=False,
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write a row for each request to this file.")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with plots to this file.")] = None,
@@ -67,17 +77,19 @@ def bench(
     else to stderr. Ctrl-C ends the streams and shows what was measured so far (exit code 130).
     """
     # Only here: no other command should wait for all of this.
-    from llamastream.cli.benchrun import Outputs, list_baselines, measure
+    from llamastream.cli.benchrun import Outputs, Own, list_baselines, measure
 
     if list_all:
         list_baselines(json=json)
         return
-    own = demo or engine_sources["model"] == "--model"
+    own = demo or instances is not None or engine_sources["model"] == "--model"
     if own and client_sources["base_url"] == "--url":
-        raise SettingError("give either --url or --demo or --model: the one names a server, the others start one")
+        raise SettingError(
+            "give either --url or --demo, --model or --instances: the one names a server, the others start some"
+        )
     if demo and engine_sources["model"] == "--model":
         raise SettingError("give either --demo or --model: they are two models")
     if versus is not None and compare_to is not None:
         raise SettingError("give either --versus or --compare: a result is judged by one thing")
     outputs = Outputs(json, csv, html, save_as, compare_to, versus, threshold, host_name, quiet)
-    raise typer.Exit(measure(bench, client, engine if own else None, outputs, demo=demo))
+    raise typer.Exit(measure(bench, client, Own(engine, engine_sources, demo, instances) if own else None, outputs))

@@ -21,6 +21,7 @@ from llamastream.bench.page import html_page
 from llamastream.bench.report import Report, ServerFacts
 from llamastream.bench.settings import BenchSettings
 from llamastream.bench.tables import as_csv
+from llamastream.cli.benchfleet import facts_of, fleet_of
 from llamastream.cli.benchprogress import Progress
 from llamastream.cli.benchtables import baselines_table, print_report
 from llamastream.cli.screen import print_json
@@ -52,13 +53,25 @@ class Outputs(Struct, frozen=True):
     quiet: bool
 
 
-def measure(
-    bench: BenchSettings, client: ClientSettings, engine: EngineOptions | None, outputs: Outputs, *, demo: bool
-) -> int:
+class Own(Struct, frozen=True):
+    """A server, or a fleet, to start for a measurement.
+
+    Attributes:
+        engine: its options. sources: where each of them comes from. demo: with the demo model. instances: of a fleet
+            behind the gateway; None: one server alone.
+    """
+
+    engine: EngineOptions
+    sources: dict[str, str]
+    demo: bool
+    instances: int | None
+
+
+def measure(bench: BenchSettings, client: ClientSettings, own: Own | None, outputs: Outputs) -> int:
     """Measure, and give out the result.
 
     Args:
-        engine: of a server to start for it; None: one runs. demo: with the demo model.
+        own: what to start for it; None: it runs.
 
     Returns:
         The exit code.
@@ -74,9 +87,7 @@ def measure(
         check_name(outputs.save_as)
     baseline = None if outputs.compare_to is None else read(outputs.compare_to, directory)
     console = Console(stderr=True, highlight=False)
-    if demo and engine is not None:
-        engine = msgspec.structs.replace(engine, model=None, hf=None, alias=DEMO_ALIAS)
-    with _server(client, engine, console, quiet=outputs.quiet) as (settings, server):
+    with _server(client, own, console, quiet=outputs.quiet) as (settings, server):
         progress = Progress(console, quiet=outputs.quiet)
         measurement = Measurement(settings, bench, progress.watcher, server=server)
         measurements = [measurement]
@@ -127,18 +138,30 @@ def _give(
 
 @contextmanager
 def _server(
-    client: ClientSettings, options: EngineOptions | None, console: Console, *, quiet: bool
+    client: ClientSettings, own: Own | None, console: Console, *, quiet: bool
 ) -> Iterator[tuple[ClientSettings, ServerFacts]]:
-    """The server to measure: one of our own for the while, if there are options for it."""
-    if options is None:
+    """What to measure: a server or a fleet of our own for the while, if there is to be one."""
+    if own is None:
         yield client, ServerFacts()
-        return
-    with launch(options) as engine:
-        if not quiet:
+    elif own.instances is not None:
+        with fleet_of(own.instances, own.engine, own.sources, demo=own.demo) as fleet:
+            facts = facts_of(fleet, own.instances, own.engine, _TOLD)
+            _tell(console, f"{facts.model} on {fleet.url} ({facts.where}, {facts.slots} slots)", quiet=quiet)
+            yield msgspec.structs.replace(client, base_url=fleet.url, api_key=fleet.key), facts
+    else:
+        options = own.engine
+        if own.demo:
+            options = msgspec.structs.replace(options, model=None, hf=None, alias=DEMO_ALIAS)
+        with launch(options) as engine:
             what = f"{engine.capabilities.slots} slots × {engine.capabilities.n_ctx:,} tokens"
-            line = f"measuring {engine.capabilities.model_alias} on {engine.url} ({engine.kind} engine, {what})"
-            console.print(Text(line, style="dim"), soft_wrap=True)
-        yield msgspec.structs.replace(client, base_url=engine.url, api_key=engine.api_key), _facts(engine)
+            alias = engine.capabilities.model_alias
+            _tell(console, f"{alias} on {engine.url} ({engine.kind} engine, {what})", quiet=quiet)
+            yield msgspec.structs.replace(client, base_url=engine.url, api_key=engine.api_key), _facts(engine)
+
+
+def _tell(console: Console, what: str, *, quiet: bool) -> None:
+    if not quiet:
+        console.print(Text(one_line(f"measuring {what}"), style="dim"), soft_wrap=True)
 
 
 def _facts(engine: Engine) -> ServerFacts:

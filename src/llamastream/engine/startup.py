@@ -117,7 +117,7 @@ def _start_one(
         Path(filled.slot_save_path).mkdir(mode=0o700, parents=True, exist_ok=True)
 
     # private (0700), made and removed by the guard: the empty configuration directory, and the key file
-    directory = _new_directory()
+    directory = new_directory()
     try:
         plan = _plan(filled, binary, directory, filled.model or downloaded, warnings)
         secrets = [filled.api_key] if filled.api_key else []
@@ -166,7 +166,7 @@ def _start_one(
     )
 
 
-def _new_directory() -> str:
+def new_directory() -> str:
     """A path for a directory that does not exist yet.
 
     Not by `tempfile.gettempdir`, which makes a file to see whether it can: a signal then would leave that behind.
