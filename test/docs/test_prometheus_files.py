@@ -119,21 +119,58 @@ def test_prometheus_fires_at_samples_of_each_fault(tmp_path: Any) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_dashboard_is_one_of_grafana() -> None:
-    shown = json.loads(dashboard_text())
+KINDS_OF_PANELS = {"stat", "timeseries"}
+UNITS = {"short", "reqps", "percentunit", "s", "bytes"}
+"""Ids of units, of those that Grafana has."""
+
+
+def cells(place: dict[str, int]) -> set[tuple[int, int]]:
+    """Which of Grafana's grid, 24 wide, a panel takes."""
+    across, down = range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"])
+    return {(x, y) for x in across for y in down}
+
+
+def test_the_dashboard_has_what_grafana_wants() -> None:
+    shown = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     assert {"title", "uid", "schemaVersion", "panels", "templating", "time"} <= set(shown)
+    assert "id" not in shown  # of another installation, which would be overwritten
+    assert re.fullmatch(r"[a-zA-Z0-9_-]{1,40}", shown["uid"])
+    assert shown["schemaVersion"] >= 36
+    (variable,) = shown["templating"]["list"]
+    assert (variable["name"], variable["type"], variable["query"]) == ("datasource", "datasource", "prometheus")
+
+
+def test_panels_of_the_dashboard_have_ids_of_their_own_and_lie_side_by_side() -> None:
+    panels = dashboard()["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert len({panel["title"] for panel in panels}) == len(panels)
     taken: set[tuple[int, int]] = set()
-    for panel in shown["panels"]:
-        place = panel["gridPos"]
-        cells = {
-            (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
-        }  # one thought
-        assert not cells & taken, panel["title"]
-        assert place["x"] + place["w"] <= 24
-        taken |= cells
-        assert panel["targets"]
-        assert [target["refId"] for target in panel["targets"]] == [chr(65 + i) for i in range(len(panel["targets"]))]
-    assert len({panel["id"] for panel in shown["panels"]}) == len(shown["panels"])
-    assert shown["templating"]["list"][0]["name"] == "datasource"
+    for panel in panels:
+        mine = cells(panel["gridPos"])
+        assert mine
+        assert not mine & taken, panel["title"]
+        assert {x for x, _ in mine} <= set(range(24)), panel["title"]
+        taken |= mine
+    rows = {y for _, y in taken}
+    assert rows == set(range(len(rows)))  # no gap between two rows
+
+
+@pytest.mark.parametrize("panel", dashboard()["panels"], ids=lambda panel: panel["title"])
+def test_a_panel_asks_the_chosen_source_and_shows_what_it_gets(panel: dict[str, Any]) -> None:
+    assert panel["type"] in KINDS_OF_PANELS
+    assert panel["fieldConfig"]["defaults"]["unit"] in UNITS
+    assert panel["targets"]
+    assert [target["refId"] for target in panel["targets"]] == [chr(65 + i) for i in range(len(panel["targets"]))]
+    chosen = {"type": "prometheus", "uid": "${datasource}"}
+    assert panel["datasource"] == chosen
+    for target in panel["targets"]:
+        assert target["datasource"] == chosen
+        assert set(re.findall(r"\$\w+", target["expr"])) <= {"$__rate_interval"}
+        assert target["legendFormat"]
+        named = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+        grouped = re.findall(r"by \(([^)]*)\)", target["expr"])
+        if grouped and "le" not in grouped[0]:  # what is summed up is told apart by the legend
+            assert named == {label.strip() for label in grouped[0].split(",")}
+        else:
+            labels = {label for name in re.findall(r"llamastream_\w+", target["expr"]) for label in KNOWN[name].labels}
+            assert named <= labels | OF_PROMETHEUS
