@@ -4,48 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import logging
 import os
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from functools import partial
-from queue import Empty, SimpleQueue
-from typing import Any
 
 import msgspec
 
 from llamastream._version import __version__
-from llamastream.alerts.watchman import Watchman
 from llamastream.backends import ROUTABLE
 from llamastream.cli.alerting import check_reload, watchman_of
 from llamastream.cli.announce import announce, ready_fields
+from llamastream.cli.foreground import TICK, Foreground
 from llamastream.cli.front import FrontGateway
 from llamastream.cli.operate import operate
-from llamastream.cli.servelog import LoggingBridge, ServeLog
+from llamastream.cli.servelog import ServeLog
 from llamastream.cli.serveplan import ServePlan
-from llamastream.cli.signals import STOPPING, Signals
-from llamastream.cli.voice import Voice
+from llamastream.cli.signals import STOPPING
 from llamastream.errors import EngineCrashedError, LlamaStreamError, SettingError
 from llamastream.events import FleetEvent, InstanceChanged
 from llamastream.fleet import rendezvous
 from llamastream.fleet.control import ControlServer
 from llamastream.fleet.fleet import GONE, Fleet
 from llamastream.fleet.messages import FleetStatus
-from llamastream.fleet.operations import Reloaded, carry_out
+from llamastream.fleet.operations import Reloaded
 from llamastream.fleet.orphans import Reaper
 from llamastream.fleet.records import of_event, of_log
 from llamastream.fleet.systemd import Notifier
 from llamastream.heap import trim
 from llamastream.types import LogRecord
 
-TICK = 5.0
-"""Seconds between two looks after the whole."""
 
+class Service(Foreground[ServePlan]):
+    """Runs a fleet until it is told to stop."""
 
-class Service:
-    """Runs a fleet until it is told to stop. `run` is for the main thread; commands come from others (see `Host`)."""
+    fleet: Fleet
 
     def __init__(
         self,
@@ -61,28 +55,15 @@ class Service:
         Raises:
             SettingError: the configuration is not allowed, or a fleet with its name runs already.
         """
-        self._configure = configure
-        self._log = log
-        self._notifier = notifier or Notifier()
-        self._inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
-        self._phase = "starting"
-        self._started = time.time()
+        super().__init__(configure, log, notifier)
         self._end: LlamaStreamError | None = None
         self._exit_code = 0
         self._forced = 0
-        self._tick_at = 0.0
         self._told_failed: list[str] = []
-        self._control = ""
         self._starter: threading.Thread | None = None
-        self._reloading = threading.Lock()
         self._reaper = Reaper()
-        voice = Voice(log)
-        self._take, self._say, self.feed = voice.take, voice.say, voice.feed
-        self._plan = plan = configure()
-        log.hide(plan.secrets)
+        plan = self._plan
         self.configuration = plan.configuration
-        self.alerts: Watchman | None = None
-        self._place = rendezvous.settle(self.configuration.name)
         try:
             self.fleet = Fleet(
                 plan.pools(self._place.path),
@@ -90,7 +71,6 @@ class Service:
                 listeners=[self._heard],
                 on_log=self._logged,
             )
-            self._front: FrontGateway | None = None
             if plan.alerts.watch:
                 self.alerts = watchman_of(
                     plan.alerts, self.fleet, lambda: self._front, self._take, self.configuration,
@@ -102,16 +82,10 @@ class Service:
                     status=self.status, operate=partial(operate, self), alerts=self.alerts,
                     on_end=lambda: self._inbox.put(("gateway ended", None)),
                 )  # fmt: skip
-                voice.show = self._front.show
+                self._voice.show = self._front.show
         except BaseException:
             self.close()
             raise
-
-    def close(self) -> None:
-        """Give back the directory. Idempotent."""
-        if self.alerts is not None:
-            self.alerts.close()
-        self._place.close()
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -121,36 +95,15 @@ class Service:
         Raises:
             LlamaStreamError: it could not be started, or every instance has failed for good.
         """
-        bridge = LoggingBridge(self._take)
-        logging.getLogger("llamastream").addHandler(bridge)
-        previous, threading.excepthook = threading.excepthook, self._fault
-        try:
-            with Signals(lambda number: self._inbox.put(("signal", number))):
-                self._control = str(self._place.path / rendezvous.SOCKET)
-                control = ControlServer(self._place.path / rendezvous.SOCKET, lambda request: carry_out(request, self))
-                with contextlib.closing(control):
-                    control.start()
-                    if self._front is not None:
-                        self._front.start()
-                    if self.alerts is not None:
-                        self.alerts.start()
-                    self._starter = self._in_background(self._start)
-                    self._loop(control)
-                    self.feed.close()
-        finally:
-            threading.excepthook = previous
-            logging.getLogger("llamastream").removeHandler(bridge)
-            self._notifier.close()
-            self.close()
+        code = super().run()
         if self._end is not None:
             raise self._end
-        return self._exit_code
+        return code
 
-    def request_stop(self) -> None:
-        """Stop as on SIGTERM; from any thread."""
-        self._inbox.put(("stop", False))
+    def _begin(self) -> None:
+        self._starter = self._in_background(self._start)
 
-    def _loop(self, control: ControlServer) -> None:
+    def _loop(self, control: ControlServer) -> int:
         while True:
             what, value = self._next(control)
             if what == "signal":
@@ -164,24 +117,13 @@ class Service:
             elif what == "failed":
                 self._end = value
                 self._end_front()
-                return
+                return self._exit_code
             elif what == "gateway ended" and self._phase != "stopping":
                 self._end = LlamaStreamError("the gateway has ended by itself; the log says why")
                 self._told_to_stop(now=True)
             elif what == "stopped":
                 self._say("stopped", "stopped")
-                return
-
-    def _next(self, control: ControlServer) -> tuple[str, Any]:
-        """What happened next; in the meantime, what has to be done regularly."""
-        while True:
-            left = self._tick_at - time.monotonic()  # by the clock: many events must not starve the watchdog
-            if left <= 0:
-                self._tick(control)
-                self._tick_at = time.monotonic() + min(TICK, self._notifier.watchdog or TICK)
-                continue
-            with contextlib.suppress(Empty):
-                return self._inbox.get(timeout=left)
+                return self._exit_code
 
     def _tick(self, control: ControlServer) -> None:
         self._reaper.tick()
@@ -208,9 +150,8 @@ class Service:
             if now:
                 self._cut()
             return
-        starting, self._phase = self._phase == "starting", "stopping"
-        self._say("stopping", "stopping, at once" if now else "stopping")
-        self._notifier.stopping("stopping")
+        starting = self._phase == "starting"
+        self._stopping(now=now)
         self._in_background(lambda: self._stop(drain=not (now or starting)))
         if now:
             self._cut()
@@ -232,7 +173,8 @@ class Service:
         engines = {report.id: engine for report in reports if (engine := self.fleet.engine(report.id)) is not None}
         message = f"{len(reports)} instances are ready" if len(reports) > 1 else "the server is ready"
         url = None if self._front is None else self._front.url
-        self._say("ready", message, **ready_fields(self.configuration.name, self._control, engines, url))
+        control = str(self._place.path / rendezvous.SOCKET)
+        self._say("ready", message, **ready_fields(self.name, control, engines, url))
         announce(engines, self._log, url)
         self._notifier.ready(self._summary())
         self._look_at_all()
@@ -261,11 +203,6 @@ class Service:
 
     # -- threads of their own -------------------------------------------------------------------------------------
 
-    def _in_background(self, work: Callable[[], None]) -> threading.Thread:
-        thread = threading.Thread(target=work, name="llamastream-serve", daemon=True)
-        thread.start()
-        return thread
-
     def _start(self) -> None:
         try:
             self.fleet.start()
@@ -293,16 +230,12 @@ class Service:
             self.fleet.stop(drain=False)
         self._inbox.put(("stopped", None))
 
-    def _reload_quietly(self) -> None:
-        with contextlib.suppress(LlamaStreamError):  # it has been said
-            self.reload()
-
     # -- what commands ask (see `Host`) ----------------------------------------------------------------------------
 
     def status(self) -> FleetStatus:
         """For commands: how everything is."""
         return FleetStatus(
-            name=self.configuration.name,
+            name=self.name,
             pid=os.getpid(),
             version=__version__,
             started=self._started,
@@ -312,32 +245,12 @@ class Service:
             waiting=0 if self._front is None else self._front.waiting,
         )
 
-    def reload(self) -> Reloaded:
-        """For commands: read the configuration anew, and apply it.
-
-        Raises:
-            LlamaStreamError: it is not allowed; nothing has changed then.
-        """
-        with self._reloading:
-            if self._phase != "running":
-                error = SettingError(f"the fleet is {self._phase}: a reload has to wait until it runs")
-                self._say("reload_failed", error.message, level="error")
-                raise error
-            self._notifier.reloading()
-            try:
-                reloaded = self._apply(self._configure())
-            except LlamaStreamError as error:
-                self._say("reload_failed", f"the configuration stays as it was: {error.message}", level="error")
-                raise
-            finally:
-                self._notifier.ready(self._summary())
-        self._say("reload", f"the configuration was read anew: {reloaded.summary()}")
-        return reloaded
+    def _no_reload(self) -> str | None:
+        return None if self._phase == "running" else f"the fleet is {self._phase}: a reload has to wait until it runs"
 
     def _apply(self, plan: ServePlan) -> Reloaded:
         configuration = plan.configuration
         before = {report.id for report in self.fleet.status()}
-        self._log.hide(plan.secrets)
         if (plan.front is None) != (self._front is None):
             raise SettingError("the gateway cannot be switched on or off by a reload: start `serve` again")
         check_reload(plan.alerts, self.alerts)
@@ -369,10 +282,6 @@ class Service:
         self.configuration = msgspec.structs.replace(configuration, settings=self.configuration.settings)
         return Reloaded(tuple(orders), fresh, notes, taken)
 
-    def stop(self, *, now: bool) -> None:
-        """For commands: begin to end."""
-        self._inbox.put(("stop", now))
-
     # -- what is said ----------------------------------------------------------------------------------------------
 
     def _heard(self, event: FleetEvent) -> None:
@@ -386,14 +295,3 @@ class Service:
 
     def _logged(self, instance: str, record: LogRecord) -> None:
         self._take(of_log(instance, record))
-
-    def _fault(self, arguments: threading.ExceptHookArgs) -> None:
-        """A thread ended by a mistake in this program: nobody else would say so in the log."""
-        name = "" if arguments.thread is None else arguments.thread.name
-        where = "".join(traceback.format_exception(arguments.exc_value)) if arguments.exc_value is not None else ""
-        self._say(
-            "fault",
-            f"the thread {name} ended by a fault of this program: {arguments.exc_value!r}",
-            "error",
-            traceback=where,
-        )

@@ -2,49 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import threading
 import time
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from llamastream._version import __version__
-from llamastream.alerts.watchman import Watchman
 from llamastream.cli.alerting import check_reload, watchman_of
+from llamastream.cli.foreground import TICK, Foreground
 from llamastream.cli.front import FrontGateway
-from llamastream.cli.servelog import LoggingBridge, ServeLog
-from llamastream.cli.serveplan import UpstreamPlan, secret_keys
-from llamastream.cli.signals import STOPPING, Signals
-from llamastream.cli.voice import Voice
+from llamastream.cli.servelog import ServeLog
+from llamastream.cli.serveplan import UpstreamPlan
+from llamastream.cli.signals import STOPPING
 from llamastream.errors import LlamaStreamError
 from llamastream.events import InstanceChanged
 from llamastream.fleet import rendezvous
 from llamastream.fleet.control import ControlServer
 from llamastream.fleet.messages import FleetStatus
-from llamastream.fleet.operations import Reloaded, carry_out
+from llamastream.fleet.operations import Reloaded
 from llamastream.fleet.records import of_event
 from llamastream.fleet.report import InstanceReport
-from llamastream.fleet.systemd import Notifier
 
 if TYPE_CHECKING:
     from llamastream.gateway.upstreams import Upstream
 
-TICK = 5.0
 
-
-class Upstreaming:
-    """Runs the gateway until it is told to stop. `run` is for the main thread; commands come from others (see `Host`).
+class Upstreaming(Foreground[UpstreamPlan]):
+    """Runs the gateway until it is told to stop.
 
     It is ready when the first of the servers is; until then it listens, and answers with 503.
     """
 
-    fleet = None
-    """There is none: the servers are somebody else's."""
+    _front: FrontGateway
 
     def __init__(self, configure: Callable[[], UpstreamPlan], log: ServeLog) -> None:
         """Nothing listens yet, but its directory is taken: `close` gives that back.
@@ -55,93 +46,46 @@ class Upstreaming:
         Raises:
             SettingError: the configuration is not allowed, or another one with its name runs already.
         """
-        self._configure = configure
-        self._log = log
-        voice = Voice(log)
-        self._take, self._say, self.feed = voice.take, voice.say, voice.feed
-        self._notifier = Notifier()
-        self._inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
-        self._phase = "starting"
-        self._started = time.time()
-        self._reloading = threading.Lock()
+        super().__init__(configure, log)
         self._told_unreachable = False
-        plan = configure()
-        self._hide(plan)
-        self.name = plan.name
+        plan = self._plan
         from llamastream.gateway.upstreams import Upstreams  # here, as in `cli.front`
 
         self._source = Upstreams(plan.gateway.upstreams, plan.gateway.upstream_api_key, listeners=[self._heard])
-        self.alerts: Watchman | None = None
-        self._place = rendezvous.settle(plan.name)
         try:
             if plan.alerts.watch:
                 self.alerts = watchman_of(plan.alerts, self._source, lambda: self._front, self._take, name=plan.name)
-            self._front: FrontGateway = FrontGateway(
+            self._front = FrontGateway(
                 self._source, plan.gateway, plan.front, self._take,
-                status=self.status, on_end=lambda: self._inbox.put(("ended", None)), alerts=self.alerts,
+                status=self.status, on_end=lambda: self._inbox.put(("gateway ended", None)), alerts=self.alerts,
             )  # fmt: skip
-            voice.show = self._front.show
+            self._voice.show = self._front.show
         except BaseException:
             self.close()
             raise
 
-    def close(self) -> None:
-        """Give back the directory. Idempotent."""
-        if self.alerts is not None:
-            self.alerts.close()
-        self._place.close()
-
-    def run(self) -> int:
-        """Serve until a signal or a command says otherwise; the exit code.
-
-        Raises:
-            LlamaStreamError: it could not begin, or ended by itself.
-        """
-        bridge = LoggingBridge(self._take)
-        logging.getLogger("llamastream").addHandler(bridge)
-        try:
-            with Signals(lambda number: self._inbox.put(("signal", number))):
-                control = ControlServer(self._place.path / rendezvous.SOCKET, lambda request: carry_out(request, self))
-                with contextlib.closing(control):
-                    control.start()
-                    self._front.start()
-                    if self.alerts is not None:
-                        self.alerts.start()
-                    self._say("listening", f"the gateway listens on {self._front.url}", url=self._front.url)
-                    self._loop(control)
-                    self.feed.close()
-        finally:
-            logging.getLogger("llamastream").removeHandler(bridge)
-            self._notifier.close()
-            self.close()
-        return 0
-
-    def request_stop(self) -> None:
-        """Stop as on SIGTERM; from any thread."""
-        self._inbox.put(("stop", False))
-
     # -- the loop -------------------------------------------------------------------------------------------------
 
-    def _loop(self, control: ControlServer) -> None:
+    def _begin(self) -> None:
+        self._say("listening", f"the gateway listens on {self._front.url}", url=self._front.url)
+
+    def _loop(self, control: ControlServer) -> int:
         self._look_at_all()
         while True:
-            try:
-                what, value = self._inbox.get(timeout=min(TICK, self._notifier.watchdog or TICK))
-            except Empty:
-                self._tick(control)
-                continue
-            if what == "ended":
+            what, value = self._next(control)
+            if what == "gateway ended":
                 break
             if what == "changed":
                 self._look_at_all()
             elif what == "signal" and value not in STOPPING:
-                threading.Thread(target=self._reload_quietly, name="llamastream-serve", daemon=True).start()
+                self._in_background(self._reload_quietly)
             else:
                 self._told_to_stop(now=what == "stop" and bool(value))
         self._front.join()
         if self._phase != "stopping":
             raise LlamaStreamError("the gateway has ended by itself; the log says why")
         self._say("stopped", "stopped")
+        return 0
 
     def _tick(self, control: ControlServer) -> None:
         if self._phase == "starting":
@@ -151,9 +95,7 @@ class Upstreaming:
 
     def _told_to_stop(self, *, now: bool) -> None:
         if self._phase != "stopping":
-            self._phase = "stopping"
-            self._say("stopping", "stopping, at once" if now else "stopping")
-            self._notifier.stopping("stopping")
+            self._stopping(now=now)
             self._front.request_stop()
             if not now:
                 return
@@ -228,47 +170,14 @@ class Upstreaming:
             waiting=self._front.waiting,
         )
 
-    def reload(self) -> Reloaded:
-        """For commands: read the configuration anew, and take over what can be.
-
-        Raises:
-            LlamaStreamError: it is not allowed; nothing has changed then.
-        """
-        with self._reloading:
-            running = self._phase == "running"
-            if running:
-                self._notifier.reloading()
-            try:
-                plan = self._configure()
-                self._hide(plan)
-                check_reload(plan.alerts, self.alerts)
-                takeover = self._front.reload(plan.gateway)
-                if self.alerts is not None:
-                    self.alerts.reload(plan.alerts)
-            except LlamaStreamError as error:
-                self._say("reload_failed", f"the configuration stays as it was: {error.message}", level="error")
-                raise
-            finally:
-                if running:
-                    self._notifier.ready(self._summary())
+    def _apply(self, plan: UpstreamPlan) -> Reloaded:
+        check_reload(plan.alerts, self.alerts)
+        takeover = self._front.reload(plan.gateway)
+        if self.alerts is not None:
+            self.alerts.reload(plan.alerts)
         fixed = takeover.fixed
         notes = (f"for other values of {', '.join(fixed)} ([gateway]) start `serve` again",) if fixed else ()
-        reloaded = Reloaded(notes=notes, taken=takeover.taken)
-        self._say("reload", f"the configuration was read anew: {reloaded.summary()}")
-        return reloaded
-
-    def _reload_quietly(self) -> None:
-        with contextlib.suppress(LlamaStreamError):  # it has been said
-            self.reload()
-
-    def stop(self, *, now: bool) -> None:
-        """For commands: begin to end."""
-        self._inbox.put(("stop", now))
-
-    def _hide(self, plan: UpstreamPlan) -> None:
-        settings = plan.gateway
-        keys = secret_keys(settings)
-        self._log.hide(key for key in (*keys, settings.upstream_api_key, *plan.alerts.secrets) if key)
+        return Reloaded(notes=notes, taken=takeover.taken)
 
 
 def report_of(upstream: Upstream) -> InstanceReport:
