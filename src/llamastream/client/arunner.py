@@ -1,158 +1,35 @@
-"""The runner of a stream in asyncio: connects, sends, receives, waits, tries again."""
+"""The runner of a stream in asyncio: receives, waits, hands on, has another attempt begun."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
-from math import inf
 from time import monotonic
-from typing import Any, TypeVar
 
 from llamastream.client import endpoints
-from llamastream.client.aconnection import AsyncConnection
-from llamastream.client.alarm import Alarm
-from llamastream.client.apool import AsyncConnectionPool
-from llamastream.client.aunary import call_once
-from llamastream.client.connection import LONGEST_WAIT
-from llamastream.client.core import ClientCore, describe_stream
-from llamastream.client.endpoints import Call
+from llamastream.client.aattempts import AsyncAttempts
 from llamastream.client.oserrors import connection_lost
-from llamastream.client.pool import Place
-from llamastream.client.servers import Server
 from llamastream.client.session import StreamSession
 from llamastream.client.unary import LOOK_TIMEOUT
-from llamastream.errors import LlamaStreamError, PoolTimeoutError
-from llamastream.protocol.http1 import ResponseReader
-from llamastream.protocol.requests import GenerationRequest
+from llamastream.errors import LlamaStreamError
 from llamastream.protocol.steady import SteadyText
-from llamastream.types import StreamEvent, TextDelta, Timeouts
-
-T = TypeVar("T")
+from llamastream.types import StreamEvent, TextDelta
 
 _HIGH_WATER = 1024
 """So many events wait for the reader before the connection is paused."""
 
 
-class AsyncRunner:
+class AsyncRunner(AsyncAttempts):
     """Connects, sends, receives, and queues events for the reader.
 
     Apart from `AsyncStream`, and referred to by transport and timer, so that a stream which is dropped without `close`
     is noticed: nothing but its reader refers to the stream itself.
     """
 
-    def __init__(
-        self,
-        core: ClientCore,
-        pools: Sequence[AsyncConnectionPool],
-        request: GenerationRequest,
-        timeouts: Timeouts | None,
-    ) -> None:
-        self.session: StreamSession | None = None
-        self.prefer: Server | None = None  # for the first attempt
-        self.queue: deque[StreamEvent | str] = deque()  # a str is a TextDelta of the first choice, in short
-        # These three are for a reader that waits for one more piece of text and for nothing else (`astream._Texts`).
-        self.steady: SteadyText | None = None
-        self.text_waiter: asyncio.Future[str] | None = None
-        self.new_future: Callable[[], asyncio.Future[str]] = asyncio.Future
-        self._core = core
-        self._pools = pools
-        self._place: Place | None = None  # in line for a connection, or with it
-        self._pool = pools[0]  # the one that the place belongs to
-        self._request = request
-        self._timeouts = timeouts
-        self._connection: AsyncConnection | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._alarm = Alarm()
-        self._errand: asyncio.Task[None] | None = None
-        self._step: asyncio.Timeout | None = None  # what `close` has to end
-        self._paused = False
-        self._cancelled = False
-        request.encoded()  # what JSON cannot express is refused now, not at the first iteration
-
-    async def open(self) -> StreamSession:
-        """Connect and send; what goes wrong is kept in the session, where the reader meets it."""
-        if self.session is None:
-            self._loop = asyncio.get_running_loop()
-            self.new_future = self._loop.create_future
-            self.session = self._core.session(self._request, self._timeouts, monotonic(), self.prefer)
-        while not self.session.ended and self.session.next_attempt_at is not None:
-            try:
-                await self._unless_left(self._attempt(self.session, self.session.next_attempt_at))
-            except BaseException:
-                self.close()
-                raise
-        return self.session
-
-    async def _unless_left(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do it, but end it at once when the stream is left: whoever reads must not wait for a connection, or for the
-        answer to a question, that nobody wants any more."""
-        try:
-            async with asyncio.timeout(None) as self._step:
-                await work
-        except TimeoutError:
-            if not self._cancelled:
-                raise
-        finally:
-            self._step = None
-
-    async def _attempt(self, session: StreamSession, begin_at: float) -> None:
-        if (delay := begin_at - monotonic()) > 0 and not self._cancelled:
-            self._let_go(None)  # others may go first while this one waits
-            await self._wait(delay)
-            return  # whoever woke us: the session says what is to be done
-        if self._cancelled:
-            session.cancel(monotonic())
-            return
-        session.prepare(monotonic())
-        while not (session.ended or self._cancelled) and (errand := session.errand) is not None:
-            session.errand_done(await self._ask(errand.server, errand.call, errand.timeout), monotonic())
-        if session.ended:
-            self.queue.extend(session.take_events())
-            return
-        pool = self._pools[session.server.index]
-        if pool is not self._pool:
-            self._let_go(None)
-            self._pool = pool
-        if self._connection is not None:
-            connection, reused = pool.replace(self._connection), False
-        else:
-            self._let_go(None)
-            self._place = Place()
-            try:
-                connection, reused = await pool.acquire(self._place, session.queue_deadline, self.close)
-            except PoolTimeoutError as error:
-                session.fail(error, monotonic())
-                return
-        self._connection = connection
-        if self._cancelled:
-            session.cancel(monotonic())
-            self._let_go(None)
-            return
-        session.begin(monotonic(), reused_connection=reused)
-
-        def made() -> None:
-            if not session.ended and self._connection is connection:
-                session.connected(monotonic())
-                connection.send(self._core.attempt_bytes(session.attempt))
-
-        try:
-            if reused:
-                connection.keep(self)
-                made()
-            else:
-                limit = (
-                    None if session.deadline == inf else min(LONGEST_WAIT, max(0.001, session.deadline - monotonic()))
-                )
-                await connection.connect(self, session.server.address, session.server.tls, limit, made)
-        except LlamaStreamError as error:
-            if session.next_attempt_at is None:
-                session.fail(error, monotonic())
-            return
-        if not session.ended and session.next_attempt_at is None and self._connection is connection:
-            self._arm_timer()
+    # These are for a reader that waits for one more piece of text and for nothing else (`astream._Texts`).
+    steady: SteadyText | None = None
+    text_waiter: asyncio.Future[str] | None = None
+    _errand: asyncio.Task[None] | None = None
 
     async def next_event(self) -> StreamEvent | None:
         """The next event, or None at the end; raises what ended the stream, if it did not end well."""
@@ -213,31 +90,12 @@ class AsyncRunner:
             elif item is None:
                 raise StopAsyncIteration
 
-    async def _wait(self, seconds: float | None) -> None:
-        """Wait until something happens, `seconds` at most."""
-        assert self._loop is not None
-        waiter = self._waiter = self._loop.create_future()
-        timer = None if seconds is None else self._loop.call_later(seconds, self._wake)
-        try:
-            await waiter
-        finally:
-            self._waiter = None
-            if timer is not None:
-                timer.cancel()
-
     async def _look_at_slots(self, session: StreamSession) -> None:
         slots = await self._ask(session.server, endpoints.slots(), LOOK_TIMEOUT)
         session.slots_seen(slots, monotonic())
         self.queue.extend(session.take_events())
         if not session.ended and session.next_attempt_at is None:
             self._arm_timer()
-
-    async def _ask(self, server: Server, call: Call[T], timeout: float) -> T | None:
-        """The answer to a short question, or None."""
-        try:
-            return await call_once(self._core, server, call, timeout)
-        except LlamaStreamError:
-            return None
 
     # -- callbacks of the connection and the timer --------------------------------------------------------
 
@@ -371,10 +229,6 @@ class AsyncRunner:
 
     # -- leaving ----------------------------------------------------------------------------------------
 
-    def describe(self) -> str:
-        """Endpoint and state, for people."""
-        return describe_stream(self._core, self._request, self.session)
-
     def cancel(self) -> None:
         """From any thread."""
         self._cancelled = True
@@ -395,19 +249,3 @@ class AsyncRunner:
             with contextlib.suppress(RuntimeError):  # it has ended already
                 self._step.reschedule(0.0)
         self._wake()
-
-    def _release(self) -> None:
-        """Let go of the connection and the timer; the queue stays for the reader."""
-        self._alarm.stop()
-        session = self.session
-        ended_well = session is not None and session.ended and session.error is None and not session.cancelled
-        self._let_go(session.exchange.reader if ended_well and session is not None else None)
-
-    def _let_go(self, reader: ResponseReader | None) -> None:
-        connection, self._connection = self._connection, None
-        place, self._place = self._place, None
-        if connection is not None and self._paused:
-            self._paused = False
-            connection.resume()
-        if place is not None:
-            self._pool.release(place, connection, reader)
