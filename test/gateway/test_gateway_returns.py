@@ -96,6 +96,18 @@ def test_it_is_not_waited_for_without_end() -> None:
         assert [each.error for each in gateway.served] == [UnavailableError.__name__] * 2
 
 
+def test_a_timer_that_is_early_is_no_time_for_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop's may be, by up to a millisecond: a comment then made a stream with an error in it of what is a 503."""
+    wait = asyncio.wait
+
+    async def early(*waited: Any, timeout: float | None = None, **more: Any) -> Any:
+        return await wait(*waited, timeout=None if timeout is None else max(0.0, timeout - 0.001), **more)
+
+    monkeypatch.setattr(asyncio, "wait", early)
+    with serving(StaticBackends((f"http://127.0.0.1:{free_port()}",)), GatewaySettings(queue_timeout=0.1)) as gateway:
+        assert ask(gateway.url, body={**SHORT, "stream": True}).status == 503
+
+
 # -- in mid-stream ----------------------------------------------------------------------------------------------------
 
 

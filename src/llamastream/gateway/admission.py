@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable
-from math import ceil
+from math import ceil, inf
 from time import monotonic
 
 from llamastream.backends import Backend
@@ -167,17 +167,20 @@ class Admission:
     async def _turn(self, lease: Lease, began: float, sign: Sign | None, every: float) -> None:
         lease.turn = asyncio.get_running_loop().create_future()
         deadline = began + self._timeout
+        sign_at = inf if sign is None else began + every
         try:
             while True:
-                left = deadline - monotonic()
-                if left <= 0:
+                now = monotonic()
+                if now >= deadline:
                     raise TimeoutError
-                await asyncio.wait((lease.turn,), timeout=left if sign is None else min(every, left))
+                await asyncio.wait((lease.turn,), timeout=max(0.0, min(deadline, sign_at) - now))
                 if lease.turn.done():
                     lease.turn.result()
                     return
-                if sign is not None and deadline > monotonic():
+                # a timer may be early (uvloop's are, by up to a millisecond): that is no time for a sign yet
+                if sign is not None and sign_at <= monotonic() < deadline:
                     await sign()
+                    sign_at = monotonic() + every
         except BaseException as error:
             if lease.placed:
                 self.leave(lease, Report(0.0))  # the turn came in the same moment: it is somebody else's now
