@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from llamastream.bench.settings import BenchSettings
 from llamastream.bench.tune.settings import TuneSettings
 from llamastream.cli.options import secret_flag
 from llamastream.engine import EngineOptions
+from llamastream.engine.attributes import SWITCHES, VALUES
 from llamastream.fleet.settings import FleetSettings
 from llamastream.gateway.settings import GatewaySettings
 from llamastream.settings import ClientSettings, SettingField, declared, describe_type
@@ -44,7 +46,15 @@ ENGINE = """
 
 The fields of `EngineOptions`, and options of `llamastream serve`. `EngineOptions` in Python does not read the
 environment; the command does. `llamastream serve` has port 8080 as its default, and takes further flags of
-llama-server as they are instead of `extra_args`.
+llama-server as they are instead of `extra_args`; with `--demo` it serves the demo model alone, whatever `model`, `hf`,
+`alias` and `[models]` say.
+"""
+
+FLAGS = """
+### Further flags
+
+A llama-server executable takes what its `--help` lists. The embedded engine takes these, by llama-server's other names
+for them too:
 """
 
 FLEET = """
@@ -97,6 +107,8 @@ def page() -> str:
     settings = HEAD + CLIENT + table(ClientSettings) + ENGINE + table(EngineOptions)
     return (
         settings
+        + FLAGS
+        + further_flags()
         + FLEET
         + table(FleetSettings)
         + GATEWAY
@@ -109,6 +121,11 @@ def page() -> str:
         + table(TuneSettings)
         + MODELS
     )
+
+
+def further_flags() -> str:
+    flags = ", ".join(f"`{flag}`" for flag in sorted(SWITCHES | VALUES))
+    return "\n" + textwrap.fill(flags, 120, break_on_hyphens=False) + ".\n"
 
 
 def table(group: type[Struct]) -> str:

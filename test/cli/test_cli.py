@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from commandline import ROOT, run
+from llamastream.engine.probe import find_binary
 
 
 @pytest.mark.parametrize(
@@ -24,7 +26,15 @@ from commandline import ROOT, run
         (["serve", "--port", "99999"], None, 1, "allowed: a whole number from 0 up to 65535"),
         (["serve", "--model", "/no/such.gguf"], None, 1, "/no/such.gguf"),
         (["serve", "--model", str(Path(__file__))], None, 1, "GGUF"),
-        (["serve", "--port", "0", "--no-such-flag"], None, 1, "--no-such-flag"),
+        (
+            ["serve", "--port", "0", "--instnaces", "2"],
+            None,
+            1,
+            "neither serve nor its engine knows --instnaces; did you mean --instances?",
+        ),
+        (["serve", "--demo", "--model", "x.gguf"], None, 1, "either --demo or --model"),
+        (["serve", "--demo", "-hf", "user/repo"], None, 1, "either --demo or --hf"),
+        (["serve", "--demo", "--upstream", "http://127.0.0.1:1"], None, 1, "--demo is about servers that serve starts"),
         (["serve", "model.gguf"], None, 1, "--model model.gguf"),
         (["serve", "--api-key", "x"], None, 1, "--api-key-file"),
         (["chat", "--demo", "--svg", "/no/such/dir/a.svg", "hi"], None, 1, "/no/such/dir"),
@@ -40,6 +50,19 @@ def test_wrong_input_is_one_clear_message(
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("kind", ["embedded", "executable"])
+def test_an_unknown_flag_of_serve_is_named_in_one_line(environ: dict[str, str], kind: str) -> None:
+    if kind == "executable" and find_binary() is None:
+        pytest.skip("no llama-server executable in LLAMA_SERVER_BIN or PATH")
+    binary = {name: os.environ[name] for name in ("LLAMA_SERVER_BIN",) if name in os.environ}
+    done = run({**environ, **binary}, "serve", "--port", "0", "--kind", kind, "--log-format", "human", "--frobnicate")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("llamastream: ")
+    assert "--frobnicate" in line
+    assert len(line) < 300
+    assert (done.returncode, done.stdout) == (1, "")
 
 
 @pytest.mark.parametrize(
@@ -79,11 +102,14 @@ INSTALLED = {
     "zsh": ".zfunc/_llamastream",
     "fish": ".config/fish/completions/llamastream.fish",
 }
-QUESTIONS = {
-    "bash": {"COMP_WORDS": "llamastream s", "COMP_CWORD": "1"},
-    "zsh": {"_TYPER_COMPLETE_ARGS": "llamastream s"},
-    "fish": {"_TYPER_COMPLETE_ARGS": "llamastream s", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
-}
+
+
+def question(shell: str, line: str) -> dict[str, str]:
+    """The variables by which a shell asks what may stand at the end of a line."""
+    if shell == "bash":
+        return {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    return {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+
 
 each_shell = pytest.mark.parametrize("shell", SYNTAX_CHECKS)
 
@@ -123,8 +149,12 @@ def test_completion_is_installed_where_the_shell_looks(shell: str, environ: dict
 
 
 @each_shell
-def test_completion_finds_the_commands_that_fit(shell: str, environ: dict[str, str]) -> None:
-    asked = {**environ, **QUESTIONS[shell], "_LLAMASTREAM_COMPLETE": f"complete_{shell}"}
-    found = subprocess.check_output([SCRIPT], env=asked, text=True)
-    assert "serve" in found
-    assert "chat" not in found
+@pytest.mark.parametrize(
+    ("line", "found", "others"),
+    [("llamastream s", "serve", "chat"), ("llamastream serve --de", "--demo", "--port")],
+)
+def test_completion_finds_what_fits(shell: str, environ: dict[str, str], line: str, found: str, others: str) -> None:
+    asked = {**environ, **question(shell, line), "_LLAMASTREAM_COMPLETE": f"complete_{shell}"}
+    said = subprocess.check_output([SCRIPT], env=asked, text=True)
+    assert found in said
+    assert others not in said

@@ -57,6 +57,22 @@ def test_serve_runs_until_a_signal(serving: tuple[subprocess.Popen[bytes], dict[
     server.wait(5)
 
 
+def test_the_demo_model_is_served_where_the_settings_name_another(environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[serve]\nmodel = "/no/such.gguf"\nalias = "mine"\n')
+    settings = {**environ, "LLAMASTREAM_CONFIG": str(tmp_path / "config.toml")}
+    command = [*COMMAND, "serve", "--demo", "--json", "--port", "0", "--kind", "embedded"]
+    process = subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert process.stdout is not None
+        ready = next(e for e in map(json.loads, process.stdout) if e["event"] == "ready")
+        assert ready["model"] == "demo"
+        with StreamingClient(ready["url"], temperature=0) as client:
+            assert client.chat([{"role": "user", "content": STORY.question}]).text == STORY.answer
+    finally:
+        process.terminate()
+        process.communicate(timeout=15)
+
+
 def test_a_server_that_dies_is_started_again_at_the_same_address(
     serving: tuple[subprocess.Popen[bytes], dict[str, Any]],
 ) -> None:

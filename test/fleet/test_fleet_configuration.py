@@ -138,6 +138,20 @@ def test_without_tables_there_is_one_model(tmp_path: Path) -> None:
     assert read(tmp_path / "c.toml", {"port": 0}).name.startswith("serve-pid-")
 
 
+def test_the_demo_model_is_served_alone_whatever_the_settings_name(file: Path) -> None:
+    file.write_text(FILE.replace("[serve]", '[serve]\nmodel = "mine.gguf"\nalias = "mine"'))
+    environ = {"LLAMASTREAM_CONFIG": str(file), "LLAMASTREAM_SERVE_HF": "", "LLAMASTREAM_SERVE_PORT": "9001"}
+    configuration = configure({}, {}, environ=environ, demo=True)
+    (pool,) = configuration.pools
+    assert (pool.name, pool.instances) == ("demo", 2)
+    options = pool.options
+    assert (options.model, options.hf, options.alias) == (None, None, None)
+    assert (options.port, options.parallel, options.ctx_size) == (9001, 2, 2048)
+    assert configuration.sources["demo"]["model"] == "--demo"
+    (named,) = configure({"alias": "small"}, {}, environ=environ, demo=True).pools
+    assert (named.options.model, named.options.alias) == (None, "small")
+
+
 def test_further_flags_go_to_every_server(file: Path) -> None:
     environ = {"LLAMASTREAM_CONFIG": str(file)}
     pools = configure({}, {}, ("--flash-attn", "on"), environ=environ).pools

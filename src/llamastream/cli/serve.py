@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import time
+from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -14,7 +16,7 @@ from llamastream.cli.serveplan import Given, plan_servers, plan_upstreams
 from llamastream.cli.service import Service
 from llamastream.cli.upstreaming import Upstreaming
 from llamastream.engine import EngineOptions
-from llamastream.errors import LlamaStreamError, SettingError
+from llamastream.errors import LlamaStreamError, SettingError, UnsupportedFlagError
 from llamastream.fleet.configuration import DEFAULT_PORT, given_of
 from llamastream.fleet.records import Record
 from llamastream.fleet.settings import FleetSettings
@@ -30,6 +32,9 @@ from llamastream.settings import with_sources
 def serve(
     context: typer.Context,
     *,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Serve the built-in demo model, whatever the settings name.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print state and log records to stdout as JSON lines.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show all that the servers log.")] = False,
     log_format: Annotated[
@@ -49,15 +54,19 @@ def serve(
 ) -> NoReturn:
     """Run optimised llama-servers behind one address until SIGTERM or Ctrl-C, and keep them alive.
 
-    Without --model or -hf it serves the models of the settings file, else the built-in demo model. A gateway listens
-    on --port: it queues requests, balances them, and mends streams whose server dies. With --no-gateway the servers
-    listen themselves, the first on --port, each further one on the next port. With --upstream URL none is started: the
-    gateway stands before servers that already run. Flags that are not listed here go to llama-server.
+    Without --model or -hf it serves the models of the settings file, else the built-in demo model; with --demo that one
+    in any case. A gateway listens on --port: it queues requests, balances them, and mends streams whose server dies.
+    With --no-gateway the servers listen themselves, the first on --port, each further one on the next port. With
+    --upstream URL none is started: the gateway stands before servers that already run. Flags that are not listed here
+    go to llama-server.
 
     SIGTERM lets running requests finish, a second one does not. SIGHUP applies a changed settings file. From elsewhere
     it is controlled by `llamastream` status, logs, restart, drain, undrain, reload and stop.
     """
     _check_arguments(context.args)
+    named = [engine_sources[field] for field in ("model", "hf") if engine_sources[field].startswith("-")]
+    if demo and named:
+        raise SettingError(f"give either --demo or {named[0]}: they are two models")
     share_heaps()
     given = Given(
         given_of(engine, engine_sources),
@@ -65,6 +74,7 @@ def serve(
         given_of(gateway, gateway_sources),
         given_of(alerts, alerts_sources),
         tuple(context.args),
+        demo,
     )
     log = ServeLog(log_format, events=json, verbose=verbose)
     try:
@@ -76,6 +86,8 @@ def serve(
         log.on_broken = service.request_stop
         code = service.run()
     except LlamaStreamError as error:
+        if isinstance(error, UnsupportedFlagError):
+            error = with_options(error, context.args, [name for each in context.command.params for name in each.opts])
         if isinstance(error, SettingError):
             error = with_sources(error, {**alerts_sources, **gateway_sources, **fleet_sources, **engine_sources})
         if log.form != "json":
@@ -102,3 +114,17 @@ def _check_arguments(arguments: list[str]) -> None:
                 "there is no --api-key, since every user of the machine can read command lines; "
                 "use --api-key-file FILE, or the variable LLAMASTREAM_SERVE_API_KEY"
             )
+
+
+def with_options(error: UnsupportedFlagError, arguments: Sequence[str], options: Sequence[str]) -> UnsupportedFlagError:
+    """The error about a flag that was handed on to llama-server; if one of our options is meant, it says that instead.
+
+    Args:
+        arguments: what was handed on. options: ours.
+    """
+    for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-")
+        near = difflib.get_close_matches(flag, options, n=1, cutoff=0.75)
+        if near and flag.startswith("--") and flag in error.message:
+            return UnsupportedFlagError(f"neither serve nor its engine knows {flag}; did you mean {near[0]}?")
+    return error

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from llamastream.alerts.settings import AlertSettings
 from llamastream.cli.alertbaseline import with_baseline
 from llamastream.engine import EngineOptions
+from llamastream.engine.preflight import check_extra_args
 from llamastream.errors import SettingError
 from llamastream.fleet.behind import LOCAL, Front, behind, front_of
 from llamastream.fleet.configuration import DEFAULT_PORT, PASSING, Configuration, configure
@@ -26,13 +27,15 @@ SERVE_KEY = "serve"
 
 
 class Given(Struct, frozen=True):
-    """What the command line said of each group of settings, and the flags for llama-server."""
+    """What the command line said of each group of settings, the flags for llama-server, and whether the demo model is
+    to be served, whatever the settings say."""
 
     engine: Mapping[str, Any] = {}
     fleet: Mapping[str, Any] = {}
     gateway: Mapping[str, Any] = {}
     alerts: Mapping[str, Any] = {}
     extra_args: tuple[str, ...] = ()
+    demo: bool = False
 
 
 class ServePlan(Struct, frozen=True, kw_only=True):
@@ -50,6 +53,11 @@ class ServePlan(Struct, frozen=True, kw_only=True):
         """The servers as they are started; those behind the gateway on sockets in this directory."""
         pools = self.configuration.pools
         return pools if self.front is None else behind(pools, directory)
+
+    @property
+    def name(self) -> str:
+        """By which other commands find the fleet."""
+        return self.configuration.name
 
     @property
     def secrets(self) -> frozenset[str]:
@@ -70,9 +78,12 @@ def plan_servers(given: Given, environ: Mapping[str, str] | None = None) -> Serv
     """Read everything anew.
 
     Raises:
-        SettingError: the file cannot be read, or a value is not allowed.
+        SettingError: the file cannot be read, or a value is not allowed. EngineError: the engine takes no such flag, or
+            there is none.
     """
-    configuration = configure(given.engine, given.fleet, given.extra_args, environ)
+    configuration = configure(given.engine, given.fleet, given.extra_args, environ, demo=given.demo)
+    for pool in configuration.pools:
+        check_extra_args(pool.options)  # now, and not as a server that cannot start again and again
     gateway = gateway_settings(given, environ)
     front = None
     if gateway.enabled:
@@ -132,6 +143,12 @@ class UpstreamPlan(Struct, frozen=True, kw_only=True):
     alerts: AlertSettings
     name: str
 
+    @property
+    def secrets(self) -> frozenset[str]:
+        """What must not be shown."""
+        key = self.gateway.upstream_api_key
+        return secret_keys(self.gateway) | self.alerts.secrets | (frozenset({key}) if key else frozenset())
+
 
 def plan_upstreams(given: Given, environ: Mapping[str, str] | None = None) -> UpstreamPlan:
     """The gateway before servers that already run.
@@ -147,8 +164,8 @@ def plan_upstreams(given: Given, environ: Mapping[str, str] | None = None) -> Up
         "drain_timeout",
         "name",
     }
-    if of_servers or given.extra_args:
-        name = min(of_servers) if of_servers else given.extra_args[0]
+    if of_servers or given.extra_args or given.demo:
+        name = "--demo" if given.demo else min(of_servers) if of_servers else given.extra_args[0]
         raise SettingError(
             f"{name} is about servers that serve starts, but with --upstream it starts none: leave out one of the two"
         )

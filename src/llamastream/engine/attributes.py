@@ -215,6 +215,6 @@ def _unsupported(flag: str) -> UnsupportedFlagError:
     near = difflib.get_close_matches(flag, known, n=3)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     return UnsupportedFlagError(
-        f"the embedded engine cannot express {flag!r}{hint}: use a llama-server executable (kind='executable'), or one "
-        f"of {', '.join(known)}"
+        f"the embedded engine cannot express {flag!r}{hint}: leave it out, or use a llama-server executable "
+        "(kind='executable'); docs/settings.md lists what the embedded engine takes"
     )

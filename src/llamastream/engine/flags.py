@@ -123,6 +123,15 @@ def command_line(options: EngineOptions, known: Help, *, model: str | None, key_
     return CommandLine(tuple(line.arguments), tuple(line.warnings))
 
 
+def check_given(arguments: Sequence[str], known: Help) -> None:
+    """Look whether a build takes the flags of `extra_args`.
+
+    Raises:
+        UnsupportedFlagError: it does not.
+    """
+    _Line(known).add_given(arguments)
+
+
 class _Line:
     """Collects the arguments for one build."""
 

@@ -66,7 +66,7 @@ def start(
     Args:
         cancelled: set by another thread to give up. on_spawn: called with the process id when the process exists.
     """
-    binary = _choose(options)
+    binary = choose(options)
     if binary is not None and options.hf is not None and probe(binary.path).help().first("-hf", "--hf-repo", "-hfr"):
         try:
             return _start_one(options, binary, on_log, cancelled, on_spawn, downloaded=None)
@@ -78,8 +78,12 @@ def start(
     return _start_one(options, binary, on_log, cancelled, on_spawn, downloaded=downloaded)
 
 
-def _choose(options: EngineOptions) -> Binary | None:
-    """The executable to run, or None for the embedded engine."""
+def choose(options: EngineOptions) -> Binary | None:
+    """The executable to run, or None for the embedded engine.
+
+    Raises:
+        EngineMissingError: there is none of the kind that is wanted.
+    """
     if options.kind != "embedded":
         found = find_binary(options.binary)
         if found is not None:

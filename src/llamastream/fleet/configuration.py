@@ -61,6 +61,8 @@ def configure(
     given_fleet: Mapping[str, Any],
     extra_args: tuple[str, ...] = (),
     environ: Mapping[str, str] | None = None,
+    *,
+    demo: bool = False,
 ) -> Configuration:
     """Read everything anew.
 
@@ -69,6 +71,8 @@ def configure(
 
     Args:
         given_engine, given_fleet: options of the command line. extra_args: further flags for every server.
+        demo: serve the demo model alone, whatever model the environment and the file name. All else that they say
+            holds, but what they call their model.
 
     Raises:
         SettingError: the file cannot be read, or a value is not allowed.
@@ -76,7 +80,11 @@ def configure(
     environ = os.environ if environ is None else environ
     fleet, fleet_sources = load(FleetSettings, given=given_fleet, environ=environ)
     engine, sources = load(EngineOptions, given=given_engine, environ=environ)
-    tables = model_tables(environ)
+    if demo:
+        alias = engine.alias if given_engine.get("alias") is not None else None
+        engine = msgspec.structs.replace(engine, model=None, hf=None, alias=alias)
+        sources = {**sources, "model": "--demo", "hf": "--demo"}
+    tables = {} if demo else model_tables(environ)
     if not tables or _model_is_named(given_engine, environ):
         options = _complete(engine, sources, extra_args)
         name = pool_name(options)
