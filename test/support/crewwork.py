@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 from crewai import Agent, Crew, Task
 from crewai.events import crewai_event_bus
@@ -16,7 +16,20 @@ from crewai.events.types.llm_events import (
     LLMThinkingChunkEvent,
 )
 
+from llamastream.integrations.crewai import LlamaServerLLM
 from llamastream.testing import NumberedServer, ReceivedRequest, ServerDouble
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+QUESTION = "What is the weather in Paris?"
+Ask: TypeAlias = Callable[..., Any]
+"""The fixture `ask`: `call` or `acall` of a model, with the same arguments."""
 
 LLM_EVENTS = (
     LLMCallStartedEvent,
@@ -116,3 +129,8 @@ def asked(server: NumberedServer) -> list[ReceivedRequest]:
 def answers_asked(server: ServerDouble) -> int:
     """How many chat requests came."""
     return sum(request.startswith(b"POST /v1/chat/completions ") for request in server.requests)
+
+
+def model(url: str | list[str], **more: Any) -> LlamaServerLLM:
+    """A model that says the same each time."""
+    return LlamaServerLLM(base_url=url, **{"temperature": 0, "max_tokens": 1000, **more})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import tempfile
@@ -41,6 +42,21 @@ def stay_at_home() -> Iterator[None]:
     _outside.clear()
     yield
     assert _outside == []
+
+
+def blocking(llm: Any, *arguments: Any, **more: Any) -> Any:
+    return llm.call(*arguments, **more)
+
+
+def asynchronous(llm: Any, *arguments: Any, **more: Any) -> Any:
+    return asyncio.run(llm.acall(*arguments, **more))
+
+
+@pytest.fixture(params=[blocking, asynchronous])
+def ask(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """`call`, and `acall`."""
+    function: Callable[..., Any] = request.param
+    return function
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,25 +17,9 @@ from crewai.events.types.llm_events import LLMStreamChunkEvent
 from commandline import LONG, STORY
 from crewwork import agent, crew, listening, task
 from fleets import Watched
-from gateways import USER_KEY, Running, before_two
+from gateways import USER_KEY, Running
 from llamastream.integrations.crewai import LlamaServerLLM
 from polling import wait_for
-
-
-@pytest.fixture(scope="module")
-def both() -> Iterator[tuple[Watched, Running]]:
-    with before_two() as there:
-        yield there
-
-
-@pytest.fixture
-def fleet(both: tuple[Watched, Running]) -> Watched:
-    return both[0]
-
-
-@pytest.fixture
-def gateway(both: tuple[Watched, Running]) -> Running:
-    return both[1]
 
 
 def ours(gateway: Running) -> LlamaServerLLM:

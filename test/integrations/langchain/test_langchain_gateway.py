@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from pydantic import BaseModel
 
 from commandline import LONG, STORY
 from fleets import Watched
-from gateways import USER_KEY, Running, before_two, serving
+from gateways import USER_KEY, Running, serving
 from llamastream.errors import AuthenticationError, RateLimitedError
 from llamastream.gateway import GatewaySettings
 from llamastream.integrations.langchain import ChatLlamaStream
@@ -30,22 +29,6 @@ class Weather(BaseModel):
 
     city: str
     degrees: int
-
-
-@pytest.fixture(scope="module")
-def both() -> Iterator[tuple[Watched, Running]]:
-    with before_two() as there:
-        yield there
-
-
-@pytest.fixture
-def fleet(both: tuple[Watched, Running]) -> Watched:
-    return both[0]
-
-
-@pytest.fixture
-def gateway(both: tuple[Watched, Running]) -> Running:
-    return both[1]
 
 
 def model(gateway: Running, **more: Any) -> ChatLlamaStream:
