@@ -43,8 +43,8 @@ serve: $(READY) ## Run an optimised server on port 8080 (demo model unless MODEL
 check: $(READY) ## Say what is here and what is missing
 	@$(BIN)/llamastream check
 
-test: $(READY) ## Run the tests against a real llama-server
-	@$(BIN)/python -m pytest
+test: $(READY) ## Run the tests against a real llama-server: make test ARGS="test/cli -k serve"
+	@TEST_PYTHON=$(BIN)/python scripts/run_tests.sh $(ARGS)
 
 test-all: test test-langchain test-crewai test-sdks ## The same, with all that needs environments of its own
 

@@ -6,7 +6,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Literal
+from contextlib import ExitStack
+from typing import Literal, TypeAlias
 
 import pytest
 
@@ -26,17 +27,34 @@ def _no_settings_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield
 
 
-def engine_kinds() -> list[Literal["embedded", "executable"]]:
+Kind: TypeAlias = Literal["embedded", "executable"]
+
+
+def engine_kinds() -> list[Kind]:
     """Both kinds where a llama-server executable is there (LLAMA_SERVER_BIN, PATH), else the embedded engine."""
     return ["embedded", "executable"] if find_binary() is not None else ["embedded"]
 
 
+@pytest.fixture(scope="session")
+def _engine_of() -> Iterator[Callable[[Kind], Engine]]:
+    """A function that gives the engine of a kind. Each is started once: files, which come one after the other where
+    several processes share the tests, take turns between the kinds."""
+    running: dict[Kind, Engine] = {}
+    with ExitStack() as stack:
+
+        def engine_of(kind: Kind) -> Engine:
+            if kind not in running:
+                # One thread: the model is so small that a second one only takes the core from the test itself.
+                running[kind] = stack.enter_context(launch(EngineOptions(kind=kind, threads=1)))
+            return running[kind]
+
+        yield engine_of
+
+
 @pytest.fixture(scope="session", params=engine_kinds())
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, _engine_of: Callable[[Kind], Engine]) -> Engine:
     """A real llama-server with the demo model: four slots of 8,192 tokens."""
-    # One thread: the model is so small that a second one only takes the core from the test itself.
-    with launch(EngineOptions(kind=request.param, threads=1)) as running:
-        yield running
+    return _engine_of(request.param)
 
 
 @pytest.fixture

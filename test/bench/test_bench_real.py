@@ -34,6 +34,7 @@ def measured(url: str, watcher: Watcher | None = None, **settings: Any) -> Measu
     return measurement
 
 
+@pytest.mark.alone
 def test_tokens_per_second_agree_with_the_servers_own(engine: Engine) -> None:
     found = measured(engine.url, concurrency="1", requests=9, repeats=1, output_tokens="1500", prompt_tokens="16")
     samples = [sample for lap in found.laps for sample in lap.samples]

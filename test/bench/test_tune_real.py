@@ -30,6 +30,8 @@ from llamastream.errors import ModelFileError
 from llamastream.fleet.configuration import configure
 from tools.faults.large_model import write_large_model
 
+pytestmark = pytest.mark.alone  # a search within seconds, by measurement
+
 SMALL = TuneSettings(goal="balanced", budget=20, prompt_tokens=32, output_tokens=8, at_once=2)
 EMBEDDED = EngineOptions(kind="embedded", ctx_size=512)
 

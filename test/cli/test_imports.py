@@ -12,7 +12,8 @@ import pytest
 
 from commandline import ROOT, run
 from llamastream.cli.plainvalues import plain_value
-from serving import Serving, free_ports
+from ports import free_ports
+from serving import Serving
 
 NEEDLESS = {"asyncio", "ssl", "_ssl", "http", "pydantic", "rich", "llamastream.client", "llamastream.compose"}
 

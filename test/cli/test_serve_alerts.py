@@ -20,7 +20,8 @@ from commandline import LONG, run
 from llamastream.client import StreamingClient
 from llamastream.engine import EngineOptions, launch
 from polling import wait_for
-from serving import Serving, busy, free_ports, serving
+from ports import free_ports
+from serving import Serving, busy, serving
 
 QUESTION = [{"role": "user", "content": LONG.question}]
 QUICK = {

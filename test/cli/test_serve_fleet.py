@@ -24,7 +24,8 @@ from commandline import COMMAND, LONG, ROOT, read_until, run
 from llamastream.client import StreamingClient
 from llamastream.engine.demo import demo_model_path
 from polling import wait_for
-from serving import Serving, busy, fleet_of_two, free_ports, serving
+from ports import free_ports
+from serving import Serving, busy, fleet_of_two, serving
 
 QUESTION = [{"role": "user", "content": LONG.question}]
 

@@ -14,9 +14,7 @@ import pytest
 
 from drivers import AsyncDriver, Driver, UvloopDriver
 from llamastream.client import AsyncStreamingClient, StreamingClient
-from llamastream.errors import (
-    PrefillTimeoutError,
-)
+from llamastream.errors import PrefillTimeoutError
 from llamastream.events import (
     AttemptStarted,
     ClientEvent,
@@ -26,6 +24,7 @@ from llamastream.events import (
     RequestStarted,
     RetryScheduled,
 )
+from llamastream.policy import buffering, silence
 from llamastream.testing import Script, ServerDouble, chunked, http_answer, sse_answer, sse_events
 from llamastream.types import Timeouts
 from scripts import GOOD, MESSAGES, QUICK, TEXTS, UNAVAILABLE, each_driver, failing
@@ -34,49 +33,62 @@ from scripts import GOOD, MESSAGES, QUICK, TEXTS, UNAVAILABLE, each_driver, fail
 
 
 PLENTY = sse_answer(["a "] * 60)
+SILENT = 1.0
+"""Seconds: longer than what counts as a silence here."""
+
+
+@pytest.fixture
+def soon_suspicious(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less than a second of silence is suspicious, and not only two."""
+    monkeypatch.setattr(buffering, "SILENCE", 0.8)
+    monkeypatch.setattr(silence, "SILENCE", 0.8)
 
 
 def release_later(server: ServerDouble, seconds: float) -> None:
     threading.Timer(seconds, server.release, [1]).start()
 
 
+@pytest.mark.usefixtures("soon_suspicious")
 @each_driver
 def test_an_answer_that_comes_at_once_after_a_silence_was_buffered(driver: Driver) -> None:
     heard: list[ClientEvent] = []
     with ServerDouble(Script(PLENTY, hold=True)) as server:
-        release_later(server, 2.2)
+        release_later(server, SILENT)
         result = driver.result(server.url, MESSAGES, {"listeners": [heard.append]})
     assert result.stats.buffered
     assert [event.topic for event in heard if isinstance(event, Hint)] == ["buffering"]
 
 
+@pytest.mark.usefixtures("soon_suspicious")
 def test_a_late_reader_is_no_buffering() -> None:
     with ServerDouble(Script(PLENTY)) as server, StreamingClient(server.url) as client:
         with client.stream_chat(MESSAGES) as stream:
-            time.sleep(2.2)
+            time.sleep(SILENT)  # the reader's own lateness: this is what is tested
             assert len(list(stream)) == 60
         with client.stream_chat(MESSAGES) as other:
-            time.sleep(2.2)
+            time.sleep(SILENT)
             assert not other.result().stats.buffered
     assert not stream.stats.buffered
 
 
+@pytest.mark.usefixtures("soon_suspicious")
 def test_a_retry_that_took_its_time_is_no_buffering() -> None:
-    busy = failing("503 Service Unavailable", b"{}", "Retry-After: 2")
+    busy = failing("503 Service Unavailable", b"{}", "Retry-After: 1")
     with ServerDouble(busy, Script(PLENTY)) as server:
         result = StreamingClient(server.url).chat(MESSAGES)
     assert len(result.stats.failed_attempts) == 1
     assert not result.stats.buffered
 
 
-@pytest.mark.parametrize("late_at", [0.0, 1.0])
+@pytest.mark.usefixtures("soon_suspicious")
+@pytest.mark.parametrize("late_at", [0.0, 0.4])
 @pytest.mark.parametrize("loop", [AsyncDriver(), UvloopDriver()], ids=lambda driver: driver.name)
 def test_a_late_event_loop_is_no_buffering(loop: AsyncDriver, late_at: float) -> None:
     async def main(url: str) -> bool:
         async with AsyncStreamingClient(url) as client, client.stream_chat(MESSAGES) as stream:
             await asyncio.sleep(late_at)
             server.release(1)
-            time.sleep(2.2)  # noqa: ASYNC251  # late, as a loop is in which something blocks
+            time.sleep(SILENT)  # noqa: ASYNC251  # late, as a loop is in which something blocks
             return (await stream.result()).stats.buffered
 
     with ServerDouble(Script(PLENTY, hold=True)) as server:

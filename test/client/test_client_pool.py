@@ -266,6 +266,7 @@ def test_64_threads_share_a_client_and_leave_when_they_like(engine: Engine, slot
     assert wait_until(lambda: descriptors() <= before)
 
 
+@pytest.mark.alone
 def test_1000_tasks_share_a_client_and_leave_when_they_like(engine: Engine, slots_free: Callable[[], float]) -> None:
     async def work() -> None:
         async with AsyncStreamingClient(engine.url, temperature=0, timeouts=Timeouts(connect=60)) as client:

@@ -136,6 +136,7 @@ def test_one_that_gets_on_again_at_once_is_kept_and_replaced_when_that_happens_a
         assert not psutil.pid_exists(first.pid)
 
 
+@pytest.mark.alone
 def test_a_long_prefill_is_no_wedge(tmp_path: Path) -> None:
     model = tmp_path / "large.gguf"
     write_large_model(model, width=512, layers=12)

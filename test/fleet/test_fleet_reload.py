@@ -17,8 +17,7 @@ from llamastream.engine import EngineOptions
 from llamastream.errors import EngineMemoryError
 from llamastream.events import InstanceWarning
 from llamastream.fleet import Fleet, Pool
-from ports import free_port
-from serving import free_ports
+from ports import free_port, free_ports
 
 STORY = [{"role": "user", "content": "Tell me a story."}]
 

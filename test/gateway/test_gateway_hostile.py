@@ -142,6 +142,7 @@ async def attack(port: int, count: int, seed: int) -> tuple[int, set[int]]:
     return answered, statuses
 
 
+@pytest.mark.alone
 def test_ten_thousand_malformed_requests(gateway: Running, slots_free: Callable[[], float]) -> None:
     port = int(gateway.url.rpartition(":")[2])
     with others_undisturbed(gateway):
@@ -255,6 +256,7 @@ def busy(engine: Engine) -> bool:
         return any(slot["is_processing"] for slot in client.slots())
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("phase", ["queued", "prefill", "streaming"])
 def test_who_hangs_up_frees_the_slot_within_a_second(narrow: Engine, phase: str, stream: bool) -> None:

@@ -186,6 +186,7 @@ def test_each_key_has_answers_of_its_own_unless_they_are_shared(fleet: Watched, 
         assert outcome(ask(gateway.url, body=ASKED, Authorization=f"Bearer {BERT}")) == ("hit" if shared else "miss")
 
 
+@pytest.mark.alone
 def test_a_hit_is_quick(gateway: Running) -> None:
     kept(gateway, ASKED)
     with dial(gateway.url) as connection:

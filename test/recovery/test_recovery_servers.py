@@ -46,6 +46,7 @@ def test_all_streams_survive_the_end_of_a_server(start: Start, ask: Ask, number:
     assert max(recovery.gap for recovery in broken) < 5
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("ask", [LONG, UNLIMITED], ids=lambda ask: ask.name)
 def test_a_server_that_comes_back_on_its_port(start: Start, ask: Ask) -> None:
     first = start()

@@ -19,7 +19,7 @@ import psutil
 
 from commandline import COMMAND, ROOT, run
 from llamastream.client import StreamingClient
-from ports import free_port
+from ports import free_ports
 
 PATIENCE = 60.0
 """Seconds: only a machine that is very busy takes so long."""
@@ -39,15 +39,6 @@ def environment(home: Path, runtime: Path) -> dict[str, str]:
     """An environment without settings, with an empty HOME and a runtime directory of its own."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("LLAMA", "XDG_", "PYTHONUNBUFFERED"))}
     return {**kept, "HOME": str(home), "XDG_RUNTIME_DIR": str(runtime), "COLUMNS": "200", "NO_COLOR": "1"}
-
-
-def free_ports(count: int) -> int:
-    """The first of so many ports in a row, on which nothing listens at the moment."""
-    while True:
-        first = free_port()
-        taken = {connection.laddr.port for connection in psutil.net_connections("tcp") if connection.laddr}
-        if first + count < 65536 and not taken & set(range(first, first + count)):
-            return first
 
 
 @contextmanager
