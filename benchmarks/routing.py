@@ -24,7 +24,7 @@ import routing_real
 from routing_simulation import Simulation, Speed, Workload
 
 from llamastream.policy.prefixes import Prompt, chained
-from llamastream.policy.routing import InstanceFacts, Report, Router, Strategy
+from llamastream.policy.routing import InstanceFacts, Question, Report, Router, Strategy
 from llamastream.policy.scheduling import Scheduler, Ticket
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -110,7 +110,7 @@ def decision(repeats: int = 7) -> dict[str, float]:
     for lap in range(repeats):
         began = time.process_time()
         for each in asked:
-            router.choose(each, 5000.0, {})
+            router.choose(Question(each, 5000.0))
         middle = time.process_time()
         for each in asked:
             through(each, 6000.0 + lap)

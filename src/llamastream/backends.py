@@ -28,7 +28,8 @@ class Backend(Struct, frozen=True, kw_only=True):
         state: only one that is `routable` takes new requests. pid: of the process that listens, 0 if there is none.
         in_flight: requests that it works on, as far as known. generation: how many times it has been started: another
             number means that its prompt cache is another one, unless it is `restored`: what was in its
-            slots came back. tasks: what it is for; empty: not known.
+            slots came back. tasks: what it is for; empty: not known. private: nobody but a gateway of this process can
+            send it requests.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Backend(Struct, frozen=True, kw_only=True):
     generation: int = 0
     tasks: tuple[Task, ...] = ()
     restored: bool = False
+    private: bool = False
 
     def does(self, task: Task) -> bool:
         """Whether requests of this kind may go there: not to a server that is known to be for something else."""

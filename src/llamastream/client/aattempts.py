@@ -146,7 +146,7 @@ class AsyncAttempts(ABC):
         def made() -> None:
             if not session.ended and self._connection is connection:
                 session.connected(monotonic())
-                connection.send(self._core.attempt_bytes(session.attempt))
+                connection.send(self._to_send(session))
 
         try:
             if reused:
@@ -163,6 +163,9 @@ class AsyncAttempts(ABC):
             return
         if not session.ended and session.next_attempt_at is None and self._connection is connection:
             self._arm_timer()
+
+    def _to_send(self, session: StreamSession) -> bytes:
+        return self._core.attempt_bytes(session.attempt)
 
     async def _wait(self, seconds: float | None) -> None:
         """Wait until something happens, `seconds` at most."""

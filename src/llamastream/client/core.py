@@ -36,7 +36,7 @@ from llamastream.errors import (
 )
 from llamastream.events import Listener
 from llamastream.protocol.http1 import build_request
-from llamastream.protocol.requests import GenerationRequest, chat_request, completion_request
+from llamastream.protocol.requests import GenerationRequest, chat_request, completion_request, in_slot
 from llamastream.settings import ClientSettings, load, replaced_settings
 from llamastream.types import Fallback, Health, RecoveryMode, RetryPolicy, Stats, Timeouts
 
@@ -177,8 +177,8 @@ class ClientCore:
         """How long an endpoint that answers at once may take: `seconds`, or less where the client's clocks say so."""
         return min(seconds, self.timeouts.first_byte or seconds, self.timeouts.total or seconds)
 
-    def attempt_bytes(self, attempt: Attempt) -> bytes:
-        """What an attempt sends."""
+    def attempt_bytes(self, attempt: Attempt, slot: int | None = None) -> bytes:
+        """What an attempt sends. `slot`: that the server is to put a generation into; None: the server chooses."""
         generation = attempt.generation
         if attempt.kind == "reattach":
             return self._bytes(generation.server, "GET", generation.reattach_path, None)
@@ -188,7 +188,8 @@ class ClientCore:
             more["X-Conversation-Id"] = generation.conversation_id
         if generation.unrepeatable:
             more["Cache-Control"] = "no-store"
-        return self._bytes(generation.server, "POST", request.path, request.encoded(), more)
+        body = request.encoded() if slot is None else in_slot(request.encoded(), slot)
+        return self._bytes(generation.server, "POST", request.path, body, more)
 
     def call_bytes(self, server: Server, call: Call[Any]) -> bytes:
         """A request with a whole answer, ready to send."""

@@ -74,6 +74,7 @@ def describe_backend(instance: _Described, last: Engine | None, found: Findings 
         generation=instance.status.generation,
         tasks=() if last is None else last.capabilities.tasks,
         restored=instance.restored,
+        private=instance.options.socket is not None,
     )
 
 

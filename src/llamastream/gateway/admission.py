@@ -12,6 +12,7 @@ from llamastream.backends import Backend
 from llamastream.client.core import ClientCore
 from llamastream.client.servers import Server
 from llamastream.errors import RateLimitedError, UnavailableError
+from llamastream.gateway.seating import SlotWatch, ours
 from llamastream.gateway.settings import GatewaySettings
 from llamastream.policy.breaker import BreakerState
 from llamastream.policy.fairness import LineFullError, Priority
@@ -48,6 +49,11 @@ class Lease(Ticket):
         self.failures = 0
         self.first_token_at: float | None = None
 
+    @property
+    def slot(self) -> int | None:
+        """The slot of its server that it is to be put into; None: the server chooses."""
+        return None if self.seat is None else self.seat.slot
+
     def at(self, server: Server) -> None:
         """It is this server that works on it now."""
         if server is not self.server:
@@ -72,17 +78,28 @@ class Admission:
         admitted, refused: counts since the start. scheduler: who waits, and what is known of the servers.
     """
 
-    def __init__(self, core: ClientCore, backends: Callable[[], Iterable[Backend]], settings: GatewaySettings) -> None:
-        """`backends`: the servers as they are now, which `core` knows too."""
+    def __init__(
+        self,
+        core: ClientCore,
+        backends: Callable[[], Iterable[Backend]],
+        settings: GatewaySettings,
+        *,
+        alone: bool = False,
+    ) -> None:
+        """`backends`: the servers as they are now, which `core` knows too. `alone`: no other line sends them anything.
+        """
         self._core = core
         self._backends = backends
         self._timeout = settings.queue_timeout
+        self._slot_choice = settings.slot_choice
+        self._alone = alone
         self.scheduler = Scheduler(Router(settings.routing), settings.queue_limit, settings.queue_limit_per_key)
         self._servers: dict[int, tuple[str, Server | None]] = {}  # by the numbers that routing gives
         self._numbers: dict[Server, int] = {}
         self._service = Mean()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
+        self._watch = SlotWatch(core, self.scheduler.router, self._server)
         self._closing = False
         self.admitted = 0
         self.refused = 0
@@ -113,13 +130,14 @@ class Admission:
         weight: float = 1.0,
         priority: Priority = "normal",
         *,
+        placeable: bool = False,
         sign: Sign | None = None,
         sign_every: float = 10.0,
     ) -> Lease:
         """Wait for a slot. `leave` is to be called afterwards.
 
         Args:
-            sign: tells the client, every `sign_every` seconds, that it waits.
+            placeable: its body can say which slot it is to be put into. sign: tells the client, every `sign_every` seconds, that it waits.
 
         Raises:
             RateLimitedError: there is no place in line, or it was taken by a request that comes before.
@@ -127,6 +145,7 @@ class Admission:
         """
         now = monotonic()
         lease = Lease(self, prompt, key, weight, priority)
+        lease.placeable = placeable
         try:
             lost = self.scheduler.submit(lease, now)
             if isinstance(lost, Lease) and lost.turn is not None and not lost.turn.done():
@@ -241,6 +260,7 @@ class Admission:
     def begun(self, lease: Lease) -> None:
         """The first token of a request is there."""
         self.scheduler.read(lease, monotonic())
+        self._watch.look()
 
     def look(self) -> None:
         """Something changed with the servers."""
@@ -257,7 +277,15 @@ class Admission:
         router, following = self.scheduler.router, self._core.following
         backends = [each for each in self._backends() if each.url]
         router.update(
-            InstanceFacts(each.id, each.slots, each.routable, each.generation, each.restored) for each in backends
+            InstanceFacts(
+                each.id,
+                each.slots,
+                each.routable,
+                each.generation,
+                each.restored,
+                self._alone and ours(each, self._slot_choice),
+            )
+            for each in backends
         )
         self._servers.clear()
         self._numbers.clear()
@@ -268,6 +296,10 @@ class Admission:
             self._servers[number] = each.id, server
             if server is not None:
                 self._numbers[server] = number
+
+    def _server(self, number: int) -> Server | None:
+        found = self._servers.get(number)
+        return None if found is None else found[1]
 
     def _blocked(self, number: int) -> bool:
         server = self._servers[number][1]
@@ -281,6 +313,7 @@ class Admission:
             ticket.id, ticket.server = self._servers[ticket.instance]
             if ticket.turn is not None and not ticket.turn.done():
                 ticket.turn.set_result(None)
+        self._watch.look()
         wake = self.scheduler.wake_at
         if wake != self._timer_at:
             if self._timer is not None:
@@ -299,9 +332,12 @@ class Admission:
         self._timeout = settings.queue_timeout
         self.scheduler.line.bound(settings.queue_limit, settings.queue_limit_per_key)
         self.scheduler.router.strategy = settings.routing
+        self._slot_choice = settings.slot_choice
+        self._take_over()
 
     def close(self) -> None:
         """Nothing more is to be done."""
+        self._watch.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = self._timer_at = None

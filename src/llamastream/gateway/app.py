@@ -142,7 +142,7 @@ class Gateway:
         served = served_of(scope)
         served.generation(body, runner)
         try:
-            demand = demand_of(scope["headers"], body, self.limits.allowance(served.own))
+            demand = demand_of(scope["headers"], path, body, self.limits.allowance(served.own))
         except ValueError as wrong:
             work.close()
             raise RequestError(400, str(wrong)) from None

@@ -13,6 +13,7 @@ from llamastream.gateway.admission import Admission
 from llamastream.gateway.passage import Passage
 from llamastream.gateway.prompts import prompt_of
 from llamastream.gateway.relay import Relay
+from llamastream.gateway.seating import placeable
 from llamastream.gateway.served import Served
 from llamastream.policy.allowance import Allowance
 from llamastream.policy.fairness import PRIORITIES, Priority
@@ -27,7 +28,7 @@ class Demand(Struct, frozen=True):
 
     Attributes:
         prompt: what it asks, for routing. allowance: of its key. priority: its own. stream: it wants events.
-        explain: it wants to know why it went where it went.
+        explain: it wants to know why it went where it went. placeable: a slot can be chosen for it.
     """
 
     prompt: Prompt
@@ -35,10 +36,13 @@ class Demand(Struct, frozen=True):
     priority: Priority
     stream: bool
     explain: bool
+    placeable: bool = False
 
 
-def demand_of(headers: Iterable[tuple[bytes, bytes]], body: dict[str, Any], allowance: Allowance) -> Demand:
-    """What a request with these headers and this body asks.
+def demand_of(
+    headers: Iterable[tuple[bytes, bytes]], path: str, body: dict[str, Any], allowance: Allowance
+) -> Demand:
+    """What a request with these headers and this body asks of this route.
 
     Raises:
         ValueError: it asks for a priority that there is not. A higher one than its key's is no error, but the key's.
@@ -58,6 +62,7 @@ def demand_of(headers: Iterable[tuple[bytes, bytes]], body: dict[str, Any], allo
         priority,
         body.get("stream") is True,
         given.get(EXPLAIN, b"").strip().lower() in (b"1", b"true", b"yes"),
+        placeable(path, body),
     )
 
 
@@ -75,6 +80,7 @@ async def admitted(
             served.key,
             demand.allowance.weight,
             demand.priority,
+            placeable=demand.placeable,
             sign=runner.sign if demand.stream else None,
             sign_every=relay.SIGN_OF_LIFE,
         )

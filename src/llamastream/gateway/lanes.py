@@ -80,7 +80,8 @@ class Lane:
         # the runners of its streams are built of the same parts, with another end
         self.core: ClientCore = self._client._core  # noqa: SLF001
         self.pools: Sequence[AsyncConnectionPool] = self._client._pools  # noqa: SLF001
-        self.admission = Admission(self.core, self.backends, settings)
+        # without a name it may have the servers of other lanes, too
+        self.admission = Admission(self.core, self.backends, settings, alone=model is not None)
 
     def backends(self) -> Iterator[Backend]:
         """Its servers, as they are now."""

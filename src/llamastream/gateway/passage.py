@@ -20,6 +20,7 @@ from llamastream.gateway.refusals import in_form, public
 from llamastream.gateway.relay import HEADERS, Send
 from llamastream.protocol.failures import response_error
 from llamastream.protocol.http1 import ResponseReader, build_request
+from llamastream.protocol.requests import in_slot
 
 PASSED_ON = frozenset({"content-type", "retry-after"})
 """Headers of a server's answer that its client gets."""
@@ -213,7 +214,9 @@ class Passage:
         connection: AsyncConnection | None = None
         try:
             connection, reused = await pool.acquire(place, monotonic() + 30.0, arrivals.leave)
-            request = self._request(server, method, path, body)
+            slot = None if self.lease is None or self.lease.server is not server else self.lease.slot
+            placed = body if slot is None or body is None else in_slot(body, slot)
+            request = self._request(server, method, path, placed)
             if reused:
                 connection.keep(arrivals)
                 connection.send(request)

@@ -68,6 +68,8 @@ class Lease(Protocol):
     placed: bool
     failures: int
 
+    @property
+    def slot(self) -> int | None: ...
     def at(self, server: Server) -> None: ...
     def begun(self) -> None: ...
     async def again(self, sign: Callable[[], Awaitable[None]] | None, sign_every: float) -> None: ...
@@ -198,6 +200,11 @@ class Relay(AsyncRunner):
             await lease.again(self.sign, SIGN_OF_LIFE)
             planner.go_to(lease.server, monotonic() - began)
         await super()._attempt(session, begin_at)
+
+    def _to_send(self, session: StreamSession) -> bytes:
+        lease = self.lease
+        slot = lease.slot if lease is not None and lease.server is session.server else None
+        return self._core.attempt_bytes(session.attempt, slot)
 
     async def sign(self) -> None:
         """The client hears that we are there; an error has to be told inside of the response from now on."""

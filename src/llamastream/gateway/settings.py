@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
@@ -12,6 +12,7 @@ from llamastream.errors import SettingError
 from llamastream.policy.routing import Strategy
 
 Seconds = Annotated[float, Meta(gt=0, le=1e7)]
+SlotChoice: TypeAlias = Literal["auto", "on", "off"]
 
 
 def _check_upstreams(urls: tuple[str, ...], source: str) -> None:
@@ -81,6 +82,15 @@ class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "(the longest cached prompt, however busy; for comparisons)."
         ),
     ] = "expected"
+    slot_choice: Annotated[
+        SlotChoice,
+        Meta(
+            description="Tell servers which slot to put a request into (`id_slot`), so that a conversation is found "
+            "again in its own, and is not overwritten by another one with the same system prompt: `auto` (servers that "
+            "were started here and that nobody else can reach), `on` (all; nobody may send them requests past the "
+            "gateway), `off` (servers choose)."
+        ),
+    ] = "auto"
     requests_per_minute: Annotated[
         Annotated[int, Meta(ge=1, le=1 << 40)] | None,
         Meta(

@@ -5,17 +5,24 @@ from __future__ import annotations
 from msgspec import Struct
 
 from llamastream.policy.prefixes import NOTHING, Held
+from llamastream.policy.slots import Slots
 from llamastream.policy.speeds import Mean, RunningMedian
 
 
 class InstanceFacts(Struct, frozen=True):
-    """An instance as its source describes it. `restored`: the prompts in its slots came back with this generation."""
+    """An instance as its source describes it.
+
+    Attributes:
+        restored: the prompts in its slots came back with this generation. ours: all its requests come from here, so
+            that their slots are chosen here.
+    """
 
     id: str
     slots: int
     routable: bool = True
     generation: int = 0
     restored: bool = False
+    ours: bool = False
 
 
 class Instance:
@@ -24,9 +31,10 @@ class Instance:
     Attributes:
         number: by which it is known here. facts: what its source says. load: requests that it has.
         reading: of these, prompts that are not read yet. read_at: when they will be.
+        seats: its slots, where they are chosen here.
     """
 
-    __slots__ = ("facts", "generation", "load", "number", "prefill", "rank", "read_at", "reading", "service")
+    __slots__ = ("facts", "generation", "load", "number", "prefill", "rank", "read_at", "reading", "seats", "service")
 
     def __init__(self, number: int, facts: InstanceFacts) -> None:
         self.number = number
@@ -38,6 +46,7 @@ class Instance:
         self.prefill = RunningMedian(0.0)
         self.service = Mean()
         self.rank: tuple[float, int, int] | None = None  # its place among those with a free slot
+        self.seats: Slots | None = Slots(facts.slots) if facts.ours else None
 
     @property
     def slots(self) -> int:

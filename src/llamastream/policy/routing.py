@@ -9,24 +9,25 @@ clock in seconds.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from math import inf, log2
 from typing import Literal, TypeAlias, get_args
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from llamastream.policy.destinations import Decision as Decision
 from llamastream.policy.destinations import Instance as Instance
 from llamastream.policy.destinations import InstanceFacts as InstanceFacts
 from llamastream.policy.destinations import Report as Report
-from llamastream.policy.prefixes import NOTHING, Held, PrefixIndex, Prompt
+from llamastream.policy.expectation import Expectation
+from llamastream.policy.prefixes import PrefixIndex, Prompt
+from llamastream.policy.slots import Seat, Slots
 from llamastream.policy.speeds import FEWEST_TOKENS, Speeds
 
 Strategy: TypeAlias = Literal["expected", "least-busy", "round-robin", "affinity", "prefix-only"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
-OVERHEAD = 0.005
-"""Seconds that an answer takes to begin however short its prompt is."""
-DECODE_LOAD = 0.03
-"""By so much each other request at work slows a prefill down: it has a token in each batch."""
 EAGER = 1.0
 IDLE_LOOKED_AT = 6
 HOLDERS_LOOKED_AT = 12
@@ -34,17 +35,40 @@ CROWDED = 0.5
 """Share of a prompt that will be missed if another takes its place in a cache that is full."""
 
 
+NOBODY: Mapping[int, int] = {}
+
+
+class Question(Struct, frozen=True):
+    """What a decision is about.
+
+    Attributes:
+        prompt: of the request. now: the time. ahead: how many requests wait for each instance already.
+        patient: it may wait for an instance although another has a free slot. behind: how many others wait.
+        without: instances where it does not go.
+    """
+
+    prompt: Prompt
+    now: float
+    ahead: Mapping[int, int] = NOBODY
+    patient: bool = True
+    behind: int = 0
+    without: Collection[int] = ()
+
+
 class Router:
     """Decides, and keeps account of what every instance has to do.
 
     Attributes:
         free: slots that are free altogether. slots: how many there are on instances that take requests.
+        unsure: instances the slots of which are chosen here, and have to be looked at before (see `policy.slots`).
     """
 
     def __init__(self, strategy: Strategy = "expected", index: PrefixIndex | None = None) -> None:
         self.strategy = strategy
         self.speeds = Speeds()
         self.index = PrefixIndex() if index is None else index
+        self._expected = Expectation(self.index, self.speeds)
+        self.unsure: set[int] = set()
         self.free = 0
         self.slots = 0
         self._instances: dict[int, Instance] = {}
@@ -80,6 +104,7 @@ class Router:
                 number = self._numbers[id_] = self._next
                 self._next += 1
                 self._instances[number] = Instance(number, each)
+                self._look_at(self._instances[number])
                 self.index.slots(number, each.slots)
                 self._rank(self._instances[number])
                 continue
@@ -89,7 +114,13 @@ class Router:
             if each.routable and each.generation != instance.generation:  # before, nobody knows what came back
                 instance.generation = each.generation
                 self.index.forget(number, keep=each.slots if each.restored else 0)
+                instance.seats = Slots(each.slots, instance.seats if each.restored else None) if each.ours else None
+            elif each.ours != instance.facts.ours or each.slots != instance.facts.slots:
+                instance.seats = Slots(each.slots) if each.ours else None
+            elif each.routable and instance.seats is not None:
+                instance.seats.doubt()  # whoever looked after it meanwhile, may have used it
             instance.facts = each
+            self._look_at(instance)
             self.index.slots(number, each.slots)
             self._rank(instance)
         if changed:
@@ -104,6 +135,7 @@ class Router:
         if instance.rank is not None:
             del self._ranked[bisect_left(self._ranked, instance.rank)]
         self.index.remove(number)
+        self.unsure.discard(number)
 
     def _count(self) -> None:
         able = [each for each in self._instances.values() if each.facts.routable]
@@ -116,27 +148,64 @@ class Router:
             del self._ranked[bisect_left(self._ranked, instance.rank)]
             instance.rank = None
         if instance.facts.routable and instance.load < instance.slots:
-            speed = round(2 * log2(max(1e-6, self._pace(instance))))
+            speed = round(2 * log2(max(1e-6, self._expected.pace(instance))))
             instance.rank = (instance.load / instance.slots, speed, instance.number)
             insort(self._ranked, instance.rank)
 
     # -- what happens to requests ---------------------------------------------------------------------------
 
-    def begin(self, decision: Decision, prompt: Prompt, now: float) -> None:
-        """A request goes where it was decided."""
+    def begin(self, decision: Decision, prompt: Prompt, now: float, *, placed: bool = False) -> Seat | None:
+        """A request goes where it was decided; its seat, where slots are chosen here. `placed`: its body can say which
+        slot it is to be put into."""
         instance = self._instances[decision.instance]
         self._load(instance, 1)
         instance.reading += 1
-        instance.read_at = max(now, instance.read_at) + self._reading(instance, decision.tokens - decision.cached)
+        reading = self._expected.reading(instance, decision.tokens - decision.cached)
+        instance.read_at = max(now, instance.read_at) + reading
         self._turn = instance.number
         self.index.add(decision.instance, prompt)
+        return self._sit(instance, prompt, placed=placed)
 
-    def moved(self, before: int, after: int) -> None:
-        """A request goes on at another instance."""
+    def moved(self, before: int, after: int, prompt: Prompt) -> Seat | None:
+        """A request goes on at another instance, in a slot that the server chooses; its seat, as above."""
         if before in self._instances:
             self._load(self._instances[before], -1)
-        if after in self._instances:
-            self._load(self._instances[after], 1)
+        instance = self._instances.get(after)
+        if instance is None:
+            return None
+        self._load(instance, 1)
+        return self._sit(instance, prompt, placed=False)
+
+    def _sit(self, instance: Instance, prompt: Prompt, *, placed: bool) -> Seat | None:
+        if instance.seats is None:
+            return None
+        seat = instance.seats.begin(prompt, placed=placed)
+        self._look_at(instance)
+        return seat
+
+    def may_look(self, number: int, now: float) -> bool:
+        """Whether what `/slots` of an instance says from now on, can be trusted."""
+        instance = self._instances.get(number)
+        return instance is not None and instance.seats is not None and instance.seats.may_look(now)
+
+    def looked(self, number: int, idle: Collection[int], now: float) -> None:
+        """These slots of an instance were idle when it was asked."""
+        instance = self._instances.get(number)
+        if instance is not None and instance.seats is not None:
+            instance.seats.looked(idle, now)
+            self._look_at(instance)
+
+    def left(self, number: int) -> None:
+        """The seat of a request was left there."""
+        if (instance := self._instances.get(number)) is not None:
+            self._look_at(instance)
+
+    def _look_at(self, instance: Instance) -> None:
+        seats = instance.seats
+        if seats is not None and seats.unsure and instance.facts.routable:
+            self.unsure.add(instance.number)
+        else:
+            self.unsure.discard(instance.number)
 
     def read(self, number: int, now: float) -> None:
         """The first token of a request is there: its prompt has been read."""
@@ -163,7 +232,7 @@ class Router:
         cached = report.cached_tokens
         if cached is None:
             return
-        self.index.learn(number, decision.held, *self._sure_and_hoped(prompt, decision.held), cached)
+        self.index.learn(number, decision.held, *self._expected.sure_and_hoped(prompt, decision.held), cached)
         read = report.prompt_tokens - cached
         if report.prompt_ms is not None and read >= FEWEST_TOKENS:
             pace = report.prompt_ms / 1000 / read
@@ -182,168 +251,98 @@ class Router:
 
     def tokens(self, prompt: Prompt) -> float:
         """How many tokens a prompt has, by its characters."""
-        return prompt.characters * self.speeds.tokens_per_character.value
+        return self._expected.tokens(prompt)
 
-    def choose(
-        self,
-        prompt: Prompt,
-        now: float,
-        ahead: dict[int, int],
-        *,
-        blocked: Callable[[int], bool] | None = None,
-        patient: bool = True,
-        behind: int = 0,
-    ) -> Decision | None:
+    def choose(self, question: Question, blocked: Callable[[int], bool] | None = None) -> Decision | None:
         """Where a request goes, now or when there is a free slot (`wait`); None: nowhere.
 
         Args:
-            ahead: how many requests wait for each instance already. blocked: whether an instance failed lately.
-            patient: it may wait for an instance although another has a free slot. behind: how many others wait.
+            blocked: whether an instance failed lately.
         """
         without: set[int] = set()
         while True:
-            decision = self._choose(prompt, now, ahead, without, patient, behind)
+            decision = self._choose(question)
             if decision is None or decision.wait or blocked is None or not blocked(decision.instance):
-                return decision if decision is not None or not without else self._last_resort(without, prompt, now)
+                return decision if decision is not None or not without else self._last_resort(question)
             without.add(decision.instance)
+            question = replace(question, without=without)
 
-    def _last_resort(self, blocked: Collection[int], prompt: Prompt, now: float) -> Decision | None:
-        number = min(blocked, key=lambda each: self._instances[each].load / self._instances[each].slots)
-        decision = self._expect(self._instances[number], prompt, now)
-        return None if decision is None else _renamed(decision, "blocked")
+    def _last_resort(self, question: Question) -> Decision:
+        number = min(question.without, key=lambda each: self._instances[each].load / self._instances[each].slots)
+        return self._expected.of(self._instances[number], question.prompt, question.now, "blocked")
 
-    def _choose(
-        self,
-        prompt: Prompt,
-        now: float,
-        ahead: dict[int, int],
-        without: Collection[int],
-        patient: bool,
-        behind: int,
-    ) -> Decision | None:
-        if not self._ranked and self.strategy in ("least-busy", "round-robin"):
-            return None
+    def _choose(self, question: Question) -> Decision | None:
         if self.strategy == "expected":
-            return self._soonest(prompt, now, ahead, without, patient, behind)
+            return self._soonest(question)
         if self.strategy == "prefix-only":
-            return self._longest_prefix(prompt, now, ahead, without)
-        if self.strategy == "affinity":
-            return self._same_as_before(prompt, now, without)
-        free = [number for _, _, number in self._ranked if number not in without]
+            return self._longest_prefix(question)
+        found = self._same_as_before(question) if self.strategy == "affinity" else None
+        if found is not None:
+            return found
+        free = [number for _, _, number in self._ranked if number not in question.without]
         if not free:
             return None
         if self.strategy == "round-robin":
             number = min(free, key=lambda each: (each <= self._turn, each))
-            return _renamed(self._expect(self._instances[number], prompt, now), "round-robin")
-        return _renamed(self._expect(self._instances[free[0]], prompt, now), "least-busy")
+            return self._expected.of(self._instances[number], question.prompt, question.now, "round-robin")
+        return self._expected.of(self._instances[free[0]], question.prompt, question.now, "least-busy")
 
-    def _soonest(
-        self,
-        prompt: Prompt,
-        now: float,
-        ahead: dict[int, int],
-        without: Collection[int],
-        patient: bool,
-        behind: int,
-    ) -> Decision | None:
+    def _soonest(self, question: Question) -> Decision | None:
         best: Decision | None = None
-        best_cost = inf
+        best_cost, best_wait = inf, 0.0
+        prompt, now, ahead, without = question.prompt, question.now, question.ahead, question.without
         numbers = [number for _, _, number in self._ranked[: IDLE_LOOKED_AT + len(without)]]
         seen = set(numbers)
         numbers += [each for each in self.index.holders(prompt, HOLDERS_LOOKED_AT) if each not in seen]
-        crush = min(1.0, behind / max(1, self.slots))
-        only = len(self._instances) == 1
+        crush = min(1.0, question.behind / max(1, self.slots))
         for number in numbers:
             if number in without:
                 continue
             instance = self._instances[number]
             full = instance.load >= instance.slots
-            if not instance.facts.routable or (full and (not patient or ahead.get(number, 0) >= instance.slots)):
+            if not instance.facts.routable or (
+                full and (not question.patient or ahead.get(number, 0) >= instance.slots)
+            ):
                 continue
-            decision = self._expect(instance, prompt, now)
-            wait = self._wait(instance, ahead.get(number, 0)) if full else 0.0
-            reading = self._reading(instance, decision.tokens - decision.cached)
+            decision = self._expected.of(instance, prompt, now)
+            wait = self._expected.wait(instance, ahead.get(number, 0)) if full else 0.0
+            reading = self._expected.reading(instance, decision.tokens - decision.cached)
             cost = EAGER * wait + decision.seconds + crush * reading
             if decision.cached < 0.5 * decision.tokens:
                 cost += CROWDED * self.index.crowded(number) * reading
             if cost < best_cost:
-                best_cost = cost
-                reason = "only" if only else "cached" if decision.held.parts else "least-busy"
-                best = Decision(number, reason, wait, decision.seconds, decision.tokens, decision.cached, decision.held)
-        return best
+                best, best_cost, best_wait = decision, cost, wait
+        if best is None:
+            return None
+        only = len(self._instances) == 1
+        reason = "only" if only else "cached" if best.held.parts else "least-busy"
+        return replace(best, reason=reason, wait=best_wait)
 
-    def _longest_prefix(
-        self, prompt: Prompt, now: float, ahead: dict[int, int], without: Collection[int]
-    ) -> Decision | None:
-        able = [each for each in self._instances.values() if each.facts.routable and each.number not in without]
+    def _longest_prefix(self, question: Question) -> Decision | None:
+        able = [
+            each for each in self._instances.values() if each.facts.routable and each.number not in question.without
+        ]
         if not able:
             return None
+        expected, prompt = self._expected, question.prompt
 
         def order(instance: Instance) -> tuple[float, float, int]:
-            held = self.index.held(instance.number, prompt)
-            return -self._cached(prompt, held), instance.load / instance.slots, instance.number
+            held = expected.held(instance, prompt)
+            return -expected.cached(prompt, held), instance.load / instance.slots, instance.number
 
-        return self._or_wait(min(able, key=order), prompt, now, ahead, "cached")
+        best = min(able, key=order)
+        found = expected.of(best, prompt, question.now, "cached")
+        return expected.later(found, best, question.ahead.get(best.number, 0))
 
-    def _same_as_before(self, prompt: Prompt, now: float, without: Collection[int]) -> Decision | None:
+    def _same_as_before(self, question: Question) -> Decision | None:
         """The instance of a conversation by consistent hashing with bounded loads: the next one around the ring that
-        has a free slot."""
-        ring = self._ring
-        if prompt.session and self._ranked:
-            at = bisect_left(ring, (prompt.session, -1))
-            for step in range(len(ring)):
-                instance = self._instances[ring[(at + step) % len(ring)][1]]
-                if instance.rank is not None and instance.number not in without:
-                    return _renamed(self._expect(instance, prompt, now), "affinity")
-        free = next((number for _, _, number in self._ranked if number not in without), None)
-        return None if free is None else _renamed(self._expect(self._instances[free], prompt, now), "least-busy")
-
-    def _or_wait(self, instance: Instance, prompt: Prompt, now: float, ahead: dict[int, int], reason: str) -> Decision:
-        found = self._expect(instance, prompt, now)
-        full = instance.load >= instance.slots
-        wait = max(0.001, self._wait(instance, ahead.get(instance.number, 0))) if full else 0.0
-        return Decision(found.instance, reason, wait, found.seconds, found.tokens, found.cached, found.held)
-
-    def _expect(self, instance: Instance, prompt: Prompt, now: float) -> Decision:
-        """What is to be expected of an instance that has a free slot."""
-        held = self.index.held(instance.number, prompt) if prompt.chain else NOTHING
-        tokens = self.tokens(prompt)
-        cached = self._cached(prompt, held)
-        backlog = max(0.0, instance.read_at - now) if instance.reading else 0.0
-        seconds = OVERHEAD + backlog + self._reading(instance, tokens - cached)
-        return Decision(instance.number, "", 0.0, seconds, tokens, cached, held)
-
-    def _cached(self, prompt: Prompt, held: Held) -> float:
-        sure, hoped = self._sure_and_hoped(prompt, held)
-        return sure + held.likely * (hoped - sure)
-
-    def _sure_and_hoped(self, prompt: Prompt, held: Held) -> tuple[float, float]:
-        """Tokens of a prompt that an instance has for certain, and if nothing was lost."""
-        if not held.parts:
-            return 0.0, 0.0
-        ends, ratio = prompt.ends, self.speeds.tokens_per_character.value
-        hoped = float(ends[held.parts - 1])
-        if held.answer and held.parts < len(ends):
-            hoped += min(held.answer / ratio, ends[held.parts] - hoped)
-        sure = float(ends[held.shared - 1]) if held.shared else 0.0
-        return (hoped if held.shared == held.parts else sure) * ratio, hoped * ratio
-
-    def _reading(self, instance: Instance, tokens: float) -> float:
-        others = max(0, instance.load - instance.reading)
-        return max(1.0, tokens) * self._pace(instance) * (1.0 + DECODE_LOAD * others)
-
-    def _pace(self, instance: Instance) -> float:
-        """Seconds for a token of a prompt: the instance's own, or what is usual as long as nothing is known of it."""
-        return instance.prefill.value if instance.prefill.count else self.speeds.prefill.value
-
-    def _wait(self, instance: Instance, ahead: int) -> float:
-        """Until a slot is free for one before which so many wait; however long the requests there have run already,
-        since nobody knows how long they go on."""
-        service = instance.service.value or self.speeds.service.value or 1.0
-        return (ahead + 1) * service / instance.slots
-
-
-def _renamed(decision: Decision, reason: str) -> Decision:
-    return Decision(
-        decision.instance, reason, decision.wait, decision.seconds, decision.tokens, decision.cached, decision.held
-    )
+        has a free slot; None: it says nothing, or there is none."""
+        ring, prompt = self._ring, question.prompt
+        if not (prompt.session and self._ranked):
+            return None
+        at = bisect_left(ring, (prompt.session, -1))
+        for step in range(len(ring)):
+            instance = self._instances[ring[(at + step) % len(ring)][1]]
+            if instance.rank is not None and instance.number not in question.without:
+                return self._expected.of(instance, prompt, question.now, "affinity")
+        return None

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from llamastream.policy.fairness import FairLine, Priority
 from llamastream.policy.prefixes import NO_PROMPT, Prompt
-from llamastream.policy.routing import Decision, Report, Router
+from llamastream.policy.routing import Decision, Question, Report, Router
+from llamastream.policy.slots import Seat
 
 LOOK = 16
 """Requests in line that are looked at for one free slot."""
@@ -24,7 +25,7 @@ class Ticket:
     Attributes:
         key, weight, priority: whose it is, and how that counts. prompt: what it asks. arrived: when.
         number: its place in line, or None. decision: where it was sent. instance: where it is now, or was last.
-        placed: it has a slot.
+        placed: it has a slot. seat: which, where that is chosen here. placeable: its body can say so.
         avoided: instances that failed it, with the process that did, and until when it does not go there at all;
             later it does if there is no other.
     """
@@ -37,10 +38,12 @@ class Ticket:
         "key",
         "number",
         "patient_until",
+        "placeable",
         "placed",
         "priority",
         "prompt",
         "reading",
+        "seat",
         "weight",
     )
 
@@ -60,6 +63,8 @@ class Ticket:
         self.decision: Decision | None = None
         self.instance = -1
         self.placed = False
+        self.placeable = False
+        self.seat: Seat | None = None
         self.patient_until = 0.0
         self.reading = False
         self.avoided: dict[int, tuple[int, float]] = {}
@@ -140,9 +145,8 @@ class Scheduler:
                 if len(waits) >= LOOK:
                     break
                 patient = now < ticket.patient_until or not ticket.patient_until
-                decision = router.choose(
-                    ticket.prompt, now, ahead, blocked=blocked, patient=patient, behind=len(line) - 1
-                )
+                question = Question(ticket.prompt, now, ahead, patient, len(line) - 1)
+                decision = router.choose(question, blocked)
                 if decision is None or decision.wait:
                     waits.add(number)
                     if decision is not None:
@@ -180,7 +184,7 @@ class Scheduler:
 
         if router.free <= 0:
             return False
-        decision = router.choose(ticket.prompt, now, {}, blocked=left_alone, patient=False)
+        decision = router.choose(Question(ticket.prompt, now, patient=False), left_alone)
         if decision is None or decision.wait:
             return False
         until = avoided.get(decision.instance, 0.0)
@@ -198,7 +202,7 @@ class Scheduler:
             self.wake_at = ticket.patient_until
 
     def _begin(self, ticket: Ticket, decision: Decision, now: float) -> None:
-        self.router.begin(decision, ticket.prompt, now)
+        ticket.seat = self.router.begin(decision, ticket.prompt, now, placed=ticket.placeable)
         ticket.number = None
         ticket.decision = decision
         ticket.instance = decision.instance
@@ -208,14 +212,17 @@ class Scheduler:
     def moved(self, ticket: Ticket, instance: int, now: float) -> None:
         """A request goes on at another instance."""
         if instance != ticket.instance:
+            self._leave_seat(ticket, now, complete=False)
             self.read(ticket, now)
-            self.router.moved(ticket.instance, instance)
+            ticket.seat = self.router.moved(ticket.instance, instance, ticket.prompt)
             ticket.instance = instance
 
     def read(self, ticket: Ticket, now: float) -> None:
         """The first token of a request is there."""
         if ticket.reading:
             ticket.reading = False
+            if ticket.seat is not None:
+                ticket.seat.read()
             self.router.read(ticket.instance, now)
 
     def finish(self, ticket: Ticket, report: Report, now: float) -> None:
@@ -224,6 +231,13 @@ class Scheduler:
             return
         ticket.placed = False
         assert ticket.decision is not None
+        self._leave_seat(ticket, now, complete=report.answer_tokens is not None)
         self.read(ticket, now)
         self.active -= 1
         self.router.end(ticket.instance, ticket.decision, ticket.prompt, report)
+
+    def _leave_seat(self, ticket: Ticket, now: float, *, complete: bool) -> None:
+        if ticket.seat is not None:
+            ticket.seat.leave(complete=complete, now=now)
+            ticket.seat = None
+            self.router.left(ticket.instance)

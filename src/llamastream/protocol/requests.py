@@ -63,6 +63,16 @@ class GenerationRequest(Struct, frozen=True):
             raise InvalidRequestError(f"the request cannot be written as JSON: {error}") from None
 
 
+def in_slot(body: bytes, slot: int) -> bytes:
+    """The body of a request with the slot that llama-server is to put it into; nothing else of it changes.
+
+    Args:
+        body: a JSON object that has something in it, and no `id_slot`.
+    """
+    at = body.index(b"{") + 1
+    return b'%b"id_slot":%d,%b' % (body[:at], slot, body[at:])
+
+
 def chat_request(
     messages: Sequence[Mapping[str, Any]],
     *,
