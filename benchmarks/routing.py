@@ -56,9 +56,20 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-def simulated(strategy: Strategy, instances: int, workload: Workload, seed: int, requests: int) -> dict[str, float]:
+def simulated(
+    strategy: Strategy, instances: int, workload: Workload, speed: Speed, seed: int, requests: int
+) -> dict[str, float]:
     """One run."""
-    run = Simulation(strategy, instances=instances, slots=4, speed=SPEED, kept=KEPT, workload=workload, seed=seed)
+    run = Simulation(
+        strategy,
+        instances=instances,
+        slots=SLOTS,
+        speed=speed,
+        kept=KEPT,
+        similarity=SIMILARITY,
+        workload=workload,
+        seed=seed,
+    )
     run.run(requests, warm_up=requests // 4)
     ratios = [real / expected for expected, real in run.predicted if expected > 0]
     return {

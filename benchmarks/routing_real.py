@@ -17,6 +17,8 @@ sys.path.insert(0, str(ROOT))
 
 from llamastream import AsyncStreamingClient, EngineOptions, Fleet, FleetSettings  # noqa: E402  # the path comes first
 from llamastream.events import RequestServed  # noqa: E402  # as above
+from llamastream.fleet.behind import behind  # noqa: E402  # as above
+from llamastream.fleet.settings import Pool  # noqa: E402  # as above
 from llamastream.gateway import GatewaySettings, create_app, gateway_thread  # noqa: E402  # as above
 from llamastream.policy.routing import Strategy  # noqa: E402  # as above
 from tools.faults.large_model import write_large_model  # noqa: E402  # as above
@@ -94,6 +96,12 @@ def one(fleet: Fleet, strategy: Strategy, seed: int, requests: int, think: float
     }
 
 
+def pools(model: Path, instances: int, slots: int = SLOTS) -> tuple[Pool, ...]:
+    """The servers, as `llamastream serve` starts them behind a gateway."""
+    options = EngineOptions(model=str(model), parallel=slots, ctx_size=CONTEXT, threads=1, cache_ram=512)
+    return behind([Pool(name="large", options=options, instances=instances)], model.parent)
+
+
 def compare(strategies: Sequence[Strategy], repeats: int, *, quick: bool) -> list[dict[str, Any]]:
     """All strategies in turn, round after round, in an order that changes."""
     requests, think = (60, 2.0) if quick else (200, 2.0)
@@ -101,8 +109,7 @@ def compare(strategies: Sequence[Strategy], repeats: int, *, quick: bool) -> lis
     with tempfile.TemporaryDirectory(prefix="llamastream-bench-") as directory:
         model = Path(directory) / "large.gguf"
         write_large_model(model, width=256, layers=8, context=CONTEXT)
-        options = EngineOptions(model=str(model), parallel=SLOTS, ctx_size=CONTEXT * SLOTS, threads=1, cache_ram=512)
-        with Fleet(options, instances=INSTANCES, settings=FleetSettings(warm=False)) as fleet:
+        with Fleet(pools(model, INSTANCES), settings=FleetSettings(warm=False)) as fleet:
             for number in range(repeats):
                 for strategy in random.Random(number).sample(list(strategies), len(strategies)):
                     found = one(fleet, strategy, number, requests, think)

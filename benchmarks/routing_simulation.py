@@ -1,8 +1,7 @@
 """llama-servers on a simulated clock, behind the gateway's own scheduler: who waits how long for a first token.
 
-A server here chooses slots as the real one does (the longest common beginning if it is more than a tenth of the prompt,
-else the slot that was used longest ago), keeps what slots lose in a cache of bounded size, reads one prompt at a time,
-and generates for all its slots together, which stands still while it reads.
+A server here chooses slots and keeps prompts as the real one does (`routing_server.py`), reads one prompt at a time, and
+generates for all its slots together, which stands still while it reads.
 """
 
 from __future__ import annotations
@@ -13,22 +12,14 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from routing_server import Server, Speed, length
+
 from llamastream.policy.prefixes import Prompt, chained
 from llamastream.policy.routing import InstanceFacts, Report, Router, Strategy
 from llamastream.policy.scheduling import Scheduler, Ticket
 
 CHARACTERS = 4
 """Of a token."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Of one server, in tokens a second: reading, and generating for one slot and for each of many."""
-
-    prefill: float
-    decode: float
-    shared: float
-    """Share of a slot's decode speed that is left when all slots generate."""
 
 
 @dataclass(frozen=True)
@@ -54,58 +45,6 @@ class Conversation:
     parts: list[tuple[tuple[int, int], int]] = field(default_factory=list)  # what, and its tokens
 
 
-Sequence = tuple[tuple[tuple[int, int], int], ...]
-
-
-def common(one: Sequence, other: Sequence) -> int:
-    """Tokens that two sequences begin with in common."""
-    found = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        found += a[1]
-    return found
-
-
-class Server:
-    """One llama-server."""
-
-    def __init__(self, slots: int, speed: Speed, kept: int) -> None:
-        self.speed = speed
-        self.slots: list[Sequence] = [()] * slots
-        self.used = [0.0] * slots
-        self.busy: set[int] = set()
-        self.ends: dict[int, float] = {}  # of the requests that generate
-        self.kept: list[Sequence] = []
-        self.limit = kept
-        self.read_at = 0.0
-
-    def take(self, prompt: Sequence, now: float) -> tuple[int, int]:
-        """A slot for a prompt, and how many of its tokens are there."""
-        total = sum(tokens for _, tokens in prompt)
-        best, slot = 0, -1
-        for each, held in enumerate(self.slots):
-            if each not in self.busy and held and (same := common(held, prompt)) > best and same > 0.1 * total:
-                best, slot = same, each
-        update = slot >= 0 and best < 0.5 * sum(tokens for _, tokens in self.slots[slot])
-        if slot < 0:
-            slot = min((each for each in range(len(self.slots)) if each not in self.busy), key=self.used.__getitem__)
-            best, update = common(self.slots[slot], prompt), True
-        if update and self.limit:
-            old = self.slots[slot]
-            if old and old not in self.kept:
-                self.kept = [each for each in self.kept if common(each, old) < sum(t for _, t in each)] + [old]
-            candidates = [(common(each, prompt), each) for each in self.kept]
-            fits = [pair for pair in candidates if pair[0] >= 0.25 * sum(t for _, t in pair[1]) and pair[0] > best]
-            if fits:
-                best, found = max(fits, key=lambda pair: pair[0])
-                self.kept.remove(found)
-            self.kept = self.kept[-self.limit :]
-        self.busy.add(slot)
-        self.used[slot] = now
-        return slot, min(best, total - 1)
-
-
 class Asked(Ticket):
     """A request of a conversation."""
 
@@ -115,10 +54,11 @@ class Asked(Ticket):
         pieces = [(what, tokens * CHARACTERS) for what, tokens in talk.parts]
         super().__init__(Prompt(*chained(pieces), session=talk.number * 0x9E3779B97F4A7C15 % (1 << 61)))
         self.talk = talk
+        self.placeable = True
 
 
 class Simulation:
-    """One run: a strategy, so many servers, so many requests."""
+    """One run: a strategy, so many servers, so many requests. `chosen`: the gateway chooses the slots."""
 
     def __init__(
         self,
@@ -128,15 +68,19 @@ class Simulation:
         slots: int,
         speed: Speed,
         kept: int,
+        similarity: float,
         workload: Workload,
         seed: int,
+        chosen: bool = True,
     ) -> None:
         self.random = random.Random(seed)
         self.work = workload
         self.router = Router(strategy)
         self.scheduler = Scheduler(self.router, 1 << 20)
-        self.router.update(InstanceFacts(str(each), slots) for each in range(instances))
-        self.servers = [Server(slots, speed, kept) for _ in range(instances)]
+        self.router.update(InstanceFacts(str(each), slots, ours=chosen) for each in range(instances))
+        for each in range(instances):
+            self.router.looked(each, range(slots), 0.0)
+        self.servers = [Server(slots, speed, kept, similarity) for _ in range(instances)]
         self.now = 0.0
         self.events: list[tuple[float, int, str, Any]] = []
         self.order = count()
@@ -187,8 +131,8 @@ class Simulation:
     def start(self, ticket: Ticket, talk: Conversation) -> None:
         server = self.servers[ticket.instance]
         prompt = tuple(talk.parts)
-        slot, cached = server.take(prompt, self.now)
-        total = sum(tokens for _, tokens in prompt)
+        slot, cached = server.take(prompt, self.now, None if ticket.seat is None else ticket.seat.slot)
+        total = length(prompt)
         begins = max(self.now, server.read_at)
         seconds = (total - cached) / server.speed.prefill
         server.read_at = first = begins + seconds
@@ -207,8 +151,7 @@ class Simulation:
         self.first_tokens.append(self.now - ticket.arrived)
         self.scheduler.read(ticket, self.now)
         tokens = self.random.randint(*self.work.answer)
-        share = (len(server.busy) - 1) / max(1, len(server.slots) - 1)
-        pace = server.speed.decode * (1 - share * (1 - server.speed.shared))
+        pace = server.speed.decode[len(server.busy) - 1]
         server.ends[slot] = self.now + tokens / pace + max(0.0, server.read_at - self.now)
         self.at(server.ends[slot], "end", (ticket, talk, slot, cached, total, seconds, began, tokens))
 

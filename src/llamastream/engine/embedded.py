@@ -78,6 +78,8 @@ def settings_for(options: EngineOptions, *, model: str) -> tuple[dict[str, Any],
         settings["slot_save_path"] = options.slot_save_path.rstrip("/") + "/"
     if options.sse_ping_interval is not None:
         settings["sse_ping_interval"] = options.sse_ping_interval
+    if options.slot_prompt_similarity is not None:
+        settings["slot_prompt_similarity"] = options.slot_prompt_similarity
     if options.embedding or options.reranking:
         settings["embedding"] = True
     if options.reranking:

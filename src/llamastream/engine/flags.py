@@ -28,6 +28,7 @@ MANAGED = {
     "--api-key": "api_key (never on the command line, where every user of the machine can read it)",
     "--api-key-file": "api_key", "--slot-save-path": "slot_save_path", "--metrics": "metrics", "--slots": "slots",
     "--no-slots": "slots", "--sse-ping-interval": "sse_ping_interval",
+    "--slot-prompt-similarity": "slot_prompt_similarity", "-sps": "slot_prompt_similarity",
 }  # fmt: skip
 # flags that make the program do something else than serve
 _NOT_SERVING = {"--help", "-h", "--usage", "--version", "--completion-bash", "--list-devices", "--cache-list", "-cl"}
@@ -110,6 +111,9 @@ def command_line(options: EngineOptions, known: Help, *, model: str | None, key_
         line.need(["--slot-save-path"], options.slot_save_path.rstrip("/") + "/")
     if options.sse_ping_interval is not None:
         line.want("sse_ping_interval", ["--sse-ping-interval"], str(options.sse_ping_interval))
+    if options.slot_prompt_similarity is not None:
+        share = f"{options.slot_prompt_similarity:g}"
+        line.want("slot_prompt_similarity", ["--slot-prompt-similarity", "-sps"], share)
     if key_file is not None:
         line.need(["--api-key-file"], key_file)
     if options.embedding:

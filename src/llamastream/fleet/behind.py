@@ -9,10 +9,15 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
+from llamastream.engine import EngineOptions
 from llamastream.errors import SettingError
 from llamastream.fleet.settings import Pool
 
 LOCAL = "127.0.0.1"
+SIMILARITY = 0.5
+"""Of a prompt, in a slot that is taken for that of its conversation: with less the server copies what the slot holds to its
+prompt cache before it is overwritten, and looks there for what has more of the prompt. By its own 0.1 any conversation
+with the same system prompt is taken for this one."""
 
 
 class Front(Struct, frozen=True, kw_only=True):
@@ -53,10 +58,14 @@ def front_of(pools: Sequence[Pool]) -> Front:
 
 def behind(pools: Sequence[Pool], directory: Path) -> tuple[Pool, ...]:
     """The same pools on Unix sockets in a directory that nobody else can enter; they need no keys there."""
-    return tuple(
-        replace(pool, options=replace(pool.options, host=LOCAL, port=0, socket=_socket(pool, directory), api_key=None))
-        for pool in pools
-    )
+    return tuple(replace(pool, options=_behind(pool, directory)) for pool in pools)
+
+
+def _behind(pool: Pool, directory: Path) -> EngineOptions:
+    options = replace(pool.options, host=LOCAL, port=0, socket=_socket(pool, directory), api_key=None)
+    if options.slot_prompt_similarity is None and options.cache_ram != 0:
+        options = replace(options, slot_prompt_similarity=SIMILARITY)
+    return options
 
 
 def _socket(pool: Pool, directory: Path) -> str:

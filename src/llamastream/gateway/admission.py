@@ -137,7 +137,8 @@ class Admission:
         """Wait for a slot. `leave` is to be called afterwards.
 
         Args:
-            placeable: its body can say which slot it is to be put into. sign: tells the client, every `sign_every` seconds, that it waits.
+            placeable: its body can say which slot it is to be put into. sign: tells the client, every `sign_every`
+                seconds, that it waits.
 
         Raises:
             RateLimitedError: there is no place in line, or it was taken by a request that comes before.
