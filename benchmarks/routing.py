@@ -1,11 +1,11 @@
 """Who waits how long for a first token, by how requests are routed: `make bench-routing`, or `python
 benchmarks/routing.py`.
 
-1. Simulated: llama-servers on a simulated clock behind the gateway's own scheduler (`routing_simulation.py`), with
-speeds
-   that were measured, for 3, 30 and 1,000 of them.
-2. Real: three llama-servers with a model of random weights, behind a real gateway, with conversations over HTTP.
-3. A decision: what it costs with 1,000 instances.
+1. Speeds: how quickly a real server of four slots reads, and generates for one to four at a time (`routing_speeds.py`).
+2. Simulated: llama-servers of these speeds on a simulated clock, 3, 30 and 1,000 of them, behind the gateway's own
+   scheduler (`routing_simulation.py`).
+3. Real: three llama-servers with a model of random weights, behind a real gateway, with conversations over HTTP.
+4. A decision: what it costs with 1,000 instances.
 
 Writes `docs/benchmarks/routing.json` and the tables between its marks in `docs/benchmarks.md`. `--part` does one of
 them, and leaves the figures of the others as they are.
@@ -17,12 +17,16 @@ import argparse
 import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import routing_real
-from routing_simulation import Simulation, Speed, Workload
+import routing_speeds
+from routing_server import Speed
+from routing_simulation import Simulation, Workload
 
+from llamastream.fleet import behind
 from llamastream.policy.prefixes import Prompt, chained
 from llamastream.policy.routing import InstanceFacts, Question, Report, Router, Strategy
 from llamastream.policy.scheduling import Scheduler, Ticket
@@ -32,19 +36,16 @@ BEGIN, END = "<!-- routing: begin -->", "<!-- routing: end -->"
 STRATEGIES: tuple[Strategy, ...] = ("expected", "least-busy", "prefix-only", "round-robin", "affinity")
 ORIGINAL: tuple[Strategy, ...] = ("expected", "least-busy", "prefix-only", "round-robin")
 
-SPEED = Speed(prefill=600.0, decode=40.0, shared=0.5)
-"""Round numbers for a small model on a CPU, assumed and not measured: what matters is their relation to each other and
-to the pauses of a conversation."""
-KEPT = 64
-"""Prompts that the server's own cache in memory holds besides its slots (its default is 8 GiB)."""
+SLOTS = 4
+KEPT = 65536
+"""Tokens that the server's own cache in memory holds besides its slots: 8 GiB, its default, of 128 KiB each, as a model
+of 8 billion parameters needs them."""
 WORKLOADS = {
-    "1.5 conversations for each slot": Workload(
-        1.5, system=1000, question=(50, 300), answer=(30, 120), turns=(6, 14), think=20.0
-    ),
-    "3 conversations for each slot": Workload(
-        3.0, system=1000, question=(50, 300), answer=(30, 120), turns=(6, 14), think=40.0
-    ),
+    "1.5 conversations for each slot": Workload(1.5, system=1000, question=(50, 300), answer=(30, 120), turns=(6, 14)),
+    "3 conversations for each slot": Workload(3.0, system=1000, question=(50, 300), answer=(30, 120), turns=(6, 14)),
 }
+BUSY = 0.6
+"""Of the slots, if every prompt were in the cache but for its new text: what decides how long people think."""
 REQUESTS = {3: 1500, 30: 3000, 1000: 30000}
 DECISION_LIMIT = 50e-6
 CLOSE = 1.05
@@ -66,7 +67,7 @@ def simulated(
         slots=SLOTS,
         speed=speed,
         kept=KEPT,
-        similarity=SIMILARITY,
+        similarity=behind.SIMILARITY,
         workload=workload,
         seed=seed,
     )
@@ -80,10 +81,18 @@ def simulated(
     }
 
 
-def simulate(repeats: int, sizes: list[int], quick: bool) -> list[dict[str, Any]]:
+def paced(workload: Workload, speed: Speed) -> Workload:
+    """The workload with pauses after which servers of this speed are as busy as they are to be."""
+    new, answer = sum(workload.question) / 2, sum(workload.answer) / 2
+    service = new / speed.prefill[0] + answer / speed.decode[-1]
+    return replace(workload, think=service * (workload.per_slot / BUSY - 1))
+
+
+def simulate(speed: Speed, repeats: int, sizes: list[int], quick: bool) -> list[dict[str, Any]]:
     """All strategies, side by side, for these numbers of instances and all workloads."""
     rows: list[dict[str, Any]] = []
-    for name, workload in WORKLOADS.items():
+    for name, bare in WORKLOADS.items():
+        workload = paced(bare, speed)
         for instances in sizes:
             if instances > 30 and workload.per_slot > 2:
                 continue
@@ -91,7 +100,7 @@ def simulate(repeats: int, sizes: list[int], quick: bool) -> list[dict[str, Any]
             for strategy in STRATEGIES:
                 if strategy == "prefix-only" and instances > 30:
                     continue  # all wait for one instance, and it looks at every instance for every request
-                runs = [simulated(strategy, instances, workload, seed, requests) for seed in range(repeats)]
+                runs = [simulated(strategy, instances, workload, speed, seed, requests) for seed in range(repeats)]
                 row = {"workload": name, "instances": instances, "strategy": strategy, "runs": runs}
                 rows.append(row)
                 print(f"{name}, {instances} instances: {line(row)}", flush=True)
@@ -185,6 +194,13 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 def report(found: dict[str, Any]) -> str:
     """All figures as Markdown."""
     lines: list[str] = []
+    if "speeds" in found:
+        prefill, decode = (", ".join(f"{each:.0f}" for each in found["speeds"][name]) for name in ("prefill", "decode"))
+        lines.append(
+            f"Speeds of a real server, for the simulation: where 1, 2, ... slots are at it, it reads {prefill} tokens "
+            f"of prompts a second altogether, and generates {decode} for each answer."
+        )
+        lines.append("")
     for part, title in (("simulated", "Simulated"), ("real", "Real")):
         for workload in dict.fromkeys(row["workload"] for row in found.get(part, ())):
             rows = [row for row in found[part] if row["workload"] == workload]
@@ -210,19 +226,25 @@ def report(found: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, print, publish."""
     parser = argparse.ArgumentParser(description="Who waits how long for a first token, by how requests are routed.")
-    parser.add_argument("--part", choices=["simulated", "real", "decision"], action="append")
+    parser.add_argument("--part", choices=["speeds", "simulated", "real", "decision"], action="append")
     parser.add_argument("--instances", type=int, nargs="+", default=[3, 30, 1000], help="in the simulation")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a short run that changes nothing in docs")
     options = parser.parse_args()
     file = DOCS / "benchmarks" / "routing.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() and not options.quick else {}
-    parts = options.part or ["simulated", "real", "decision"]
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if options.quick:
+        known = {name: known[name] for name in ("speeds",) if name in known}
+    parts = options.part or ["speeds", "simulated", "real", "decision"]
     repeats = 2 if options.quick else options.repeats
+    if "speeds" in parts or ("simulated" in parts and "speeds" not in known):
+        known["speeds"] = routing_speeds.measure(SLOTS, 1 if options.quick else 5)
     if "simulated" in parts:
         sizes = [each for each in options.instances if each <= 30 or not options.quick]
         rows = [row for row in known.get("simulated", ()) if row["instances"] not in sizes]
-        rows += simulate(repeats, sizes, options.quick)
+        measured = known["speeds"]
+        speed = Speed(tuple(measured["prefill"]), tuple(measured["decode"]))
+        rows += simulate(speed, repeats, sizes, options.quick)
         known["simulated"] = sorted(rows, key=lambda row: (row["workload"], row["instances"]))
     if "decision" in parts:
         known["decision"] = decision()

@@ -96,6 +96,13 @@ def one(fleet: Fleet, strategy: Strategy, seed: int, requests: int, think: float
     }
 
 
+def model_file(directory: Path) -> Path:
+    """A model for which prefill costs something."""
+    path = directory / "large.gguf"
+    write_large_model(path, width=256, layers=8, context=CONTEXT)
+    return path
+
+
 def pools(model: Path, instances: int, slots: int = SLOTS) -> tuple[Pool, ...]:
     """The servers, as `llamastream serve` starts them behind a gateway."""
     options = EngineOptions(model=str(model), parallel=slots, ctx_size=CONTEXT, threads=1, cache_ram=512)
@@ -107,8 +114,7 @@ def compare(strategies: Sequence[Strategy], repeats: int, *, quick: bool) -> lis
     requests, think = (60, 2.0) if quick else (200, 2.0)
     runs: dict[Strategy, list[dict[str, float]]] = {strategy: [] for strategy in strategies}
     with tempfile.TemporaryDirectory(prefix="llamastream-bench-") as directory:
-        model = Path(directory) / "large.gguf"
-        write_large_model(model, width=256, layers=8, context=CONTEXT)
+        model = model_file(Path(directory))
         with Fleet(pools(model, INSTANCES), settings=FleetSettings(warm=False)) as fleet:
             for number in range(repeats):
                 for strategy in random.Random(number).sample(list(strategies), len(strategies)):

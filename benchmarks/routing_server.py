@@ -1,9 +1,9 @@
 """One llama-server of the simulation: which slot it takes, what it keeps, and how quick it is.
 
-As in llama.cpp's `get_available_slot` and `server_prompt_cache`: the slot that it was told, else the one with the most in
-common with the prompt if that is more than a share of it (`--slot-prompt-similarity`), else the one that was used longest
-ago. If more than half of what a slot holds would be lost, it is copied to the prompt cache in memory before, and the best
-that is there takes its place; slots that do nothing are copied whenever a request begins.
+As in llama.cpp's `get_available_slot` and `server_prompt_cache`: the slot that it was told, else the one with the most
+in common with the prompt if that is more than a share of it (`--slot-prompt-similarity`), else the one that was used
+longest ago. If more than half of what a slot holds would be lost, it is copied to the prompt cache in memory before,
+and the best that is there takes its place; slots that do nothing are copied whenever a request begins.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ Sequence = tuple[tuple[tuple[int, int], int], ...]
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one server, in tokens a second: reading, and generating for each of 1, 2, ... slots that do."""
+    """Of one server, in tokens a second, where 1, 2, ... slots do it: reading, for all of them together, and
+    generating, for each."""
 
-    prefill: float
+    prefill: tuple[float, ...]
     decode: tuple[float, ...]
 
 
@@ -51,6 +52,7 @@ class Server:
         self.limit = kept
         self.similarity = similarity
         self.read_at = 0.0
+        self.reading = 0
 
     def take(self, prompt: Sequence, now: float, wanted: int | None) -> tuple[int, int]:
         """A slot for a prompt, and how many of its tokens are there. `wanted`: the slot that it is told."""

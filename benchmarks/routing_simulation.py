@@ -1,7 +1,7 @@
 """llama-servers on a simulated clock, behind the gateway's own scheduler: who waits how long for a first token.
 
-A server here chooses slots and keeps prompts as the real one does (`routing_server.py`), reads one prompt at a time, and
-generates for all its slots together, which stands still while it reads.
+A server here chooses slots and keeps prompts as the real one does (`routing_server.py`), reads one prompt at a time,
+and generates for all its slots together, which stands still while it reads.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Workload:
     question: tuple[int, int] = (20, 120)
     answer: tuple[int, int] = (20, 100)
     turns: tuple[int, int] = (4, 10)
-    think: float = 10.0
+    think: float = 0.0
 
 
 @dataclass
@@ -134,7 +134,8 @@ class Simulation:
         slot, cached = server.take(prompt, self.now, None if ticket.seat is None else ticket.seat.slot)
         total = length(prompt)
         begins = max(self.now, server.read_at)
-        seconds = (total - cached) / server.speed.prefill
+        server.reading += 1
+        seconds = (total - cached) / server.speed.prefill[server.reading - 1]
         server.read_at = first = begins + seconds
         for each in server.ends:
             server.ends[each] += seconds
@@ -148,6 +149,7 @@ class Simulation:
         self, ticket: Ticket, talk: Conversation, slot: int, cached: int, total: int, seconds: float, began: float
     ) -> None:
         server = self.servers[ticket.instance]
+        server.reading -= 1
         self.first_tokens.append(self.now - ticket.arrived)
         self.scheduler.read(ticket, self.now)
         tokens = self.random.randint(*self.work.answer)

@@ -109,9 +109,9 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     slot_prompt_similarity: Annotated[
         Annotated[float, Meta(ge=0, le=1)] | None,
         Meta(
-            description="Share of a prompt that a slot must hold for the server to put it there rather than into the "
-            "slot that was used longest ago; unset: the server's 0.1, and 0.5 behind a gateway, so that a conversation "
-            "is not overwritten by another one with the same system prompt."
+            description="Share of a prompt that a slot must hold for the server to put it there rather than into "
+            "the slot that was used longest ago; unset: the server's 0.1, and 0.75 behind a gateway, so that a "
+            "conversation is not overwritten by another one with the same system prompt."
         ),
     ] = None
     gpu: Annotated[bool, Meta(description="Use the GPU; off: everything runs on the CPU.")] = False

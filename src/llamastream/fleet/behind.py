@@ -14,10 +14,10 @@ from llamastream.errors import SettingError
 from llamastream.fleet.settings import Pool
 
 LOCAL = "127.0.0.1"
-SIMILARITY = 0.5
-"""Of a prompt, in a slot that is taken for that of its conversation: with less the server copies what the slot holds to its
-prompt cache before it is overwritten, and looks there for what has more of the prompt. By its own 0.1 any conversation
-with the same system prompt is taken for this one."""
+SIMILARITY = 0.75
+"""Share of a prompt that a slot must hold to be taken for that of its conversation: with less, the server copies what
+the slot holds to its prompt cache before it is overwritten, and looks there for what has more of the prompt. By its own
+0.1 any conversation with the same system prompt is taken for this one."""
 
 
 class Front(Struct, frozen=True, kw_only=True):

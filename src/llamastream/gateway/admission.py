@@ -86,8 +86,8 @@ class Admission:
         *,
         alone: bool = False,
     ) -> None:
-        """`backends`: the servers as they are now, which `core` knows too. `alone`: no other line sends them anything.
-        """
+        """`backends`: the servers as they are now, which `core` knows too. `alone`: no other line sends them any
+        requests."""
         self._core = core
         self._backends = backends
         self._timeout = settings.queue_timeout

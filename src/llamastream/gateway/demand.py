@@ -39,9 +39,7 @@ class Demand(Struct, frozen=True):
     placeable: bool = False
 
 
-def demand_of(
-    headers: Iterable[tuple[bytes, bytes]], path: str, body: dict[str, Any], allowance: Allowance
-) -> Demand:
+def demand_of(headers: Iterable[tuple[bytes, bytes]], path: str, body: dict[str, Any], allowance: Allowance) -> Demand:
     """What a request with these headers and this body asks of this route.
 
     Raises:

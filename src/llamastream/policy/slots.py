@@ -22,14 +22,16 @@ the server's own line, where `/slots` does not show it."""
 
 
 class _Slot:
-    """`ends`: characters up to the end of each part of the prompt that it holds. `used`: when, in requests."""
+    """`ends`: characters up to the end of each part of the prompt that it holds. `session`: of its conversation.
+    `used`: when, in requests."""
 
-    __slots__ = ("chain", "ends", "state", "used")
+    __slots__ = ("chain", "ends", "session", "state", "used")
 
     def __init__(self) -> None:
         self.state: Literal["unknown", "free", "taken"] = "unknown"
         self.chain: tuple[int, ...] = ()
         self.ends: tuple[int, ...] = ()
+        self.session = 0
         self.used = 0
 
 
@@ -48,7 +50,7 @@ class Slots:
         self._unplaced: set[Seat] = set()  # at work in slots that the server chose, without a first token
         self._queued_until = -inf
         for number, old in enumerate((before._slots if before is not None else [])[: len(self._slots)]):  # noqa: SLF001
-            self._hold(number, Prompt(old.chain, old.ends))
+            self._hold(number, Prompt(old.chain, old.ends, old.session))
             self._slots[number].used = old.used
         self._requests = max((each.used for each in self._slots), default=0)
 
@@ -83,17 +85,19 @@ class Slots:
         return seat
 
     def _best(self, prompt: Prompt, states: Collection[str]) -> int | None:
-        """The slot in which the most is gained and the least lost: what is lost counts the more, the later it was
-        used."""
+        """The slot of the same conversation, else that in which the least is lost, which counts the more, the later it
+        was used. A common system prompt alone is no reason to take the slot of another conversation: once read, each
+        slot has it."""
         able = [number for number, each in enumerate(self._slots) if each.state in states]
         able.sort(key=lambda number: self._slots[number].used)
-        best, best_value = None, -inf
+        best, best_value = None, (-inf, -inf)
         for rank, number in enumerate(able):
             each = self._slots[number]
             same = _common(each.chain, prompt.chain)
             gained = each.ends[same - 1] if same else 0
             lost = (each.ends[-1] if each.ends else 0) - gained
-            value = gained - lost * (rank + 1) / (len(able) + 1)
+            own = same and (same == len(each.chain) or (each.session == prompt.session and gained > lost))
+            value = (gained, 0.0) if own else (-lost * (rank + 1) / (len(able) + 1), gained)
             if value > best_value:
                 best, best_value = number, value
         return best
@@ -102,7 +106,7 @@ class Slots:
         slot = self._slots[number]
         if slot.chain and self._at.get(slot.chain[-1]) == number:
             del self._at[slot.chain[-1]]
-        slot.chain, slot.ends, slot.used = prompt.chain, prompt.ends, self._requests
+        slot.chain, slot.ends, slot.session, slot.used = prompt.chain, prompt.ends, prompt.session, self._requests
         if prompt.chain:
             self._at[prompt.chain[-1]] = number
 
