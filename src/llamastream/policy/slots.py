@@ -89,7 +89,7 @@ class Slots:
         was used. A common system prompt alone is no reason to take the slot of another conversation: once read, each
         slot has it."""
         able = [number for number, each in enumerate(self._slots) if each.state in states]
-        able.sort(key=lambda number: self._slots[number].used)
+        able.sort(key=lambda number: (self._slots[number].used, -number))  # of empty ones the server takes the last
         best, best_value = None, (-inf, -inf)
         for rank, number in enumerate(able):
             each = self._slots[number]
