@@ -110,7 +110,9 @@ def simulate(speed: Speed, repeats: int, sizes: list[int], quick: bool) -> list[
 def decision(repeats: int = 7) -> dict[str, float]:
     """Seconds of CPU of one choice with 1,000 instances, and of one request through the whole scheduler."""
     router = Router("expected")
-    router.update(InstanceFacts(f"i{number}", 4) for number in range(1000))
+    router.update(InstanceFacts(f"i{number}", SLOTS, ours=True) for number in range(1000))
+    for number in range(1000):
+        router.looked(number, range(SLOTS), 0.0)
     scheduler = Scheduler(router, 1 << 16)
 
     def prompt(number: int, parts: int) -> Prompt:
@@ -119,6 +121,7 @@ def decision(repeats: int = 7) -> dict[str, float]:
 
     def through(asked: Prompt, now: float) -> None:
         ticket = Ticket(asked)
+        ticket.placeable = True
         scheduler.submit(ticket, now)
         scheduler.dispatch(now)
         scheduler.finish(ticket, Report(1.0, asked.characters // 4, 0, 50, 100.0), now + 0.1)
