@@ -44,8 +44,9 @@ WORKLOADS = {
     "1.5 conversations for each slot": Workload(1.5, system=1000, question=(50, 300), answer=(30, 120), turns=(6, 14)),
     "3 conversations for each slot": Workload(3.0, system=1000, question=(50, 300), answer=(30, 120), turns=(6, 14)),
 }
-BUSY = 0.6
-"""Of the slots, if every prompt were in the cache but for its new text: what decides how long people think."""
+BUSY = 0.3
+"""Of the slots, if every prompt were in the cache but for its new text: what decides how long people think. So few that
+there is no strategy by which the servers cannot keep up."""
 REQUESTS = {3: 1500, 30: 3000, 1000: 30000}
 DECISION_LIMIT = 50e-6
 CLOSE = 1.05

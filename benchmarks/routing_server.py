@@ -80,8 +80,10 @@ class Server:
 
     def save(self, old: Sequence) -> None:
         """Copy what a slot holds to the cache, unless it is there."""
+        if not old or any(each is old for each in self.kept):  # the latter for speed alone
+            return
         size = length(old)
-        if not old or size > self.limit or any(each[: len(old)] == old for each in self.kept):
+        if size > self.limit or any(each[: len(old)] == old for each in self.kept):
             return
         self.kept = [each for each in self.kept if old[: len(each)] != each]
         while self.kept and sum(map(length, self.kept)) + size > self.limit:

@@ -29,6 +29,8 @@ Strategy: TypeAlias = Literal["expected", "least-busy", "round-robin", "affinity
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 EAGER = 1.0
+BURDEN = 1.0
+"""By so much what has to be read counts besides the time that it takes: an instance that reads keeps others waiting."""
 IDLE_LOOKED_AT = 6
 HOLDERS_LOOKED_AT = 12
 CROWDED = 0.5
@@ -306,10 +308,11 @@ class Router:
                 continue
             decision = self._expected.of(instance, prompt, now)
             wait = self._expected.wait(instance, ahead.get(number, 0)) if full else 0.0
-            reading = self._expected.reading(instance, decision.tokens - decision.cached)
-            cost = EAGER * wait + decision.seconds + crush * reading
+            burden = crush + BURDEN
             if decision.cached < 0.5 * decision.tokens:
-                cost += CROWDED * self.index.crowded(number) * reading
+                burden += CROWDED * self.index.crowded(number)
+            reading = self._expected.reading(instance, decision.tokens - decision.cached)
+            cost = EAGER * wait + decision.seconds + burden * reading
             if cost < best_cost:
                 best, best_cost, best_wait = decision, cost, wait
         if best is None:
