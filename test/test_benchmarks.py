@@ -145,3 +145,30 @@ def test_what_recovery_costs_is_measured_for_chunks_and_for_streams(tmp_path: Pa
         assert row["low_us"] <= row["difference_us"] <= row["high_us"]
         assert row["off_us"] > 0
     assert done.stdout.count("| sync |") == 3
+
+
+# -- routing ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_the_simulated_server_loses_and_finds_prompts_as_llama_server_does() -> None:
+    from routing_server import Server, Speed
+
+    system = ((0, 0), 1000)
+    one, other = (system, ((1, 0), 300)), (system, ((2, 0), 300))
+    for similarity, kept, found in ((0.1, 10000, 1000), (0.9, 10000, 1300), (0.9, 0, 1000)):
+        server = Server(1, Speed((1.0,), (1.0,)), kept, similarity)
+        for prompt in (one, other):
+            server.take(prompt, 0.0, 0)
+            server.busy.clear()
+        assert server.take((*one, ((1, 1), 300)), 0.0, 0) == (0, found)
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_the_simulated_server_takes_the_slot_that_it_is_told() -> None:
+    from routing_server import Server, Speed
+
+    server = Server(3, Speed((1.0,) * 3, (1.0,) * 3), 0, 0.1)
+    assert server.take((((0, 0), 10),), 0.0, 2) == (2, 0)
+    server.busy.clear()
+    assert server.take((((0, 0), 10), ((0, 1), 10)), 0.0, None) == (2, 10)

@@ -70,6 +70,13 @@ def test_current_build_gets_all_defaults_without_a_warning() -> None:
     assert value_of(made.arguments, "--threads-http") == "8"
 
 
+def test_the_similarity_of_slots_is_told_where_it_is_set() -> None:
+    assert "--slot-prompt-similarity" not in line(2026).arguments
+    assert value_of(line(2026, slot_prompt_similarity=0.75).arguments, "--slot-prompt-similarity") == "0.75"
+    with pytest.raises(UnsupportedFlagError, match="slot_prompt_similarity"):
+        line(2026, "-sps", "0.5")
+
+
 def test_what_an_old_build_lacks_is_dropped_with_a_warning() -> None:
     made = line(2023)
     assert not {"--metrics", "--slots", "--cache-ram", "--threads-http"} & set(made.arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from llamastream.engine import EngineOptions
 from llamastream.engine.needs import need_of
 from llamastream.errors import SettingError
+from llamastream.fleet.behind import SIMILARITY, behind
 from llamastream.fleet.footprint import Footprint, parse_status, private_memory
 from llamastream.fleet.pools import as_pools, plan, pool_name
 from llamastream.fleet.questions import decoded, in_flight, parse_load
@@ -162,3 +164,9 @@ def test_what_a_server_needs_is_estimated() -> None:
     assert small.weights == large.weights > 1 << 20
     assert large.kv_cache == 2 * small.kv_cache > 0
     assert small.prompt_cache == 100 << 20
+
+
+def test_servers_behind_a_gateway_keep_what_their_slots_lose(tmp_path: Path) -> None:
+    options = [EngineOptions(), EngineOptions(slot_prompt_similarity=0.2), EngineOptions(cache_ram=0)]
+    made = behind([Pool(name=f"m{number}", options=each) for number, each in enumerate(options)], tmp_path)
+    assert [pool.options.slot_prompt_similarity for pool in made] == [SIMILARITY, 0.2, None]

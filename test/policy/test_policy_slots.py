@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llamastream.policy.prefixes import Prompt, chained
-from llamastream.policy.routing import InstanceFacts, Question, Report, Router
+from llamastream.policy.routing import MISSES, InstanceFacts, Question, Report, Router
 from llamastream.policy.scheduling import Scheduler, Ticket
 from llamastream.policy.slots import QUEUED, Seat, Slots
 
@@ -153,6 +153,15 @@ def seat_of(ticket: Ticket) -> Seat:
     return ticket.seat
 
 
+def begin_and_end(scheduler: Scheduler, cached: int) -> Ticket:
+    """The same prompt again; what it was while it ran."""
+    ticket = begin(scheduler, prompt("a"))
+    seat = ticket.seat
+    scheduler.finish(ticket, Report(1.0, 1250, cached, 10, 100.0), 1.0)
+    ticket.seat = seat
+    return ticket
+
+
 WHOLE = Report(1.0, 1000, 900, 10, 100.0)
 
 
@@ -202,6 +211,17 @@ def test_the_end_of_a_request_of_the_process_before_frees_no_slot_of_this_one() 
     router.update([InstanceFacts("i0", 1, generation=2, ours=True)])
     scheduler.finish(ticket, WHOLE, 1.0)
     assert router.unsure == {0}
+
+
+def test_a_server_that_does_not_heed_the_choice_is_left_to_itself() -> None:
+    router, scheduler = before_ours(1)
+    for _ in range(MISSES):
+        assert seat_of(begin_and_end(scheduler, cached=900)).slot is not None
+    for _ in range(MISSES + 1):
+        assert router.instance(0).seats is not None
+        begin_and_end(scheduler, cached=0)
+    assert router.instance(0).seats is None
+    assert begin_and_end(scheduler, cached=0).seat is None
 
 
 def test_slots_are_looked_at_again_where_an_instance_was_out_of_service() -> None:

@@ -31,10 +31,22 @@ class Instance:
     Attributes:
         number: by which it is known here. facts: what its source says. load: requests that it has.
         reading: of these, prompts that are not read yet. read_at: when they will be.
-        seats: its slots, where they are chosen here.
+        seats: its slots, where they are chosen here. misses: prompts in a row that were not where they had to be.
     """
 
-    __slots__ = ("facts", "generation", "load", "number", "prefill", "rank", "read_at", "reading", "seats", "service")
+    __slots__ = (
+        "facts",
+        "generation",
+        "load",
+        "misses",
+        "number",
+        "prefill",
+        "rank",
+        "read_at",
+        "reading",
+        "seats",
+        "service",
+    )
 
     def __init__(self, number: int, facts: InstanceFacts) -> None:
         self.number = number
@@ -42,6 +54,7 @@ class Instance:
         self.generation = facts.generation
         self.load = 0
         self.reading = 0
+        self.misses = 0
         self.read_at = 0.0
         self.prefill = RunningMedian(0.0)
         self.service = Mean()

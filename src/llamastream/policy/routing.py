@@ -21,7 +21,7 @@ from llamastream.policy.destinations import Instance as Instance
 from llamastream.policy.destinations import InstanceFacts as InstanceFacts
 from llamastream.policy.destinations import Report as Report
 from llamastream.policy.expectation import Expectation
-from llamastream.policy.prefixes import PrefixIndex, Prompt
+from llamastream.policy.prefixes import LEAST, PrefixIndex, Prompt
 from llamastream.policy.slots import Seat, Slots
 from llamastream.policy.speeds import FEWEST_TOKENS, Speeds
 
@@ -36,6 +36,10 @@ HOLDERS_LOOKED_AT = 12
 CROWDED = 0.5
 """Share of a prompt that will be missed if another takes its place in a cache that is full."""
 
+
+MISSES = 16
+"""So many prompts in a row that were not in the slot where they had to be, and a server's slots are no longer chosen: it
+does not heed the choice, or its model cannot use what a slot holds."""
 
 NOBODY: Mapping[int, int] = {}
 
@@ -115,6 +119,7 @@ class Router:
                 continue
             if each.routable and each.generation != instance.generation:  # before, nobody knows what came back
                 instance.generation = each.generation
+                instance.misses = 0
                 self.index.forget(number, keep=each.slots if each.restored else 0)
                 instance.seats = Slots(each.slots, instance.seats if each.restored else None) if each.ours else None
             elif each.ours != instance.facts.ours or each.slots != instance.facts.slots:
@@ -234,7 +239,13 @@ class Router:
         cached = report.cached_tokens
         if cached is None:
             return
-        self.index.learn(number, decision.held, *self._expected.sure_and_hoped(prompt, decision.held), cached)
+        sure, hoped = self._expected.sure_and_hoped(prompt, decision.held)
+        if instance.seats is not None and sure == hoped >= LEAST:
+            instance.misses = instance.misses + 1 if cached < hoped / 2 else 0
+            if instance.misses >= MISSES:
+                instance.seats = None
+                self._look_at(instance)
+        self.index.learn(number, decision.held, sure, hoped, cached)
         read = report.prompt_tokens - cached
         if report.prompt_ms is not None and read >= FEWEST_TOKENS:
             pace = report.prompt_ms / 1000 / read
