@@ -49,10 +49,9 @@ class Lease(Ticket):
         self.failures = 0
         self.first_token_at: float | None = None
 
-    @property
-    def slot(self) -> int | None:
-        """The slot of its server that it is to be put into; None: the server chooses."""
-        return None if self.seat is None else self.seat.slot
+    def slot_at(self, server: Server) -> int | None:
+        """The slot of this server that it is to be put into; None: the server chooses, as each does but its own."""
+        return self.seat.slot if self.seat is not None and server is self.server else None
 
     def at(self, server: Server) -> None:
         """It is this server that works on it now."""

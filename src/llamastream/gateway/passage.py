@@ -214,7 +214,7 @@ class Passage:
         connection: AsyncConnection | None = None
         try:
             connection, reused = await pool.acquire(place, monotonic() + 30.0, arrivals.leave)
-            slot = None if self.lease is None or self.lease.server is not server else self.lease.slot
+            slot = None if self.lease is None else self.lease.slot_at(server)
             placed = body if slot is None or body is None else in_slot(body, slot)
             request = self._request(server, method, path, placed)
             if reused:

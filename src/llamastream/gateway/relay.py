@@ -68,8 +68,7 @@ class Lease(Protocol):
     placed: bool
     failures: int
 
-    @property
-    def slot(self) -> int | None: ...
+    def slot_at(self, server: Server) -> int | None: ...
     def at(self, server: Server) -> None: ...
     def begun(self) -> None: ...
     async def again(self, sign: Callable[[], Awaitable[None]] | None, sign_every: float) -> None: ...
@@ -202,8 +201,7 @@ class Relay(AsyncRunner):
         await super()._attempt(session, begin_at)
 
     def _to_send(self, session: StreamSession) -> bytes:
-        lease = self.lease
-        slot = lease.slot if lease is not None and lease.server is session.server else None
+        slot = None if self.lease is None else self.lease.slot_at(session.server)
         return self._core.attempt_bytes(session.attempt, slot)
 
     async def sign(self) -> None:

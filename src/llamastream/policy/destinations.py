@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 from msgspec import Struct
 
-from llamastream.policy.prefixes import NOTHING, Held
+from llamastream.policy.prefixes import NOTHING, Held, Prompt
 from llamastream.policy.slots import Slots
 from llamastream.policy.speeds import Mean, RunningMedian
 
@@ -64,6 +66,26 @@ class Instance:
     @property
     def slots(self) -> int:
         return max(1, self.facts.slots)
+
+
+NOBODY: Mapping[int, int] = {}
+
+
+class Question(Struct, frozen=True):
+    """What a decision is about.
+
+    Attributes:
+        prompt: of the request. now: the time. ahead: how many requests wait for each instance already.
+        patient: it may wait for an instance although another has a free slot. behind: how many others wait.
+        without: instances where it does not go.
+    """
+
+    prompt: Prompt
+    now: float
+    ahead: Mapping[int, int] = NOBODY
+    patient: bool = True
+    behind: int = 0
+    without: Collection[int] = ()
 
 
 class Decision(Struct, frozen=True):

@@ -9,16 +9,16 @@ clock in seconds.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from math import inf, log2
 from typing import Literal, TypeAlias, get_args
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from llamastream.policy.destinations import Decision as Decision
 from llamastream.policy.destinations import Instance as Instance
 from llamastream.policy.destinations import InstanceFacts as InstanceFacts
+from llamastream.policy.destinations import Question as Question
 from llamastream.policy.destinations import Report as Report
 from llamastream.policy.expectation import Expectation
 from llamastream.policy.prefixes import LEAST, PrefixIndex, Prompt
@@ -38,27 +38,8 @@ CROWDED = 0.5
 
 
 MISSES = 16
-"""So many prompts in a row that were not in the slot where they had to be, and a server's slots are no longer chosen: it
-does not heed the choice, or its model cannot use what a slot holds."""
-
-NOBODY: Mapping[int, int] = {}
-
-
-class Question(Struct, frozen=True):
-    """What a decision is about.
-
-    Attributes:
-        prompt: of the request. now: the time. ahead: how many requests wait for each instance already.
-        patient: it may wait for an instance although another has a free slot. behind: how many others wait.
-        without: instances where it does not go.
-    """
-
-    prompt: Prompt
-    now: float
-    ahead: Mapping[int, int] = NOBODY
-    patient: bool = True
-    behind: int = 0
-    without: Collection[int] = ()
+"""So many prompts in a row that were not in the slot where they had to be, and a server's slots are no longer chosen:
+it does not heed the choice, or its model cannot use what a slot holds."""
 
 
 class Router:
