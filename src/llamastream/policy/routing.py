@@ -29,7 +29,7 @@ Strategy: TypeAlias = Literal["expected", "least-busy", "round-robin", "affinity
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 EAGER = 1.0
-BURDEN = 1.0
+BURDEN = 0.5
 """By so much what has to be read counts besides the time that it takes: an instance that reads keeps others waiting."""
 IDLE_LOOKED_AT = 6
 HOLDERS_LOOKED_AT = 12
