@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from wires import ask, chat
 
 from gateways import serving
+from llamastream import StreamingClient
 from llamastream.backends import StaticBackends
 from llamastream.engine import EngineOptions, launch
 from llamastream.errors import SettingError
 from llamastream.events import InstanceChanged
-from llamastream.gateway import Upstreams, create_app, gateway_thread
+from llamastream.gateway import Upstreams, create_app, gateway_thread, patience
 from llamastream.gateway.exposure import is_own_address
 from llamastream.gateway.hops import MOST_HOPS, LoopError, new_mark, onward
 from llamastream.testing import NumberedServer, ServerDouble
@@ -49,6 +51,34 @@ def test_one_that_is_gone_is_left_alone_until_it_is_back() -> None:
                 wait_for(lambda: source.snapshot()[1].state == "ready")
                 assert source.snapshot()[1].generation == 2
         second.stop()
+
+
+def test_a_server_that_freezes_over_a_whole_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("LOOK_AFTER", 0.5), ("LOOK_EVERY", 0.1), ("LOOK_TIMEOUT", 0.3)):
+        monkeypatch.setattr(patience, name, seconds)
+    body = {"messages": STORY, "temperature": 0, "max_tokens": 3000, "ignore_eos": True}
+    with launch(EngineOptions()) as first, launch(EngineOptions()) as second:
+        source = Upstreams([first.url, second.url])
+        with serving(source) as gateway, ThreadPoolExecutor(1) as pool:
+            wait_for(lambda: all(backend.models for backend in source.snapshot()))
+            answer = pool.submit(ask, gateway.url, body=body)
+            wait_for(lambda: any(gateway.gateway.lanes.at_work().values()))
+            frozen = (first, second)[gateway.busy()]
+            with StreamingClient(frozen.url) as client:
+                wait_for(lambda: any(slot["is_processing"] for slot in client.slots()))
+            os.kill(frozen.pid, signal.SIGSTOP)
+            try:
+                assert answer.result(60).status == 200
+            finally:
+                os.kill(frozen.pid, signal.SIGCONT)
+
+
+def test_a_server_that_takes_long_over_a_whole_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOOK_AFTER", "LOOK_EVERY"):
+        monkeypatch.setattr(patience, name, 0.01)
+    with launch(EngineOptions()) as engine, serving(Upstreams([engine.url])) as gateway:
+        body = {"messages": STORY, "temperature": 0, "max_tokens": 3000, "ignore_eos": True}
+        assert ask(gateway.url, body=body).json["usage"]["completion_tokens"] == 3000
 
 
 def test_no_server_at_all_is_said() -> None:

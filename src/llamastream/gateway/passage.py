@@ -3,136 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
 from llamastream.client.aconnection import AsyncConnection
 from llamastream.client.apool import AsyncConnectionPool
 from llamastream.client.core import ClientCore
-from llamastream.client.oserrors import connection_lost
 from llamastream.client.pool import Place
 from llamastream.client.servers import Server
-from llamastream.errors import BadRequestError, ConnectionLostError, ContentIdleTimeoutError, LlamaStreamError
+from llamastream.errors import BadRequestError, ConnectionLostError, LlamaStreamError
 from llamastream.gateway import relay
+from llamastream.gateway.arrivals import Arrivals
 from llamastream.gateway.frames import WAITING, error_type, event
+from llamastream.gateway.patience import Patience
 from llamastream.gateway.refusals import in_form, public
 from llamastream.gateway.relay import HEADERS, Send
 from llamastream.protocol.failures import response_error
-from llamastream.protocol.http1 import ResponseReader, build_request
+from llamastream.protocol.http1 import build_request
 from llamastream.protocol.requests import in_slot
 
 PASSED_ON = frozenset({"content-type", "retry-after"})
 """Headers of a server's answer that its client gets."""
 ATTEMPTS = 3
-HIGH_WATER = 1 << 20
-"""Bytes of a stream that wait for a client which reads too slowly, before its server is made to wait as well."""
-LARGEST_EVENT = 8 * 1024 * 1024
-"""Bytes of an event that are held back until it is whole."""
-
-
-class _Arrivals:
-    """What arrives over one connection, as a queue with an end. `filled`: called when much of it waits."""
-
-    def __init__(self) -> None:
-        self.reader = ResponseReader()
-        self.body = bytearray()
-        self.begun = False
-        self.over = False
-        self.error: LlamaStreamError | None = None
-        self.filled: Callable[[], None] | None = None
-        self._news = asyncio.Event()
-        self.url = ""
-
-    def data_received(self, data: bytes) -> None:
-        self.begun = True
-        try:
-            self.body += b"".join(self.reader.feed(data))
-        except LlamaStreamError as error:
-            self.error = error
-        if self.reader.failure is not None:
-            self.error = self.reader.failure
-        self.over = self.reader.complete or self.error is not None
-        if self.filled is not None and len(self.body) > HIGH_WATER:
-            self.filled()
-        self._news.set()
-
-    def closed(self, error: OSError | None) -> None:
-        if not self.over:
-            if error is not None:
-                self.error = connection_lost(self.url, error)
-            elif not self.reader.feed_eof():
-                self.error = ConnectionLostError(f"{self.url} broke off in the middle of the answer")
-            self.over = True
-        self._news.set()
-
-    def leave(self) -> None:
-        """The event loop ends: nothing more will come."""
-        self.over = True
-        self._news.set()
-
-    async def news(self, timeout: float | None = None) -> None:
-        """Wait until something happens.
-
-        Raises:
-            TimeoutError: not within so many seconds.
-        """
-        self._news.clear()
-        async with asyncio.timeout(timeout):
-            await self._news.wait()
-
-    async def more(self) -> bool:
-        """Wait for bytes, or the end; whether there is anything to take."""
-        while not (self.body or self.over):
-            await self.news()
-        return bool(self.body)
-
-    async def events(self, timeout: float | None) -> bytes:
-        """Wait for whole events, and take them; b"" at the end, whatever was begun there.
-
-        Raises:
-            ContentIdleTimeoutError: nothing came for so many seconds.
-        """
-        while True:
-            boundary = self.body.rfind(b"\n\n")
-            end = 0 if boundary < 0 else boundary + 2
-            if (self.over and self.error is None) or (not end and len(self.body) > LARGEST_EVENT):
-                end = len(self.body)
-            if end:
-                taken = bytes(self.body[:end])
-                del self.body[:end]
-                return taken
-            if self.over:
-                return b""
-            try:
-                await self.news(timeout)
-            except TimeoutError:
-                raise ContentIdleTimeoutError(f"{self.url}: nothing came for {timeout:g} s") from None
-
-    async def stale(self) -> bool:
-        """Wait for the first bytes; whether the connection had been closed while it was idle, so that none came. What
-        comes over another one is then taken as if this had not been."""
-        while not (self.begun or self.over):
-            await self.news()
-        if self.begun or not isinstance(self.error, ConnectionLostError):
-            return False
-        self.over, self.error, self.reader = False, None, ResponseReader()
-        return True
-
-    async def header(self, sign: Callable[[], Awaitable[None]] | None) -> None:
-        """Wait for the header of the response; `sign` is called now and then while it does not come.
-
-        Raises:
-            LlamaStreamError: there will be none.
-        """
-        while not (self.reader.header_complete or self.over):
-            try:
-                await self.news(None if sign is None else relay.SIGN_OF_LIFE)
-            except TimeoutError:
-                assert sign is not None
-                await sign()
-        if self.error is not None:
-            raise self.error
 
 
 class Passage:
@@ -209,8 +102,10 @@ class Passage:
     ) -> int:
         place = Place()
         pool = self._pools[server.index]
-        arrivals = _Arrivals()
+        arrivals = Arrivals()
         arrivals.url = server.url + path
+        patience = Patience(self._core, server)
+        sign = self.sign if self._stream else None
         connection: AsyncConnection | None = None
         try:
             connection, reused = await pool.acquire(place, monotonic() + 30.0, arrivals.leave)
@@ -220,18 +115,17 @@ class Passage:
             if reused:
                 connection.keep(arrivals)
                 connection.send(request)
-                reused = not await arrivals.stale()
+                reused = not await arrivals.stale(patience, sign)
             if not reused:
                 connection = pool.replace(connection)
                 await connection.connect(arrivals, server.address, server.tls, self._core.timeouts.connect)
                 connection.send(request)
-            await arrivals.header(self.sign if self._stream else None)
+            await arrivals.header(sign, patience)
             reader = arrivals.reader
             if reader.status in (401, 503):
-                while not arrivals.over:
-                    await arrivals.news()
+                await arrivals.whole(patience)
                 raise response_error(reader.status, reader.headers, bytes(arrivals.body), arrivals.url)
-            await self._hand_on(path, arrivals, connection, headers)
+            await self._hand_on(path, arrivals, connection, headers, patience)
             if reader.status < 500:
                 self._core.servers.succeeded(server)
             return reader.status
@@ -260,14 +154,18 @@ class Passage:
         return build_request(method, server.address.target(path), server.address.host_header, own, body)
 
     async def _hand_on(
-        self, path: str, arrivals: _Arrivals, connection: AsyncConnection, headers: Sequence[tuple[bytes, bytes]]
+        self,
+        path: str,
+        arrivals: Arrivals,
+        connection: AsyncConnection,
+        headers: Sequence[tuple[bytes, bytes]],
+        patience: Patience,
     ) -> None:
         reader = arrivals.reader
         if reader.headers.get("content-type", "").startswith("text/event-stream"):
             await self._hand_on_events(arrivals, connection, [*HEADERS, *headers])
             return
-        while not arrivals.over:  # whole, or an error: a body that broke off is told by its status
-            await arrivals.news()
+        await arrivals.whole(patience)  # a body that broke off is told by its status
         if arrivals.error is not None:
             raise arrivals.error
         if self.began:  # the client was told to wait for events
@@ -279,7 +177,7 @@ class Passage:
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _hand_on_events(
-        self, arrivals: _Arrivals, connection: AsyncConnection, headers: Sequence[tuple[bytes, bytes]]
+        self, arrivals: Arrivals, connection: AsyncConnection, headers: Sequence[tuple[bytes, bytes]]
     ) -> None:
         idle = self._core.timeouts.content_idle
         while body := await arrivals.events(idle):
