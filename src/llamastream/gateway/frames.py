@@ -30,8 +30,8 @@ def event(data: Any) -> bytes:
 
 def unchunked(data: bytes) -> bytes:
     """The body in whole chunks of HTTP/1.1."""
-    start = data.index(b"\r\n") + 2
-    if start + int(data[:start], 16) + 2 == len(data):  # one of them, as nearly always
+    start = data.find(b"\r\n") + 2
+    if start > 2 and start + int(data[:start], 16) + 2 == len(data):  # one of them, as nearly always
         return data[start:-2]
     body, at = b"", 0
     while at < len(data):
