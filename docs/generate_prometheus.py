@@ -45,9 +45,7 @@ def expression(rule: Rule, settings: AlertSettings) -> str:
     wedged = m("instance_ends", 'after="wedged"')
     down = m("instance_state", 'state=~"restarting|wedged|failed"')
     failed = m("instance_state", 'state="failed"')
-    broken = m("requests", 'status=~"5.."', window)
-    cut = m("requests", 'status!~"5..",finish_reason="error"', window)
-    first, second = (f"(sum(rate({each})) or vector(0))" for each in (broken, cut))
+    broken = m("requests", 'finish_reason="error"', window)
     answers = m("requests", 'finish_reason!=""', window)
     known: dict[RuleName, str] = {
         "instance_down": f"{down} == 1",
@@ -58,7 +56,7 @@ def expression(rule: Rule, settings: AlertSettings) -> str:
         "queue_length": f"{m('queue_length')} >= {at}",
         "time_to_first_token": f"{buckets('time_to_first_token_seconds', 0.95, window)} >= {at}",
         "tokens_per_second": f"{buckets('inter_token_latency_seconds', 0.5, window)} > 1 / {at}",
-        "error_rate": f"({first} + {second}) / sum(rate({answers})) >= {at}"
+        "error_rate": f"sum(rate({broken})) / sum(rate({answers})) >= {at}"
         f" and sum(increase({answers})) >= {settings.min_requests}",
         "recoveries": f"sum(increase({m('recoveries', window=window)})) >= {at}",
         "memory": f"{m('instance_memory_bytes')} >= {at}",
@@ -143,7 +141,7 @@ def panels() -> list[tuple[str, str, str, list[tuple[str, str]]]]:
         return [(f"{grouped}(rate({m(name, '', RATE)}))", f"{{{{{by}}}}}" if by else name.replace("_", " "))]
 
     cached = f"sum(rate({m('cached_prompt_tokens', '', RATE)})) / sum(rate({m('prompt_tokens', '', RATE)}))"
-    failed = m("requests", 'status=~"5.."', RATE)
+    failed, answers = (m("requests", chosen, RATE) for chosen in ('finish_reason="error"', 'finish_reason!=""'))
     return [
         ("Instances that take requests", "stat", "short", [(f"sum({m('instances_ready')})", "ready")]),
         ("Requests at work", "stat", "short", [(f"sum({m('requests_active')})", "active")]),
@@ -151,7 +149,7 @@ def panels() -> list[tuple[str, str, str, list[tuple[str, str]]]]:
         ("Tokens per second", "stat", "short", rate("completion_tokens")),
         ("Requests", "timeseries", "reqps", rate("requests", "status")),
         ("Share of failures", "timeseries", "percentunit",
-         [(f"(sum(rate({failed})) or vector(0)) / sum(rate({m('requests', '', RATE)}))", "5xx")]),
+         [(f"(sum(rate({failed})) or vector(0)) / sum(rate({answers}))", "failed")]),
         ("Time to first token", "timeseries", "s", three("time_to_first_token_seconds")),
         ("Between tokens", "timeseries", "s", three("inter_token_latency_seconds")),
         ("Wait for a slot", "timeseries", "s", three("queue_wait_seconds")),

@@ -148,7 +148,9 @@ class RequestServed(Struct, frozen=True, kw_only=True):
             asked, the route as it is declared, or `other`. status: of the response; 499 if the client left before it
             began.
         model: that was asked for, as far as it exists, else `other`; "" where none is needed.
-        finish_reason: how the answer ended: stop, length, tool_calls, cancelled, error; "" where there is no answer.
+        finish_reason: how the answer ended: stop, length, tool_calls, cancelled; refused, if the fault was the
+            request's (see `is_refusal`); error, if it was ours; other, if the answer does not say, as an embedding; ""
+            where no answer was asked for.
         error: the name of the error that ended it, or "".
         streamed: the answer was a stream. queue_wait: in line for a slot. time_to_first_token: from the request's
             beginning, its wait included. prompt_tokens, cached_tokens, completion_tokens: as the server counted.
@@ -186,6 +188,20 @@ class RequestServed(Struct, frozen=True, kw_only=True):
     key: str = ""
     client: str = ""
     cache: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the service failed at it. What was refused, or left by its client, is no failure; nor is it one to
+        say that no server is ready, or that the cache has no such answer, to who asked just that."""
+        if self.finish_reason:
+            return self.finish_reason == "error"
+        return self.status >= 500 and bool(self.error)
+
+
+def is_refusal(status: int) -> bool:
+    """Whether a status says that the fault is the request's: 4xx (a limit of its key among them), or 501, for what is
+    not served here."""
+    return 400 <= status < 500 or status == 501
 
 
 GatewayEvent: TypeAlias = RequestServed

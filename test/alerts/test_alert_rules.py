@@ -101,15 +101,22 @@ def test_too_few_requests_are_no_evidence() -> None:
 
 
 def test_requests_leave_the_window() -> None:
-    events = [served(status=500, recoveries=("replay",))] * 3
+    events = [served(status=500, finish_reason="error", recoveries=("replay",))] * 3
     assert read(events, now=10.0)["error_rate"] == 1.0
     assert read(events, now=10.1)["recoveries"] == 0
 
 
-def test_a_scrape_of_metrics_and_a_full_line_are_no_failures() -> None:
+def test_what_asks_for_no_answer_is_no_evidence() -> None:
     scrapes = [served(route="/metrics", finish_reason="", queue_wait=None, status=500)] * 5
     assert read(scrapes)["error_rate"] is None
-    assert read([served(status=429, finish_reason="error")] * 5)["error_rate"] == 1.0  # ended by an error all the same
+
+
+def test_what_is_refused_or_left_is_no_failure() -> None:
+    refused = [served(status=status, finish_reason="refused", error="RequestError") for status in (400, 404, 429, 501)]
+    left = [served(status=499, finish_reason="cancelled")]
+    assert read([*refused, *left])["error_rate"] == 0.0
+    # told in the middle of a stream that waited: of a status nothing is seen
+    assert read([*refused, served(finish_reason="error")])["error_rate"] == pytest.approx(0.2)
 
 
 def test_speed_is_that_of_all_tokens_after_the_first() -> None:

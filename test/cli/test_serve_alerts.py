@@ -262,6 +262,23 @@ def test_requests_that_find_no_server_are_an_error_rate(environ: dict[str, str])
         assert "100.0 %, the limit is 50.0 %; 2 of 2 requests failed" in fired["message"].replace("3 of 3", "2 of 2")
 
 
+def test_mistakes_of_clients_are_no_error_rate(environ: dict[str, str]) -> None:
+    with watched(environ, error_rate="0.05", window="60") as started:
+        url = started.ready()["url"]
+        wrong = {"messages": QUESTION, "max_tokens": 1, "grammar": "root ::= ("}
+        assert {ask(url, body=wrong).status for _ in range(5)} == {400}
+        rule: dict[str, Any] = {}
+
+        def judged() -> bool:
+            rules = json.loads(started.command("alerts", "--json").stdout)["rules"]
+            rule.update(next(each for each in rules if each["rule"] == "error_rate"))
+            return rule["value"] is not None
+
+        wait_for(judged)
+        assert (rule["phase"], rule["value"]) == ("well", 0.0)
+        assert not [each for each in started.events if each["event"] == "alert"]
+
+
 def test_when_all_have_failed_for_good_that_is_still_told(environ: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "messages"
     script = tmp_path / "tell.py"

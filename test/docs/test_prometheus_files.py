@@ -119,6 +119,13 @@ def test_prometheus_fires_at_samples_of_each_fault(tmp_path: Any) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_share_of_failures_is_that_of_serve_itself() -> None:
+    """Both are of `finish_reason`, which `RequestServed.failed` reads: no status stands in the query."""
+    (rule,) = [each for each in alert_rules(AlertSettings()) if each["alert"] == "LlamastreamErrorRate"]
+    asked = set(re.findall(r"llamastream_requests_total\{([^}]*)\}", rule["expr"]))
+    assert asked == {'finish_reason="error"', 'finish_reason!=""'}
+
+
 KINDS_OF_PANELS = {"stat", "timeseries"}
 UNITS = {"short", "reqps", "percentunit", "s", "bytes"}
 """Ids of units, of those that Grafana has."""

@@ -19,6 +19,7 @@ from llamastream import StreamingClient
 from llamastream.backends import Backend, StaticBackends
 from llamastream.engine import EngineOptions
 from llamastream.events import InstanceChanged, InstanceWarning, RequestServed
+from llamastream.gateway import GatewaySettings, relay
 from llamastream.gateway.glimpse import Figures, Glimpse, figures_of
 from llamastream.gateway.operations import status_of
 from llamastream.gateway.served import known_model
@@ -26,6 +27,7 @@ from llamastream.observe.access import AccessLog
 from llamastream.observe.exposition import exposition
 from llamastream.observe.metrics import METRICS, Metrics
 from polling import wait_for
+from ports import free_port
 
 STORY = [{"role": "user", "content": "Tell me a story."}]
 CHAT = "/v1/chat/completions"
@@ -128,6 +130,42 @@ def test_recoveries_and_instances_are_counted(fleet: Watched) -> None:
         assert of("instance_memory_bytes", instance="demo-1") > 10e6
         assert (of("instances_ready"), of("slots"), of("queue_length")) == (2, 8, 0)
         assert of("connections") >= 1
+
+
+def test_what_is_refused_is_counted_as_refused_and_never_as_failed(fleet: Watched) -> None:
+    wrong: list[tuple[str, Any, int]] = [
+        (CHAT, {"messages": STORY, "max_tokens": 1, "grammar": "root ::= ("}, 400),
+        (CHAT, {"messages": STORY, "max_tokens": 1, "grammar": "root ::= (", "stream": True}, 400),
+        ("/v1/messages", {"messages": STORY, "max_tokens": 1, "tools": 5}, 400),
+        (CHAT, ["no object"], 400),
+        (CHAT, {"messages": STORY, "max_tokens": 1}, 200),
+        (CHAT, {"messages": STORY, "max_tokens": 1}, 429),
+    ]
+    with serving(fleet.fleet, GatewaySettings(requests_per_minute=4)) as gateway:
+        for number, (path, body, status) in enumerate(wrong, 1):
+            assert ask(gateway.url, path=path, body=body).status == status, body
+            wait_for(lambda: len(gateway.served) == number)  # noqa: B023  # it is called at once
+        reasons = [event.finish_reason for event in gateway.served]
+        assert reasons == ["length" if status == 200 else "refused" for _, _, status in wrong]
+        assert not any(event.failed for event in gateway.served)
+        refused = {"route": CHAT, "finish_reason": "refused"}
+        assert value(gateway, "requests_total", model="demo", status="429", **refused) == 1
+        assert value(gateway, "requests_total", model="demo", status="400", **refused) == 2
+
+
+def test_what_no_server_takes_is_failed_before_and_in_the_middle_of_a_stream() -> None:
+    with (
+        serving(StaticBackends((f"http://127.0.0.1:{free_port()}",)), GatewaySettings(queue_timeout=0.5)) as gateway,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(relay, "SIGN_OF_LIFE", 0.1)  # so that the stream has begun when its time is over
+        for stream, status in ((False, 503), (True, 200)):
+            heard = ask(gateway.url, path=CHAT, body={"messages": STORY, "stream": stream})
+            assert heard.status == status, heard.raw
+        wait_for(lambda: len(gateway.served) == 2)
+        assert [(event.finish_reason, event.failed) for event in gateway.served] == [
+            ("error", True), ("error", True)
+        ]  # fmt: skip
 
 
 def test_what_clients_write_makes_no_new_series(gateway: Running) -> None:

@@ -196,7 +196,10 @@ def test_a_source_that_tells_no_times_is_watched() -> None:
     [
         (served(500, error="TransportError"), "error"),
         (served(finish_reason="error"), "error"),
-        (served(429), None),
+        (served(429, finish_reason="refused", error="RateLimitedError"), None),
+        (served(400, finish_reason="refused", error="BadRequestError"), None),
+        (served(503, route="/health"), None),
+        (served(504), None),
         (served(499, finish_reason="cancelled"), None),
         (changed("ready", "failed"), "error"),
         (changed("busy", "wedged"), "warning"),
@@ -219,5 +222,5 @@ def test_what_is_an_error(event: Any, level: str | None) -> None:
 def test_errors_are_bounded() -> None:
     board = Board()
     for _ in range(3 * TROUBLES):
-        board(served(500))
+        board(served(500, finish_reason="error"))
     assert len(board.troubles.since(0, 10_000)[0]) == TROUBLES

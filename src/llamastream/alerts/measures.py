@@ -16,8 +16,6 @@ KEPT = 10_000
 """Requests of the window that are kept at most; of more, the last ones count."""
 FEWEST_GAPS = 8
 """Gaps between chunks, without which a stream says nothing about speed."""
-ON_OUR_SIDE = 500
-"""Status from which on a request failed on our side. What the full line refuses (429) is the queue's matter."""
 
 
 class Reading(Struct, frozen=True):
@@ -67,12 +65,12 @@ class Requests:
 
     def add(self, event: RequestServed, now: float) -> None:
         """One is over. Only those that wanted an answer count: a scrape of metrics shows nothing of them."""
-        if event.queue_wait is None and not event.finish_reason:
+        if not event.finish_reason:
             return
         self._kept.append(
             _Served(
                 time=now,
-                failed=event.status >= ON_OUR_SIDE or event.finish_reason == "error",
+                failed=event.failed,
                 waited=event.queue_wait,
                 first=event.time_to_first_token,
                 speed=speed_of(event) if self._model in (None, event.model) else None,

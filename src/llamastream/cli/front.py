@@ -170,7 +170,7 @@ def record_of(event: RequestServed) -> Record:
     message += f" in {event.duration:.3f} s"
     return Record(
         time=time.time(),
-        level="warning" if event.status >= 500 or event.finish_reason == "error" else "info",
+        level="warning" if event.status >= 500 or event.failed else "info",
         event="request",
         message=message,
         instance=event.instance,

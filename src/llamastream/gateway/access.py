@@ -64,7 +64,7 @@ class Access:
                 raise
             await self._give_up(scope["path"], outgoing)
         except Exception as error:
-            served.error = type(error).__name__
+            served.failed(error)
             logger.exception("request %s to %s failed", served.request_id, served.route)
             message = "the gateway failed at this request; its log says why"
             if not served.status:
@@ -80,7 +80,7 @@ class Access:
         """The time for running streams is over: say so, rather than break off."""
         error = UnavailableError("the gateway is shutting down, and the time for running requests is over", status=503)
         served = outgoing.served
-        served.error = type(error).__name__
+        served.failed(error)
         with contextlib.suppress(OSError, RuntimeError):
             if not served.status:
                 await respond(outgoing, 503, refusal(path, 503, error.message), [(b"retry-after", b"1")])

@@ -115,6 +115,7 @@ class Gateway:
     async def generate(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """A generation endpoint."""
         path: str = ALIASES.get(scope["path"], scope["path"])
+        served_of(scope).wanted = True
         raw = await self.bodies.read(scope, receive)
         body = _json(raw)
         lane = self._lane(lambda model: self.lanes.find(model, task_of(path)), body)
@@ -150,7 +151,7 @@ class Gateway:
         try:
             await self._charged(lane, demand, runner, work, served)
         except LlamaStreamError as error:
-            served.error = type(error).__name__
+            served.failed(error)
             await self._failed(path, error, runner, send)
 
     async def _charged(
@@ -209,6 +210,7 @@ class Gateway:
         try:
             await run("GET" if raw is None else "POST", path, raw)  # of a HEAD the server around us leaves the head
         except LlamaStreamError as error:
+            served_of(scope).failed(error)
             await self._failed(known, error, passage, send)
 
     async def models(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -338,11 +340,11 @@ class _Endpoint:
         try:
             await self._handler(scope, receive, send)
         except UnavailableError as error:  # before anybody was asked
-            served_of(scope).error = type(error).__name__
+            served_of(scope).failed(error)
             status, body, headers = error_response(scope["path"], error)
             await respond(send, status, body, [*headers, (b"connection", b"close")])
         except RequestError as error:
-            served_of(scope).error = type(error).__name__
+            served_of(scope).failed(error)
             if error.status != 499:
                 body = refusal(scope["path"], error.status, error.message)
                 await respond(send, error.status, body, [*error.headers, (b"connection", b"close")])

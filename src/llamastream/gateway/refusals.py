@@ -46,12 +46,15 @@ def error_response(path: str, error: LlamaStreamError) -> tuple[int, bytes, list
             headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
         if error.body and error.status is not None:
             return error.status, in_form(path, error.body), headers
-    status = error.status or 500
-    if isinstance(error, StreamTimeoutError):
-        status = 504
-    elif isinstance(error, TransportError):
-        status = 502
+    status = status_of(error)
     return status, refusal(path, status, public(error)), headers
+
+
+def status_of(error: LlamaStreamError) -> int:
+    """The status of a response that tells of this error."""
+    if isinstance(error, AuthenticationError | TransportError):
+        return 502
+    return 504 if isinstance(error, StreamTimeoutError) else error.status or 500
 
 
 def in_form(path: str, body: bytes) -> bytes:

@@ -8,10 +8,12 @@ from typing import Any
 
 from llamastream.address import parse_address
 from llamastream.backends import BackendSource
-from llamastream.events import RequestServed
+from llamastream.errors import LlamaStreamError
+from llamastream.events import RequestServed, is_refusal
 from llamastream.gateway.admission import Lease
 from llamastream.gateway.glimpse import Glimpse
 from llamastream.gateway.passage import Passage
+from llamastream.gateway.refusals import status_of
 from llamastream.gateway.relay import Relay
 from llamastream.policy.routing import Report
 
@@ -26,8 +28,9 @@ class Served:
 
     Attributes:
         request_id, method, route, client: see `RequestServed`. key: the name of its key. model: that was asked for,
-            None where none is. asked: the request's body was read. runner: who brings the answer. queue_wait: seconds.
-        status: of the response, 0 before it began. ended: the response is complete. error: what went wrong.
+            None where none is. wanted: it is for an answer. asked: its body was read, and can be answered. runner:
+            who brings the answer. queue_wait: seconds. status: of the response, 0 before it began. ended: the response
+            is complete. error: what went wrong.
         glimpse: reads along what is not read otherwise. owner: tells its key from all others, also where names change.
         own: what the keys file says of its key. lease: its slot. report: what it took. headers: for its response.
         explain: its client wants to know why it went where it went.
@@ -43,6 +46,7 @@ class Served:
         self.owner = ""
         self.cache = ""
         self.model: str | None = None
+        self.wanted = False
         self.asked = False
         self.runner: Relay | Passage | None = None
         self.own: tuple[tuple[str, Any], ...] = ()
@@ -53,6 +57,7 @@ class Served:
         self.status = 0
         self.ended = False
         self.error = ""
+        self._fault = 0
         self.glimpse: Glimpse | None = None
         self.first_body: float | None = None
         self._time = time.time()
@@ -74,6 +79,11 @@ class Served:
         self.asked = True
         self.cache = how
         self.glimpse = Glimpse()
+
+    def failed(self, error: BaseException) -> None:
+        """It ends by this error, of which a client that is in the middle of its answer sees no status."""
+        self.error = type(error).__name__
+        self._fault = status_of(error) if isinstance(error, LlamaStreamError) else 0
 
     def instance(self, source: BackendSource) -> str:
         """The id of the server that answers, or ""."""
@@ -153,12 +163,14 @@ class Served:
             }
             if session.error is not None:
                 known["error"] = type(session.error).__name__
+                self._fault = self._fault or status_of(session.error)
         elif self.glimpse is not None:
             known = self._glimpsed(self.glimpse)
         if not self.ended:
             known["finish_reason"] = "cancelled" if self.asked and not self.error else known.get("finish_reason", "")
         if self.error:
-            known |= {"error": self.error, "finish_reason": "error" if self.asked else ""}
+            known |= {"error": self.error, "finish_reason": "error" if self.wanted else ""}
+        known["finish_reason"] = self._outcome(known.get("finish_reason", ""))
         return RequestServed(
             time=self._time,
             request_id=self.request_id,
@@ -175,6 +187,14 @@ class Served:
             **self._expected(),
             **known,
         )
+
+    def _outcome(self, reason: str) -> str:
+        """How it ended: whose fault it was, if it was one, and something for every answer."""
+        if reason == "error":
+            if not self.status:
+                return "cancelled"  # nobody was there to be told
+            return "refused" if is_refusal(self.status) or is_refusal(self._fault) else reason
+        return reason or ("other" if self.asked else "")
 
     def _glimpsed(self, glimpse: Glimpse) -> dict[str, Any]:
         seen = glimpse.figures()

@@ -21,7 +21,7 @@ PREFIX = "llamastream_"
 STATES: tuple[InstanceState, ...] = get_args(InstanceState)
 MOST_KEYS = 64
 """Keys that have series of their own."""
-FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "cancelled", "error", ""})
+FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "cancelled", "refused", "error", "other", ""})
 
 _WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
@@ -32,7 +32,8 @@ METRICS: tuple[Metric, ...] = (
         "requests",
         "counter",
         "Requests that are over. status: of the response, 499 if the client left before it. finish_reason: how the "
-        "answer ended (stop, length, tool_calls, cancelled, error), empty where there is none.",
+        "answer ended: stop, length, tool_calls, cancelled, refused (the request's fault: a 4xx, or a 501), error, "
+        "other (it does not say, as an embedding), empty where none was asked for.",
         ("route", "model", "status", "finish_reason"),
     ),
     Metric(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from llamastream.errors import LlamaStreamError
-from llamastream.events import ClientEvent, RequestEnded, RequestServed, RequestStarted
+from llamastream.events import ClientEvent, RequestEnded, RequestServed, RequestStarted, is_refusal
 from llamastream.observe.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def as_served(event: RequestEnded, route: str, model: str) -> RequestServed:
         status=status,
         duration=stats.duration,
         model=model,
-        finish_reason=event.finish_reason,
+        finish_reason="refused" if error is not None and is_refusal(status) else event.finish_reason,
         error="" if error is None else type(error).__name__,
         streamed=stats.streamed,
         time_to_first_token=stats.time_to_first_token,

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from msgspec import Struct
 
 from llamastream.events import ClientEvent, FleetEvent, InstanceChanged, InstanceWarning, RequestServed
-from llamastream.observe.dashboard.recent import Recent, RecentFigures, has_failed
+from llamastream.observe.dashboard.recent import Recent, RecentFigures
 from llamastream.observe.dashboard.rings import History
 from llamastream.observe.dashboard.tail import Line, Tail
 
@@ -126,7 +126,7 @@ class Board:
         self.on_news()
 
     def _served(self, event: RequestServed) -> None:
-        failed = has_failed(event)
+        failed = event.failed
         with self._lock:
             self._recent.add(event, self._clock())
             totals = self._totals

@@ -36,7 +36,8 @@ class RecentFigures(Struct, frozen=True, kw_only=True):
     """The last minute. Times are in seconds, None where there was no such request.
 
     Attributes:
-        statuses: requests by HTTP status. failed: those that ended with an error, a broken stream among them.
+        statuses: requests by HTTP status. failed: those at which the service failed, a broken stream among
+            them; not what it refused.
         last_second: requests, failed ones and generated tokens in the last whole second. prompt_tokens, cached_tokens:
             of the prompts of the minute, and those of them that the prompt cache saved.
         ttft_p50, ttft_p95: from the beginning of a request to its first content. wait_p50, wait_p95: in line.
@@ -67,7 +68,7 @@ class Recent:
             self._forget(at)
         second = self._seconds[-1]
         second.statuses[event.status] += 1
-        second.failed += has_failed(event)
+        second.failed += event.failed
         second.tokens += event.completion_tokens or 0
         second.prompts += event.prompt_tokens or 0
         second.cached += event.cached_tokens or 0
@@ -101,11 +102,6 @@ class Recent:
     def _forget(self, at: int) -> None:
         while self._seconds and self._seconds[0].at <= at - WINDOW:
             self._seconds.popleft()
-
-
-def has_failed(event: RequestServed) -> bool:
-    """Whether something went wrong with it that is not the client's doing."""
-    return event.status >= 500 or event.finish_reason == "error"
 
 
 def quantile(ordered: Sequence[float], share: float) -> float | None:
