@@ -10,7 +10,7 @@ import pytest
 
 from llamastream.bench.lengths import Lengths, parse_concurrency, parse_lengths, parse_rates
 from llamastream.bench.loads import Extent, Load, arrival_times, extent_of, loads_of
-from llamastream.bench.report import notes_on, summarise
+from llamastream.bench.report import count, notes_on, summarise
 from llamastream.bench.samples import Lap, Sample
 from llamastream.bench.settings import BenchSettings
 from llamastream.bench.statistics import estimate_percentile, estimate_pooled, percentile, percentile_ranks
@@ -212,6 +212,20 @@ def test_what_failed_is_counted_by_class_and_in_no_figure_of_speed() -> None:
     assert [words in note for words, note in zip(("always wait", "generator", "500 ms late"), notes, strict=True)] == [
         True
     ] * 3
+
+
+def test_answers_out_of_a_cache_are_told_of() -> None:
+    samples = tuple(sample(response_cache=how) for how in ("", "miss", "hit", "shared"))
+    result = summarise([Lap(Load("closed", 1), 1, samples, 5.0, 5.0, 0.0)], seed=1)[0]
+    assert result.repeated == 2
+    assert [note for note in notes_on([result], slots=1) if "2 of 4 answers came from a response cache" in note]
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"), [(0, "0 trials"), (1, "1 trial"), (2, "2 trials"), (1200, "1,200 trials")]
+)
+def test_one_of_a_thing_is_not_told_as_several(number: int, shown: str) -> None:
+    assert count(number, "trial") == shown
 
 
 # -- statistics ---------------------------------------------------------------------------------------------

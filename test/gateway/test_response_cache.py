@@ -20,9 +20,13 @@ from fleets import Watched, running
 from gateways import Running, serving
 from llamastream import StreamingClient
 from llamastream.backends import StaticBackends
+from llamastream.bench.loop import run
+from llamastream.bench.measure import Measurement
+from llamastream.bench.settings import BenchSettings
 from llamastream.engine import EngineOptions, launch
 from llamastream.engine.demo import demo_model_path
 from llamastream.gateway import GatewaySettings
+from llamastream.settings import ClientSettings
 from llamastream.testing import ChaosProxy, Reset
 from polling import wait_for
 
@@ -49,6 +53,27 @@ def fleet() -> Iterator[Watched]:
 def gateway(fleet: Watched) -> Iterator[Running]:
     with serving(fleet.fleet, ON) as there:
         yield there
+
+
+def test_a_measurement_is_of_the_model_and_not_of_the_cache(gateway: Running, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('"Tell me a story."\n')
+    asked = BenchSettings(prompts=str(prompts), concurrency="1", requests=4, repeats=2, output_tokens="16")
+    measurement = Measurement(ClientSettings(base_url=gateway.url), asked)
+    run(measurement.run)
+    (result,) = measurement.report().loads
+    assert (result.requests, result.failed, result.repeated) == (8, 0, 0)
+    figures = gateway.gateway.sharing.cache_figures()
+    assert figures is not None
+    assert (figures.hits, figures.shared, figures.misses) == (0, 0, 0)
+
+
+def test_a_client_hears_what_the_cache_did(gateway: Running) -> None:
+    with StreamingClient(gateway.url, temperature=0) as client:
+        heard = [client.chat(STORY, max_tokens=4).stats.response_cache]
+        wait_for(lambda: len(gateway.gateway.sharing._memory) == 1)
+        heard.append(client.chat(STORY, max_tokens=4).stats.response_cache)
+    assert heard == ["miss", "hit"]
 
 
 def outcome(answer: Heard) -> str | None:

@@ -123,4 +123,5 @@ def _sample(
         recoveries=() if result is None else tuple(recovery.kind for recovery in result.stats.recoveries),
         retries=0 if result is None else len(result.stats.failed_attempts),
         timings=timings,
+        response_cache="" if result is None else result.stats.response_cache,
     )

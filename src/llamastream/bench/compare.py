@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from llamastream.bench.report import KEPT, LoadResult, Report
+from llamastream.bench.report import KEPT, LoadResult, Report, count
 from llamastream.bench.settings import THRESHOLD
 from llamastream.bench.statistics import percentile
 from llamastream.errors import BenchError
@@ -241,7 +241,7 @@ def _notes(before: Report, now: Report, alpha: float) -> Iterator[str]:
             yield f"another server: {name} was {then or 'not known'}, and is {here or 'not known'}"
     failed = sum(result.failed for result in now.loads)
     if failed:
-        yield f"{failed} requests failed, and are in no figure of speed"
+        yield f"{count(failed, 'failed request')}: in no figure of speed"
     repeats = min(len(values) for run in (before, now) for result in run.loads for values in result.per_repeat.values())
     if 2 / math.comb(2 * repeats, repeats) > alpha:
-        yield f"with {repeats} repeats no difference can be certain; use more --repeats"
+        yield f"with {count(repeats, 'repeat')} no difference can be certain; use more --repeats"

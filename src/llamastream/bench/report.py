@@ -60,6 +60,7 @@ class LoadResult(Struct, frozen=True):
         percentiles: of each measure, over all requests; `inter_token_latency` over all gaps.
         per_repeat: what baselines are compared by: of each measure, for each repeat, the sorted values of its requests
             (of many, `MOST_VALUES` that stand for all).
+        repeated: answers that a gateway says were not generated for us, but came from its response cache.
         generator_load: cores that the load generator kept busy. lag: the most seconds that it sent a request too late.
     """
 
@@ -77,6 +78,7 @@ class LoadResult(Struct, frozen=True):
     seconds: float
     generator_load: float
     lag: float
+    repeated: int = 0
 
     @property
     def label(self) -> str:
@@ -138,6 +140,7 @@ def _summarise(load: Load, laps: Sequence[Lap], seed: int) -> LoadResult:
         seconds=seconds,
         generator_load=sum(lap.cpu for lap in laps) / seconds if seconds else 0.0,
         lag=max((sample.lag for sample in samples), default=0.0),
+        repeated=sum(sample.response_cache in ("hit", "shared") for sample in samples),
     )
 
 
@@ -168,8 +171,14 @@ def notes_on(results: Sequence[LoadResult], slots: int | None) -> list[str]:
     notes = []
     for result in results:
         if slots is not None and result.load.kind == "closed" and result.load.value > slots:
+            more = result.load.value - slots
+            waiting = f"{count(more, 'request')} always {'waits' if more == 1 else 'wait'}"
+            notes.append(f"{result.label}: the server has {count(slots, 'slot')}, so {waiting}")
+        if result.repeated:
             notes.append(
-                f"{result.label}: the server has {slots} slots, so {result.load.value - slots:g} requests always wait"
+                f"{result.label}: {result.repeated} of {count(result.requests, 'answer')} came from a response cache, "
+                "and say nothing of the model; they were asked for with Cache-Control: no-store, which something on "
+                "the way does not heed"
             )
         if result.generator_load > BUSY:
             notes.append(
@@ -182,6 +191,11 @@ def notes_on(results: Sequence[LoadResult], slots: int | None) -> list[str]:
                 "when they were due"
             )
     return notes
+
+
+def count(number: float, thing: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{number:g} {thing}" if number == 1 else f"{number:,g} {thing}s"
 
 
 def _mean(values: Sequence[int | None]) -> float | None:

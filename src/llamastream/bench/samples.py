@@ -27,7 +27,7 @@ class Sample(Struct, frozen=True, kw_only=True):
         tokens, prompt_tokens, cached_tokens: as the server counted; `tokens` are the chunks where it does not.
         error, message: name of the error that ended it and what it says, or "".
         recoveries: kinds of the breaks that were mended. retries: attempts that failed before the first content.
-        timings: the server's own measurement.
+        timings: the server's own measurement. response_cache: see `Stats`.
     """
 
     repeat: int
@@ -48,6 +48,7 @@ class Sample(Struct, frozen=True, kw_only=True):
     recoveries: tuple[str, ...] = ()
     retries: int = 0
     timings: Timings | None = None
+    response_cache: str = ""
 
     @property
     def ok(self) -> bool:

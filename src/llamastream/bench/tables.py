@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
-from llamastream.bench.report import SPEEDS, LoadResult, Report
+from llamastream.bench.report import SPEEDS, LoadResult, Report, count
 from llamastream.bench.samples import Lap
 from llamastream.bench.statistics import Estimate
 
@@ -80,18 +80,18 @@ _OVERVIEW = (
 
 def troubles(result: LoadResult) -> Iterator[str]:
     """What went wrong in a load, a line each."""
-    for error, count in sorted(result.errors.items(), key=lambda pair: -pair[1]):
-        yield f"{result.label}: {count:,} × {error}"
-    for kind, count in sorted(result.recoveries.items()):
-        yield f"{result.label}: {count:,} × recovered by {kind.replace('_', ' ')}"
+    for error, times in sorted(result.errors.items(), key=lambda pair: -pair[1]):
+        yield f"{result.label}: {times:,} × {error}"
+    for kind, times in sorted(result.recoveries.items()):
+        yield f"{result.label}: {times:,} × recovered by {kind.replace('_', ' ')}"
     if result.retries:
-        yield f"{result.label}: {result.retries:,} attempts failed at the beginning and were repeated"
+        yield f"{result.label}: {count(result.retries, 'failed attempt')} at the beginning, repeated"
 
 
 def facts(report: Report) -> Iterator[tuple[str, str]]:
     """What the figures depend on."""
     server, machine = report.server, report.machine
-    what = [server.model, server.build, f"{server.slots} slots" if server.slots else ""]
+    what = [server.model, server.build, count(server.slots, "slot") if server.slots else ""]
     what += [f"{server.n_ctx:,} tokens each" if server.n_ctx else "", server.where]
     yield "server", ", ".join(part for part in what if part) or "nothing known"
     if server.settings:

@@ -15,6 +15,7 @@ from rich.text import Text
 from llamastream.bench.generator import Generator
 from llamastream.bench.loads import Load
 from llamastream.bench.measure import Watcher
+from llamastream.bench.report import count
 from llamastream.bench.samples import Lap
 
 INTERVAL = 0.2
@@ -68,7 +69,7 @@ class Progress:
             self._bar.advance(self._task)
         elif not self._quiet:
             failed = sum(not sample.ok for sample in lap.samples)
-            parts = [f"{len(lap.samples):,} requests" + (f", {failed:,} failed" if failed else "")]
+            parts = [count(len(lap.samples), "request") + (f", {failed:,} failed" if failed else "")]
             if (rate := lap.total_tokens_per_second) is not None:
                 parts.append(f"{rate:,.0f} tokens/s")
             line = f"{self._where(lap.load, lap.repeat)}: {', '.join(parts)}"

@@ -114,4 +114,5 @@ class StreamRecord:
             recoveries=tuple(self._recoveries),
             streamed=not exchange.whole,
             buffered=not exchange.whole and looks_buffered(stats, assembler.timings, self.silence),
+            response_cache=exchange.headers.get("x-llamastream-cache", "")[:20],
         )

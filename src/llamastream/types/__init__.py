@@ -250,6 +250,7 @@ class Stats(Struct, frozen=True):
         recoveries: the breaks in mid-stream that were mended (of many, the first 1024).
         streamed: False if the server sent the whole answer at once, so that it came as one piece.
         buffered: the answer was generated over a time but arrived all together: something on the way holds it back.
+        response_cache: what a gateway says that its response cache did: hit, shared, miss; "" if it says nothing.
     """
 
     time_to_header: float | None = None
@@ -270,6 +271,7 @@ class Stats(Struct, frozen=True):
     recoveries: tuple[Recovery, ...] = ()
     streamed: bool = True
     buffered: bool = False
+    response_cache: str = ""
 
 
 class PromptFacts(Struct, frozen=True):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from llamastream.bench.report import count
 from llamastream.bench.tune.result import ModelResult, TuneResult, figure_text
 from llamastream.errors import BenchError, SettingError
 from llamastream.files import write_whole
@@ -57,7 +58,7 @@ def settings_text(result: TuneResult) -> str:
 def _remarks(result: TuneResult, chosen: ModelResult) -> Iterator[str]:
     machine = result.machine
     yield f"Found by llamastream tune {machine.llamastream}, {result.created}"
-    yield f"goal: {result.settings['goal']}, {len(chosen.tried)} trials in {chosen.seconds:.0f} s"
+    yield f"goal: {result.settings['goal']}, {count(len(chosen.tried), 'trial')} in {chosen.seconds:.0f} s"
     yield f"on: {machine.cpu}, {machine.usable_cores} usable of {machine.cores} cores, {machine.memory / 2**30:.1f} GiB"
     yield f"engine: {chosen.engine}"
     yield f"requests: {chosen.prompt_tokens} prompt tokens, {chosen.output_tokens} answered; " + (
