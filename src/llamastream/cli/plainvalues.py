@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args, get_origin
 
+from typer import BadParameter
+
 _ODD = object()
 
 
@@ -29,15 +31,32 @@ class _Plain:
         self._otherwise = otherwise
         self._many = parameter.multiple or parameter.nargs == -1
         info = parameter.type_descriptor.parameter_info
+        self._bounds = (getattr(info, "min", None), getattr(info, "max", None))
         self._odd = parameter.nargs not in (1, -1) or getattr(info, "parser", None) is not None
 
     def __call__(self, context: Any, value: Any) -> Any:
         """For typer: the value as the command gets it."""
         found = _ODD if self._odd else plain_value(self._annotation, value, many=self._many)
+        if isinstance(found, int | float) and not within(found, *self._bounds):
+            what = f"{value} is not allowed; allowed: a number {range_text(*self._bounds)}"
+            raise BadParameter(what, ctx=context, param=self._parameter)
         if found is _ODD or (self._parameter.required and not found):
             return self._otherwise(context, value)
         callback = self._parameter.callback
         return found if callback is None else callback(context, self._parameter, found)
+
+
+def within(value: float, least: float | None, most: float | None) -> bool:
+    """Whether a number is as an option wants it. What is no number (nan) is in no range, also in one without ends."""
+    if value != value:
+        return False
+    return (least is None or value >= least) and (most is None or value <= most)
+
+
+def range_text(least: float | None, most: float | None) -> str:
+    """`from 1 to 256`, `from 0`, `up to 5`."""
+    ends = ("" if least is None else f"from {least:g}", "" if most is None else f"{'up ' * (least is None)}to {most:g}")
+    return " ".join(filter(None, ends)) or "such as 1.5"
 
 
 def plain_value(annotation: Any, value: Any, *, many: bool = False) -> Any:
