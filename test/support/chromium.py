@@ -42,6 +42,11 @@ POOR_CONTRAST = """(() => {
 """JavaScript: texts whose contrast with what is behind them is below that of WCAG AA, with it."""
 
 
+SCROLLED = """[...document.querySelectorAll('.wide')].filter((each) => each.scrollWidth > each.clientWidth)
+  .map((each) => each.innerText.slice(0, 60))"""
+"""JavaScript: the beginnings of tables that have to be scrolled sideways."""
+
+
 def chromium() -> str | None:
     """The browser's executable, if there is one."""
     names = ("chromium", "chromium-browser", "google-chrome")

@@ -28,15 +28,16 @@ body { background: var(--back); color: var(--text); font: 15px/1.5 system-ui, sa
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; } h3 { font-size: 1rem; margin-bottom: .2rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; } caption { text-align: left; font-weight: 600; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--grid); white-space: nowrap; }
-th { color: var(--muted); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
+th { color: var(--muted); font-weight: 600; } th:first-child, td:first-child { text-align: left;
+  white-space: normal; min-width: 9rem; overflow-wrap: anywhere; } td.parts { white-space: normal; }
+td.parts span { white-space: nowrap; display: inline-block; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dt { color: var(--muted); }
 dd { margin: 0; overflow-wrap: anywhere; } .charts { display: grid; gap: 1.5rem; margin-top: 1.5rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
 figure { margin: 0; background: var(--box); border-radius: .5rem; padding: .8rem; } figcaption { font-weight: 600; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .3rem 0 0; color: var(--muted); }
 pre { background: var(--box); border-radius: .5rem; padding: .8rem; overflow-x: auto; } h2 { overflow-wrap: anywhere; }
-.bad { color: var(--bad); font-weight: 600; } td.words { white-space: normal; text-align: left; min-width: 20rem; }
-@media (max-width: 40rem) { td:first-child, th:first-child { white-space: normal; min-width: 9rem; } }
+.bad { color: var(--bad); font-weight: 600; } td.words { white-space: normal; text-align: left; min-width: 12rem; }
 """
 
 
@@ -81,12 +82,20 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]], words: str = "")
     cells = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
     yield f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>'
     for row in rows:
-        row_cells = (
+        row_cells = [
             f"<td{_WORDS if title == words and cell else ''}>{escape(cell)}</td>"
-            for title, cell in zip(titles, row, strict=True)
-        )
+            if title == words or number == 0
+            else f'<td class="parts">{_parts(cell)}</td>'
+            for number, (title, cell) in enumerate(zip(titles, row, strict=True))
+        ]
         yield f"<tr>{''.join(row_cells)}</tr>"
     yield "</tbody></table></div>"
+
+
+def _parts(text: str) -> str:
+    """A figure and its interval, which may stand below it where there is no room beside it."""
+    value, bracket, interval = text.partition(" (")
+    return f"<span>{escape(value)}</span>" + (f" <span>({escape(interval)}</span>" if bracket else "")
 
 
 def figure(title: str, drawing: str) -> str:
@@ -113,7 +122,7 @@ def _overview(results: Sequence[LoadResult]) -> Iterator[str]:
 def _measures(result: LoadResult) -> Iterator[str]:
     yield f'<h3>{escape(result.label)}</h3><div class="wide"><table><tbody>'
     for title, cells in measure_rows(result):
-        shown_cells = "".join(f"<td>{escape(key)} {escape(value)}</td>" for key, value in cells)
+        shown_cells = "".join(f'<td class="parts">{_parts(f"{key} {value}")}</td>' for key, value in cells)
         yield f'<tr><th scope="row">{escape(title)}</th>{shown_cells}</tr>'
     yield "</tbody></table></div>"
 

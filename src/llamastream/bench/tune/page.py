@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from llamastream.bench.page import document, figure, table
+from llamastream.bench.report import count
 from llamastream.bench.svg import Axis, Point, Series, chart
 from llamastream.bench.tune.result import DEFAULTS, ModelResult, Tried, TuneResult, figure_text
 from llamastream.bench.tune.writing import settings_text
@@ -72,7 +73,8 @@ def _model(model: ModelResult) -> Iterator[str]:
     yield f"<h2>{escape(model.model)}</h2><p><strong>{escape(verdict)}</strong></p>"
     yield (
         f"<p>{escape(model.engine)}; {model.prompt_tokens} prompt tokens, {model.output_tokens} answered; "
-        f"{model.ctx_size} tokens of context for each slot; {len(model.tried)} trials in {model.seconds:.0f} s.</p>"
+        f"{model.ctx_size} tokens of context for each slot; "
+        f"{count(len(model.tried), 'trial')} in {model.seconds:.0f} s.</p>"
     )
     drawing = chart("Score of each trial", Axis("seconds"), Axis("tokens per second"), list(_series(model.tried)))
     yield f'<div class="charts">{figure("Score of each trial", drawing)}</div>'
