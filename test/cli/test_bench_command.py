@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from chromium import SCROLLED, browser, looks_like
 from commandline import COMMAND, ROOT, run
 from llamastream.client import StreamingClient
 from llamastream.engine import Engine
@@ -44,6 +46,99 @@ def test_a_measurement_is_shown_written_kept_and_listed(
     kept = Path(environ["HOME"]) / ".local/state/llamastream/baselines/main.json"
     assert json.loads(kept.read_text())["machine"]["host"] == ""
     assert os.uname().nodename not in kept.read_text().split('"')
+
+
+def test_tables_are_whole_in_a_pipe_and_pages_on_a_screen_of_1000_pixels(
+    environ: dict[str, str], engine: Engine, tmp_path: Path
+) -> None:
+    many = ",".join(str(number) for number in range(1, 10))
+    page = tmp_path / "a.html"
+    loads = ("--concurrency", many, "--requests", "3", "--output-tokens", "4", "--prompt-tokens", "8", "--repeats", "1")
+    done = bench(environ, "--url", engine.url, *loads, "--save", "main", "--quiet")
+    assert done.returncode == 0, done.stderr
+    again = bench(environ, "--url", engine.url, *loads, "--compare", "main", "--quiet", "--html", str(page))
+    assert again.returncode in (0, 1), again.stderr
+    for text in (done.stdout, again.stdout):
+        assert "…" not in text
+    heads = [line for line in again.stdout.splitlines() if " at once" in line]
+    assert any(all(f"{number} at once" in line for number in range(1, 10)) for line in heads)
+    assert any("1 at once" in line and "time to first token" in line for line in heads)
+    with browser(tmp_path / "profile") as shown:
+        looks_like(shown, 1000, 1200, "light")
+        shown.open(page.as_uri())
+        assert shown.value(SCROLLED)[1:] == []  # the first has a column for each of the nine loads
+
+
+def test_a_result_that_nobody_takes_is_told_of_and_kept(environ: dict[str, str], engine: Engine) -> None:
+    words = (
+        "--url",
+        engine.url,
+        "--concurrency",
+        "1",
+        "--requests",
+        "1",
+        "--repeats",
+        "1",
+        "--quiet",
+        "--save",
+        "main",
+    )
+    for more in ((), ("--json",)):
+        reader, writer = os.pipe()
+        os.close(reader)
+        try:
+            done = subprocess.run(
+                [*COMMAND, "bench", *words, *more], env=environ, stdout=writer, stderr=subprocess.PIPE, text=True,
+                timeout=100, cwd=ROOT,
+            )  # fmt: skip
+        finally:
+            os.close(writer)
+        assert done.returncode == 1
+        assert "kept as baseline main" in done.stderr
+        assert done.stderr.endswith("whoever read standard output has left before it came\n")
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [("bench", "--url", "http://127.0.0.1:9"), ("tune", "--model", "x.gguf")])
+def test_without_a_stdout_nothing_is_measured(environ: dict[str, str], command: tuple[str, ...]) -> None:
+    line = f"{shlex.join([*COMMAND, *command])} >&-"
+    done = subprocess.run(["sh", "-c", line], env=environ, stderr=subprocess.PIPE, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (
+        1, "llamastream: standard output is closed: there is nothing to write to\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--list", "--threshold", "-1"), "-1 is not allowed; allowed: a number from 0 to 10"),
+        (("--list", "--threshold", "nan"), "nan is not allowed; allowed: a number from 0 to 10"),
+        (("--list", "--instances", "300"), "300 is not allowed; allowed: a number from 1 to 256"),
+        (("--instances", "0"), "0 is not allowed; allowed: a number from 1 to 256"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_whatever_is_asked(
+    environ: dict[str, str], arguments: tuple[str, ...], says: str
+) -> None:
+    done = bench(environ, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [(None, "cannot be read"), ("", "has no prompts"), ('"fine"\n{"role": 1}\n', "line 2")],
+)
+def test_a_file_of_prompts_is_judged_before_a_server_is_started(
+    environ: dict[str, str], tmp_path: Path, text: str | None, says: str
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    if text is not None:
+        prompts.write_text(text)
+    done = bench(environ, "--demo", "--binary", "/no/such/llama-server", "--prompts", str(prompts))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert says in done.stderr
+    assert "/no/such/llama-server" not in done.stderr
 
 
 def test_json_is_the_whole_report(environ: dict[str, str], engine: Engine) -> None:

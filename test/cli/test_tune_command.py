@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from chromium import POOR_CONTRAST, browser, chromium, looks_like
+from chromium import POOR_CONTRAST, SCROLLED, browser, chromium, looks_like
 from commandline import COMMAND, ROOT, run
 from llamastream.bench.tune.result import TuneResult
 from llamastream.engine.demo import demo_model_path
@@ -78,11 +78,13 @@ def test_the_page_fits_and_is_readable_light_and_dark_and_asks_nobody(found: tup
     (model,) = json.loads(done.stdout)["models"]
     pictures = Path(os.environ.get("PICTURES", tmp_path))
     with browser(tmp_path / "profile") as page:
-        for width, scheme in ((1280, "light"), (1280, "dark"), (375, "light"), (375, "dark")):
+        for width, scheme in ((1280, "light"), (1280, "dark"), (1000, "light"), (375, "light"), (375, "dark")):
             looks_like(page, width, 1200, scheme)
             page.open((home / "tuned.html").as_uri())
             assert page.value("document.documentElement.scrollWidth") <= width
             assert page.value(POOR_CONTRAST) == []
+            if width >= 1000:
+                assert page.value(SCROLLED) == []
             page.screenshot(pictures / f"tune-{width}-{scheme}.png")
         rows = page.value("document.querySelectorAll('table:last-of-type tbody tr').length")
         assert rows >= len(model["tried"])
@@ -138,6 +140,24 @@ def test_ctrl_c_shows_the_best_so_far_and_leaves_no_server(environ: dict[str, st
     assert "Traceback" not in stderr
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
+
+
+def test_ctrl_c_before_the_first_trial_says_that_there_is_no_result(environ: dict[str, str]) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "tune", "--model", MODEL, *QUICK, "--json"], env=environ, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        assert "looking at " in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr == "broken off before anything was measured: there is no result\n"
 
 
 def test_no_model_that_is_fast_enough_is_told_by_the_exit_code_also_quietly(

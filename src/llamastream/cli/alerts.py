@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +17,7 @@ from llamastream.alerts.rules import rules_of
 from llamastream.alerts.settings import RULE_NAMES, AlertSettings, known_rule
 from llamastream.alerts.watchman import example_message, try_all
 from llamastream.cli.fleets import AsJson, Name, fleet_of
-from llamastream.cli.screen import print_json
+from llamastream.cli.screen import output, print_json
 from llamastream.engine.machine import memory
 from llamastream.errors import LlamaStreamError, SettingError
 from llamastream.fleet.control_client import ControlClient, ControlError
@@ -137,7 +136,7 @@ def _first(client: ControlClient, request: Request, kind: Any) -> Any:
 
 
 def _print(found: AlertStatus) -> None:
-    console = Console(highlight=False)
+    console = output()
     table = Table(box=None, padding=(0, 1))
     for column in ("rule", "about", "state", "value", "what it means"):
         table.add_column(column, overflow="fold", no_wrap=column in ("rule", "state"))

@@ -16,15 +16,15 @@ from rich.text import Text
 from llamastream.bench.baselines import baseline_directory, check_name, names, read, save
 from llamastream.bench.compare import Comparison, check_comparable, compare
 from llamastream.bench.loop import run
-from llamastream.bench.measure import Measurement, Watcher, run_in_turn
+from llamastream.bench.measure import Measurement, Watcher, run_in_turn, workload_of
 from llamastream.bench.page import html_page
-from llamastream.bench.report import Report, ServerFacts
+from llamastream.bench.report import Report, ServerFacts, count
 from llamastream.bench.settings import BenchSettings
 from llamastream.bench.tables import as_csv
 from llamastream.cli.benchfleet import facts_of, fleet_of
 from llamastream.cli.benchprogress import Progress
 from llamastream.cli.benchtables import baselines_table, print_report
-from llamastream.cli.screen import print_json
+from llamastream.cli.screen import need_stdout, output, print_json, readers_may_not_leave
 from llamastream.engine import Engine, EngineOptions, launch
 from llamastream.engine.demo import DEMO_ALIAS
 from llamastream.engine.embedded import embedded_version
@@ -79,6 +79,7 @@ def measure(bench: BenchSettings, client: ClientSettings, own: Own | None, outpu
     Raises:
         LlamaStreamError: nothing could be measured.
     """
+    need_stdout()
     directory = baseline_directory()
     for path in (outputs.csv, outputs.html):
         if path is not None and not path.absolute().parent.is_dir():
@@ -86,6 +87,7 @@ def measure(bench: BenchSettings, client: ClientSettings, own: Own | None, outpu
     if outputs.save_as is not None:
         check_name(outputs.save_as)
     baseline = None if outputs.compare_to is None else read(outputs.compare_to, directory)
+    workload_of(bench)  # a file of prompts that is wrong is told of now, and not once a server has been started for it
     console = Console(stderr=True, highlight=False)
     with _server(client, own, console, quiet=outputs.quiet) as (settings, server):
         progress = Progress(console, quiet=outputs.quiet)
@@ -105,35 +107,36 @@ def measure(bench: BenchSettings, client: ClientSettings, own: Own | None, outpu
         baseline = measurements[1].report()
     if baseline is not None and measurement.succeeded and not report.interrupted:
         comparison = compare(baseline, report, threshold=outputs.threshold)
-    _give(report, measurement, comparison, outputs)
+    _write(report, measurement, comparison, outputs)
+    if outputs.save_as is not None and measurement.succeeded and not report.interrupted:
+        path = save(report, outputs.save_as, directory)
+        console.print(Text(f"kept as baseline {outputs.save_as}: {path}", style="dim"), soft_wrap=True)
+    with readers_may_not_leave():
+        _show(report, comparison, outputs)
     if report.interrupted:
         return 128 + signal.SIGINT
     if not measurement.succeeded:
         raise BenchError(f"no request succeeded: {one_line(measurement.first_failure)}")
-    if outputs.save_as is not None:
-        path = save(report, outputs.save_as, directory)
-        console.print(Text(f"kept as baseline {outputs.save_as}: {path}", style="dim"), soft_wrap=True)
     return REGRESSION if comparison is not None and comparison.regressions else 0
 
 
-def _give(
-    report: Report,
-    measurement: Measurement,
-    comparison: Comparison | None,
-    outputs: Outputs,
-) -> None:
-    """Print the result, and write the files."""
+def _write(report: Report, measurement: Measurement, comparison: Comparison | None, outputs: Outputs) -> None:
+    """Write the files."""
     if outputs.csv is not None:
         outputs.csv.write_text(as_csv(measurement.laps), encoding="utf-8")
     if outputs.html is not None:
         outputs.html.write_text(html_page(report, measurement.laps, comparison), encoding="utf-8")
+
+
+def _show(report: Report, comparison: Comparison | None, outputs: Outputs) -> None:
+    """Print the result."""
     if outputs.json:
         found = None
         if comparison is not None:
             found = {**msgspec.structs.asdict(comparison), "regressions": len(comparison.regressions)}
         print_json({**msgspec.structs.asdict(report), "comparison": found})
     else:
-        print_report(Console(highlight=False), report, comparison)
+        print_report(output(), report, comparison)
 
 
 @contextmanager
@@ -146,14 +149,16 @@ def _server(
     elif own.instances is not None:
         with fleet_of(own.instances, own.engine, own.sources, demo=own.demo) as fleet:
             facts = facts_of(fleet, own.instances, own.engine, _TOLD)
-            _tell(console, f"{facts.model} on {fleet.url} ({facts.where}, {facts.slots} slots)", quiet=quiet)
+            _tell(
+                console, f"{facts.model} on {fleet.url} ({facts.where}, {count(facts.slots or 0, 'slot')})", quiet=quiet
+            )
             yield msgspec.structs.replace(client, base_url=fleet.url, api_key=fleet.key), facts
     else:
         options = own.engine
         if own.demo:
             options = msgspec.structs.replace(options, model=None, hf=None, alias=DEMO_ALIAS)
         with launch(options) as engine:
-            what = f"{engine.capabilities.slots} slots × {engine.capabilities.n_ctx:,} tokens"
+            what = f"{count(engine.capabilities.slots or 0, 'slot')} × {engine.capabilities.n_ctx:,} tokens"
             alias = engine.capabilities.model_alias
             _tell(console, f"{alias} on {engine.url} ({engine.kind} engine, {what})", quiet=quiet)
             yield msgspec.structs.replace(client, base_url=engine.url, api_key=engine.api_key), _facts(engine)
@@ -189,6 +194,6 @@ def list_baselines(*, json: bool) -> None:
             ]
         )  # fmt: skip
     elif known:
-        Console(highlight=False).print(baselines_table(known))
+        output().print(baselines_table(known))
     else:
         Console(stderr=True).print(f"no baselines in {directory}; `llamastream bench --save NAME` makes one")

@@ -18,20 +18,19 @@ _STYLES = {"worse": "bold red", "better": "green", "same": "dim"}
 
 def print_report(console: Console, report: Report, comparison: Comparison | None) -> None:
     """The figures, what they depend on, and the comparison."""
-    width = None if console.is_terminal else 400  # in a pipe there is no width to keep to
     for name, value in facts(report):
         console.print(Text.assemble((f"{name}: ", "dim"), one_line(value)), soft_wrap=True)
     if report.interrupted:
         console.print(Text("broken off; this is what was measured so far", style="yellow"))
     if report.loads:
         console.print()
-        console.print(_overview_table(report), width=width)
+        console.print(_overview_table(report))
     for line in (line for result in report.loads for line in troubles(result)):
         console.print(Text(one_line(line), style="red"), soft_wrap=True)
     for note in report.notes:
         console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
     if comparison is not None:
-        _print_comparison(console, comparison, width)
+        _print_comparison(console, comparison)
 
 
 def _overview_table(report: Report) -> Table:
@@ -47,7 +46,7 @@ def _overview_table(report: Report) -> Table:
     return table
 
 
-def _print_comparison(console: Console, comparison: Comparison, width: int | None) -> None:
+def _print_comparison(console: Console, comparison: Comparison) -> None:
     console.print()
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("load", "fast tenth of", "before", "now", "slower by", "p", ""):
@@ -62,7 +61,7 @@ def _print_comparison(console: Console, comparison: Comparison, width: int | Non
             f"{finding.p:.3f}",
             Text(finding.verdict, style=_STYLES[finding.verdict]),
         )
-    console.print(table, width=width)
+    console.print(table)
     for note in comparison.notes:
         console.print(Text(f"note: {one_line(note)}", style="yellow"), soft_wrap=True)
     style = "bold red" if comparison.regressions else "green"

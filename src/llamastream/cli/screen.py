@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -15,9 +16,12 @@ from rich.console import Console
 from rich.text import Text
 
 from llamastream.cli.status import StatusLine
-from llamastream.errors import SettingError
+from llamastream.errors import LlamaStreamError, SettingError
 from llamastream.printable import one_line, printable
 from llamastream.types import Stats
+
+NO_WIDTH = 10_000
+"""Columns of what is no terminal."""
 
 
 class Screen:
@@ -152,6 +156,38 @@ def print_json(value: object) -> None:
     with _reader_may_leave():
         sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
         sys.stdout.buffer.flush()
+
+
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """For rich, which would end the process with no word: let those decide who know what was lost."""
+        self.quiet = True
+        silence_stdout()
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def output() -> Console:
+    """Stdout for tables: as wide as its terminal; in a pipe or a file there is no width to keep to.
+
+    What it prints raises `BrokenPipeError` once whoever read our output has left.
+    """
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    return _Output(highlight=False, width=None if terminal else NO_WIDTH)
+
+
+@contextlib.contextmanager
+def readers_may_not_leave() -> Iterator[None]:
+    """For a result that took minutes: that nobody took it is an error which is told.
+
+    Raises:
+        LlamaStreamError: whoever read our output has left.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence_stdout()
+        raise LlamaStreamError("the result is lost: whoever read standard output has left before it came") from None
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,12 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from llamastream.bench.loop import run
+from llamastream.bench.report import count
 from llamastream.bench.tune.models import tune
 from llamastream.bench.tune.page import conclusion, tune_page
 from llamastream.bench.tune.result import ModelResult, TuneResult, figure_text
 from llamastream.bench.tune.settings import TuneSettings
 from llamastream.bench.tune.writing import check_target, settings_text, write_settings
-from llamastream.cli.screen import print_json
+from llamastream.cli.screen import need_stdout, output, print_json, readers_may_not_leave
 from llamastream.cli.tuneprogress import Progress
 from llamastream.engine import EngineOptions
 from llamastream.errors import SettingError
@@ -50,6 +50,7 @@ def find(models: Sequence[str], engine: EngineOptions, settings: TuneSettings, o
     Raises:
         LlamaStreamError: nothing could be measured, or a file cannot be written.
     """
+    need_stdout()
     if outputs.write is not None:
         check_target(outputs.write, force=outputs.force)
     if outputs.html is not None and not outputs.html.absolute().parent.is_dir():
@@ -57,24 +58,27 @@ def find(models: Sequence[str], engine: EngineOptions, settings: TuneSettings, o
     console = Console(stderr=True, highlight=False)
     # hints of clients about proxies and prompts: here they ask servers of our own, and what fails has its reason
     logging.getLogger("llamastream").addHandler(logging.NullHandler())
-    with Progress(console, settings.budget, quiet=outputs.quiet) as progress:
-        result = run(partial(tune, models, engine, settings, progress.watcher))
+    try:
+        with Progress(console, settings.budget, quiet=outputs.quiet) as progress:
+            result = run(partial(tune, models, engine, settings, progress.watcher))
+    except KeyboardInterrupt:
+        console.print(Text("broken off before anything was measured: there is no result", style="yellow"))
+        return 128 + signal.SIGINT
     if outputs.html is not None:
         outputs.html.write_text(tune_page(result), encoding="utf-8")
-    if outputs.json:
-        print_json(msgspec.to_builtins(result))
-    else:
-        # in a pipe there is no width to keep to
-        _print(Console(highlight=False, width=None if sys.stdout.isatty() else 400), result)
-    if result.interrupted:
-        return 128 + signal.SIGINT
-    if result.chosen is None and settings.min_tokens_per_second is not None:
-        return TOO_SLOW
-    if outputs.write is not None:
+    too_slow = result.chosen is None and settings.min_tokens_per_second is not None
+    if outputs.write is not None and not (result.interrupted or too_slow):
         write_settings(result, outputs.write, force=outputs.force)
         said = f"written to {outputs.write}; use it with: LLAMASTREAM_CONFIG={outputs.write} llamastream serve"
         console.print(Text(said, style="dim"), soft_wrap=True)
-    return 0
+    with readers_may_not_leave():
+        if outputs.json:
+            print_json(msgspec.to_builtins(result))
+        else:
+            _print(output(), result)
+    if result.interrupted:
+        return 128 + signal.SIGINT
+    return TOO_SLOW if too_slow else 0
 
 
 def _print(console: Console, result: TuneResult) -> None:
@@ -106,6 +110,6 @@ def _print_model(console: Console, model: ModelResult, goal: str) -> None:
         table.add_row(Text(one_line(one.settings)), figure_text(one.score), stream, shown_first, gain, pairs)
     console.print(table)
     failed = sum(tried.figures is None for tried in model.tried)
-    spent = f"{len(model.tried)} trials, {failed} failed, in {model.seconds:.0f} s; {model.engine}"
+    spent = f"{count(len(model.tried), 'trial')}, {failed} failed, in {model.seconds:.0f} s; {model.engine}"
     console.print(Text(one_line(spent), style="dim"), soft_wrap=True)
     console.print(Text(one_line(model.verdict), style="green" if model.gain else "yellow"), soft_wrap=True)
