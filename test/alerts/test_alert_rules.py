@@ -148,6 +148,22 @@ def after(states: Sequence[InstanceState], window: float = 100.0) -> dict[str, f
     return {reading.rule: reading.value for reading in readings}
 
 
+def test_other_figures_judge_what_instances_went_through_before() -> None:
+    instances = Instances(10.0, 3)
+    for now in (0.0, 8.0):
+        list(instances.changed(InstanceChanged("a", "ready", "restarting", "why", WALL, 1), now))
+
+    def ends(now: float) -> float | None:
+        (found,) = [each.value for each in instances.readings(now) if each.rule == "crash_loop"]
+        return found
+
+    assert ends(9.0) == 2
+    instances.judge_by(5.0, 7)
+    assert ends(9.0) == 1
+    list(instances.changed(InstanceChanged("a", "restarting", "failed", "why", WALL, 1), 9.0))
+    assert ends(9.0) == 7  # failed for good: as bad as the limit, whatever that is
+
+
 START: tuple[InstanceState, ...] = ("starting", "loading", "ready")
 CRASH: tuple[InstanceState, ...] = ("restarting", *START)
 

@@ -127,6 +127,11 @@ class Instances:
         self._reasons: dict[str, str] = {}
         self._ends: dict[str, deque[float]] = {}
 
+    def judge_by(self, window: float, crash_loop: int) -> None:
+        """Other figures from now on; what instances went through is kept."""
+        self._window = window
+        self._crash_loop = crash_loop
+
     def changed(self, event: InstanceChanged, now: float) -> Iterator[Reading]:
         """One came to another state."""
         name, after = event.id, event.after

@@ -201,6 +201,7 @@ class Watchman:
             self._requests = Requests(*_judged_by(settings))
         if not hasattr(self, "_instances"):
             self._instances = Instances(settings.window, settings.crash_loop_ends)
+        self._instances.judge_by(settings.window, settings.crash_loop_ends)
         self._receivers = receivers
         self._deliveries = [
             Delivery(receiver, attempts=settings.attempts, on_failed=self._undelivered) for receiver in receivers
