@@ -21,6 +21,7 @@ from gateways import Running, serving
 from llamastream import StreamingClient
 from llamastream.backends import StaticBackends
 from llamastream.engine import EngineOptions
+from llamastream.events import RequestServed
 from llamastream.gateway import GatewaySettings
 from llamastream.observe.metrics import Metrics
 from llamastream.testing import ChaosProxy, HalfClose, NumberedServer, Reset, Stall
@@ -192,6 +193,72 @@ def test_a_server_never_sees_the_ids_of_clients() -> None:
         seen = [each.headers.get("x-conversation-id", "") for each in server.requests if each.path.endswith("ions")]
         assert len(set(seen)) == 2
         assert all(re.fullmatch("llamastream-[0-9a-f]{32}", each) and each[-32:] != "0" * 32 for each in seen)
+
+
+def records(gateway: Running, count: int) -> tuple[list[RequestServed], list[RequestServed]]:
+    """What became of requests for an answer, once there are so many records, and of clients that came back."""
+    wait_for(lambda: sum(each.method == "POST" for each in gateway.served) >= count)
+    asked = [each for each in gateway.served if each.method == "POST"]
+    return asked, [each for each in gateway.served if each.method == "GET"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", LONG),
+        ("/completion", {"prompt": "Once", "temperature": 0, "stream": True, "n_predict": 3000, "ignore_eos": True}),
+    ],
+)
+def test_what_goes_on_without_its_client_is_on_record_when_it_ends(
+    fleet: Watched, path: str, body: dict[str, Any]
+) -> None:
+    metrics = Metrics()
+    with serving(fleet.fleet, metrics=metrics) as gateway:
+        first = ask(
+            gateway.url, path=path, body=body, enough=lambda raw: b'"content":"' in raw, X_Conversation_Id="counted"
+        )
+        wait_for(lambda: gateway.gateway.sharing.held.detached == 1)
+        assert gateway.served == []
+        rest = come_back(gateway.url, "counted", len(first.body))
+        come_back(gateway.url, "counted")
+        wait_for(lambda: len(gateway.served) == 3)
+        (asked,), back = records(gateway, 1)
+        assert (asked.route, asked.status, asked.finish_reason, asked.error) == (path, 200, "length", "")
+        assert asked.completion_tokens == 3000
+        assert asked.instance
+        assert [(each.completion_tokens, each.finish_reason) for each in back] == [(None, ""), (None, "")]
+        assert rest.body
+        assert sum(count for _, count in metrics.series.counters("completion_tokens")) == 3000
+
+
+def test_a_break_while_the_client_is_away_is_on_its_record() -> None:
+    body = {"messages": STORY, "stream": True, "max_tokens": 500}
+    with (
+        NumberedServer(tokens=200, gate=True) as one,
+        NumberedServer(tokens=200) as other,
+        serving(StaticBackends((one.url, other.url))) as gateway,
+    ):
+        one.release(10)
+        begin(gateway.url, "a", body)
+        wait_for(lambda: gateway.gateway.sharing.held.detached == 1)
+        one.close()
+        (asked,), _ = records(gateway, 1)
+        assert (asked.finish_reason, len(asked.recoveries)) == ("stop", 1)
+
+
+def test_what_nobody_came_back_for_is_on_record_as_cancelled(fleet: Watched) -> None:
+    with serving(fleet.fleet, GatewaySettings(detach_grace=0.2)) as gateway:
+        begin(gateway.url, "a", {**LONG, "max_tokens": 8000})
+        (asked,), _ = records(gateway, 1)
+        assert (asked.status, asked.finish_reason, asked.error) == (200, "cancelled", "")
+        assert asked.duration > 0.2
+
+
+def test_the_stop_of_a_gateway_puts_on_record_what_nobody_reads(fleet: Watched) -> None:
+    with serving(fleet.fleet) as gateway:
+        begin(gateway.url, "a", {**LONG, "max_tokens": 8000})
+        wait_for(lambda: gateway.gateway.sharing.held.detached == 1)
+    assert [each.finish_reason for each in gateway.served] == ["cancelled"]
 
 
 def test_lookup_says_how_far_it_is(gateway: Running) -> None:

@@ -254,6 +254,10 @@ def test_a_generation_goes_on_for_those_who_share_it_when_the_first_leaves(gatew
     assert (whole.events[-1], whole.finish_reason) == ("[DONE]", "length")
     assert gateway.gateway.lanes.admitted == 1
     assert outcome(ask(gateway.url, body=LONG)) in ("hit", "miss")
+    wait_for(lambda: len(gateway.served) == 3)
+    first, second = sorted(gateway.served[:2], key=lambda each: each.time)
+    assert (first.cache, first.finish_reason, first.completion_tokens) == ("miss", "length", 1500)
+    assert (second.cache, second.finish_reason, second.completion_tokens) == ("shared", "length", None)
 
 
 def test_who_drops_an_id_ends_nothing_for_those_who_share_the_generation(gateway: Running) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import MutableMapping
 from typing import Any
@@ -27,8 +28,10 @@ class Served:
     Attributes:
         request_id, method, route, client: see `RequestServed`. key: the name of its key. model: that was asked for,
             None where none is. asked: the request's body was read. runner: who brings the answer. queue_wait: seconds.
-        status: of the response, 0 before it began. ended: the response is complete. error: what went wrong.
+        status: of the answer, 0 before it began. ended: the answer is complete. error: what went wrong. Where `work`
+            brings the answer, these two say what that brought, and not how much of it the client stayed for.
         glimpse: reads along what is not read otherwise. owner: tells its key from all others, also where names change.
+        work: what brings its answer apart from its connection, and may go on without that; None: nothing does.
         own: what the keys file says of its key. lease: its slot. report: what it took. headers: for its response.
         explain: its client wants to know why it went where it went.
         cache: what the response cache did: hit, miss, shared, or "".
@@ -45,6 +48,7 @@ class Served:
         self.model: str | None = None
         self.asked = False
         self.runner: Relay | Passage | None = None
+        self.work: asyncio.Task[None] | None = None
         self.own: tuple[tuple[str, Any], ...] = ()
         self.lease: Lease | None = None
         self.report: Report | None = None
@@ -74,6 +78,19 @@ class Served:
         self.asked = True
         self.cache = how
         self.glimpse = Glimpse()
+
+    def saw(self, message: MutableMapping[str, Any]) -> None:
+        """Take note of what is sent as its answer."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self.glimpse is not None:
+                self.glimpse.stream = of_events(message)
+        elif message["type"] == "http.response.body":
+            if self.glimpse is not None and (body := message.get("body")):
+                if self.first_body is None:
+                    self.first_body = time.monotonic()
+                self.glimpse.take(body)
+            self.ended = not message.get("more_body", False)
 
     def instance(self, source: BackendSource) -> str:
         """The id of the server that answers, or ""."""
@@ -190,6 +207,13 @@ class Served:
             "cached_tokens": seen.cached_tokens,
             "completion_tokens": seen.completion_tokens,
         }
+
+
+def of_events(start: MutableMapping[str, Any]) -> bool:
+    """Whether a stream of events follows this beginning of a response."""
+    return any(
+        name == b"content-type" and value.startswith(b"text/event-stream") for name, value in start.get("headers", ())
+    )
 
 
 def known_model(asked: str | None, source: BackendSource) -> str:

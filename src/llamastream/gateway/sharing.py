@@ -163,7 +163,10 @@ class Sharing:
         apart = {**scope, "extensions": {**scope.get("extensions", {}), EXTENSION: broadcast.outlet}}
         self._running.add(broadcast)
         broadcast.on_end.append(self._running.discard)
-        self._keep(broadcast.run(work(apart, broadcast.take)))
+        served = served_of(scope)
+        broadcast.heed = served.saw
+        served.work = broadcast.run(work(apart, broadcast.take))
+        self._keep(served.work)
         return broadcast
 
     def _keep(self, task: asyncio.Task[None]) -> None:
