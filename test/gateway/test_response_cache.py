@@ -170,6 +170,24 @@ def test_cache_control_of_the_request(gateway: Running) -> None:
     assert outcome(ask(gateway.url, body=ASKED, Cache_Control="max-age=0")) == "miss"
 
 
+@pytest.mark.parametrize(
+    ("on", "path", "body", "more"),
+    [
+        (False, "/v1/chat/completions", ASKED, ""),
+        (True, "/v1/chat/completions", {**ASKED, "temperature": 0.8}, ""),
+        (True, "/v1/chat/completions", ASKED, ", no-store"),
+        (True, "/v1/messages", {**ASKED, "max_tokens": 5}, ""),
+    ],
+)
+def test_who_wants_only_what_is_cached_gets_nothing_generated(
+    fleet: Watched, on: bool, path: str, body: dict[str, Any], more: str
+) -> None:
+    with serving(fleet.fleet, GatewaySettings(response_cache=on)) as gateway:
+        answer = ask(gateway.url, path=path, body=body, Cache_Control="only-if-cached" + more)
+        assert (answer.status, "only-if-cached" in answer.json["error"]["message"]) == (504, True)
+        assert gateway.gateway.lanes.admitted == 0
+
+
 def test_off_is_the_default(fleet: Watched) -> None:
     with serving(fleet.fleet) as gateway:
         answers = [ask(gateway.url, body=ASKED) for _ in range(2)]

@@ -42,8 +42,8 @@ class Plan(Struct, frozen=True):
 
     Attributes:
         path, body, lane: the request. conversation: the id under which its client may come back, or None.
-        directives: what it says of caches, where its answer may be kept; else None. line: what else has to be the same
-            for two requests in flight to be one.
+        directives: what it says of caches, where that matters; else None. keepable: its answer may be kept. line: what
+            else has to be the same for two requests in flight to be one.
     """
 
     path: str
@@ -51,6 +51,7 @@ class Plan(Struct, frozen=True):
     lane: Lane
     conversation: str | None
     directives: Directives | None
+    keepable: bool
     line: tuple[bytes, ...]
 
 
@@ -103,15 +104,14 @@ class Sharing:
                 conversation = value.decode("latin-1")
             elif name == b"cache-control":
                 cached.append(value.decode("latin-1"))
-        wish: Directives | None = None
-        if self._settings.response_cache and deterministic(path, body):
-            wish = directives(cached)
-            wish = None if wish.no_store else wish
-        if conversation is None and wish is None:
+        wish = directives(cached)
+        keepable = self._settings.response_cache and not wish.no_store and deterministic(path, body)
+        heeded = wish if keepable or wish.only_if_cached else None
+        if conversation is None and heeded is None:
             return None
         # What decides on the turn in line is not shared with those who have another.
         line = tuple(value for name, value in scope["headers"] if name == b"x-priority")
-        return Plan(path, body, lane, conversation, wish, line)
+        return Plan(path, body, lane, conversation, heeded, keepable, line)
 
     async def serve(self, plan: Plan, work: Work, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request by `work`, or by what there is already."""
@@ -179,6 +179,8 @@ class Sharing:
         self, plan: Plan, wish: Directives, work: Work, scope: dict[str, Any], served: Served
     ) -> tuple[str, Broadcast | None]:
         """How the cache helps, and the answer; "" if it cannot be asked now, None if the client wants no other."""
+        if not plan.keepable:
+            return "", None
         identity = await self.identities.of(plan.lane)
         if identity is None:
             return "", None if wish.only_if_cached else self._begin(plan, work, scope)
