@@ -204,6 +204,33 @@ def test_each_key_has_answers_of_its_own_unless_they_are_shared(fleet: Watched, 
         assert outcome(ask(gateway.url, body=ASKED, Authorization=f"Bearer {BERT}")) == ("hit" if shared else "miss")
 
 
+def limits(answer: Heard) -> dict[bytes, bytes]:
+    return dict(re.findall(rb"x-ratelimit-(limit|remaining)-requests: (\d+)", answer.head))
+
+
+def test_hits_say_what_is_left_and_take_nothing_of_it(fleet: Watched) -> None:
+    settings = GatewaySettings(response_cache=True, api_keys=ANNA, requests_per_minute=1)
+    with serving(fleet.fleet, settings) as gateway:
+        kept(gateway, ASKED, key=ANNA)
+        refused = ask(gateway.url, body={**ASKED, "max_tokens": 3}, Authorization=f"Bearer {ANNA}")
+        assert (refused.status, outcome(refused)) == (429, None)  # nobody looked for it to be generated
+        for _ in range(3):
+            hit = ask(gateway.url, body=ASKED, Authorization=f"Bearer {ANNA}")
+            assert (hit.status, outcome(hit), instance(hit)) == (200, "hit", "")
+            assert limits(hit) == {b"limit": b"1", b"remaining": b"0"}
+        wait_for(lambda: len(gateway.served) == 5)
+        assert [each.cache for each in gateway.served] == ["miss", "", "hit", "hit", "hit"]
+
+
+def test_the_first_hit_of_a_key_says_what_is_left_too(fleet: Watched, tmp_path: Path) -> None:
+    settings = GatewaySettings(response_cache=True, response_cache_dir=str(tmp_path), requests_per_minute=10)
+    with serving(fleet.fleet, settings) as gateway:
+        kept(gateway, ASKED)
+    with serving(fleet.fleet, settings) as gateway:
+        hit = ask(gateway.url, body=ASKED)
+        assert (outcome(hit), limits(hit)) == ("hit", {b"limit": b"10", b"remaining": b"10"})
+
+
 @pytest.mark.alone
 def test_a_hit_is_quick(gateway: Running) -> None:
     kept(gateway, ASKED)

@@ -189,13 +189,11 @@ class Broadcast:
         self.readers.add(reader)
         return reader
 
-    async def read(
-        self, reader: Reader, send: Send, headers: Headers = (), past: Callable[[], Outlet | None] = lambda: None
-    ) -> None:
+    async def read(self, reader: Reader, send: Send, past: Callable[[], Outlet | None] = lambda: None) -> None:
         """Send all that there is and will be, until it ends or the reader leaves.
 
         Args:
-            headers: further ones. past: the way past ASGI to the reader, if it may be taken; asked once it began.
+            past: the way past ASGI to the reader, if it may be taken; asked once it began.
         """
         try:
             while not (self.status or self.ended or reader.left):
@@ -203,7 +201,7 @@ class Broadcast:
             if self.status not in (0, 200):
                 reader.offset = self.dropped  # an error is told from its beginning
             own = self.headers if self.status else ((b"content-type", b"text/event-stream"),)
-            await send({"type": "http.response.start", "status": self.status or 200, "headers": [*own, *headers]})
+            await send({"type": "http.response.start", "status": self.status or 200, "headers": [*own]})
             live = past()
             while not reader.left:
                 start = reader.offset - self.dropped

@@ -48,7 +48,7 @@ class Reattach:
         else:
             self._held.reattached += 1
             try:
-                await self._gateway.sharing.read(held, int(start), scope, receive, send, [])
+                await self._gateway.sharing.read(held, int(start), scope, receive, send)
             except OffsetLostError:
                 self._held.reattached -= 1
                 kept = held.broadcast.dropped

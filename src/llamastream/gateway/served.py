@@ -34,7 +34,7 @@ class Served:
         work: what brings its answer apart from its connection, and may go on without that; None: nothing does.
         own: what the keys file says of its key. lease: its slot. report: what it took. headers: for its response.
         explain: its client wants to know why it went where it went.
-        cache: what the response cache did: hit, miss, shared, or "".
+        cache: what the response cache did: hit, miss, shared, or "". A miss is told of only where a server was asked.
     """
 
     def __init__(self, request_id: str, method: str, route: str, client: str) -> None:
@@ -124,6 +124,8 @@ class Served:
     def own_headers(self, source: BackendSource) -> list[tuple[bytes, bytes]]:
         """The headers that say of a response what happened to its request."""
         found = [(b"x-request-id", self.request_id.encode()), *self.headers]
+        if cached := self._cached:
+            found.append((b"x-llamastream-cache", cached.encode()))
         if instance := self.instance(source):
             found.append((b"x-llamastream-instance", instance.encode()))
         if self.explain and self.lease is not None and (decision := self.lease.decision) is not None:
@@ -136,6 +138,10 @@ class Served:
                 )
             )
         return found
+
+    @property
+    def _cached(self) -> str:
+        return "" if self.cache == "miss" and self.lease is None else self.cache
 
     def _expected(self) -> dict[str, Any]:
         """What routing thought of it, and what came of that."""
@@ -188,7 +194,7 @@ class Served:
             instance=self.instance(source),
             key=self.key,
             client=self.client,
-            cache=self.cache,
+            cache=self._cached,
             **self._expected(),
             **known,
         )

@@ -30,7 +30,6 @@ from llamastream.observe.dashboard import CacheFigures
 from llamastream.observe.series import Sample
 from llamastream.policy.caching import Directives, deterministic, directives, request_key
 
-CACHE_HEADER = b"x-llamastream-cache"
 RESULTS = ("hit", "miss", "shared")
 
 Work = Callable[[dict[str, Any], Send], Coroutine[Any, Any, object]]
@@ -120,32 +119,23 @@ class Sharing:
             message = f"X-Conversation-Id: more than {LONGEST_ID} characters are not allowed"
             await respond(send, 400, refusal(plan.path, 400, message), [(b"connection", b"close")])
             return
-        how, broadcast = "", None
+        broadcast = None
         if plan.directives is not None:
-            how, broadcast = await self._cached(plan, plan.directives, work, scope, served)
+            broadcast = await self._cached(plan, plan.directives, work, scope, served)
             if broadcast is None:
                 message = "there is no such answer in the cache, and Cache-Control says only-if-cached"
                 await respond(send, 504, refusal(plan.path, 504, message))
                 return
         if broadcast is None:
             broadcast = self._begin(plan, work, scope)
-        headers = [(CACHE_HEADER, how.encode())] if how else []
         if plan.conversation is None:
-            reading = broadcast.read(broadcast.attach(), send, headers, lambda: _past(scope))
+            reading = broadcast.read(broadcast.attach(), send, lambda: _past(scope))
             await attended(reading, receive)
             return
         held = self.held.hold(served.owner, plan.conversation, broadcast)
-        await self.read(held, 0, scope, receive, send, headers)
+        await self.read(held, 0, scope, receive, send)
 
-    async def read(
-        self,
-        held: Held,
-        offset: int,
-        scope: dict[str, Any],
-        receive: Receive,
-        send: Send,
-        headers: list[tuple[bytes, bytes]],
-    ) -> None:
+    async def read(self, held: Held, offset: int, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Give out what is held, from this byte on.
 
         Raises:
@@ -153,7 +143,7 @@ class Sharing:
         """
         reader = self.held.attach(held, offset)
         try:
-            await attended(held.broadcast.read(reader, send, headers, lambda: _past(scope)), receive)
+            await attended(held.broadcast.read(reader, send, lambda: _past(scope)), receive)
         finally:
             held.broadcast.detach(reader)
             self.held.left(held, reader)
@@ -177,13 +167,14 @@ class Sharing:
 
     async def _cached(
         self, plan: Plan, wish: Directives, work: Work, scope: dict[str, Any], served: Served
-    ) -> tuple[str, Broadcast | None]:
-        """How the cache helps, and the answer; "" if it cannot be asked now, None if the client wants no other."""
+    ) -> Broadcast | None:
+        """The answer, from the cache if it is there; None if the client wants no other. What the cache did is in
+        `served`, unless it cannot be asked now."""
         if not plan.keepable:
-            return "", None
+            return None
         identity = await self.identities.of(plan.lane)
         if identity is None:
-            return "", None if wish.only_if_cached else self._begin(plan, work, scope)
+            return None if wish.only_if_cached else self._begin(plan, work, scope)
         owner = "" if self._settings.response_cache_shared else served.owner
         key = request_key(plan.path, plan.body, identity=identity, owner=owner)
         if not wish.no_cache:
@@ -192,15 +183,15 @@ class Sharing:
                 self._counts["hit"] += 1
                 self._tokens_saved += answer.tokens
                 served.repeated(plan.body, "hit")
-                return "hit", await self._again(plan, answer)
+                return await self._again(plan, answer)
         in_flight = (key, served.owner, plan.line)
         running = self._in_flight.get(in_flight)
         if running is not None and not (wish.no_cache or running.ended) and running.whole:
             self._counts["shared"] += 1
             served.repeated(plan.body, "shared")
-            return "shared", running
+            return running
         if wish.only_if_cached:
-            return "", None
+            return None
         self._counts["miss"] += 1
         served.cache = "miss"
         broadcast = self._begin(plan, work, scope)
@@ -214,7 +205,7 @@ class Sharing:
                 self._keep(asyncio.ensure_future(store))
 
         broadcast.on_end.append(ended)
-        return "miss", broadcast
+        return broadcast
 
     async def _find(self, key: bytes, wish: Directives) -> Answer | None:
         oldest = self._settings.response_cache_ttl if wish.max_age is None else wish.max_age
