@@ -124,9 +124,17 @@ def test_tool_calls_are_kept_too(gateway: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{"temperature": 0.8}, {}, {"seed": -1}, {"temperature": 0, "xtc_probability": 0.3}, {"top_k": 1}]
+    "body",
+    [
+        {"temperature": 0.8},
+        {},
+        {"seed": -1},
+        {"temperature": 0, "xtc_probability": 0.3},
+        {"top_k": 1},
+        {"temperature": 0, "t_max_predict_ms": 60_000},
+    ],
 )
-def test_sampled_answers_are_not_kept(gateway: Running, body: dict[str, Any]) -> None:
+def test_sampled_answers_and_timed_ones_are_not_kept(gateway: Running, body: dict[str, Any]) -> None:
     for _ in range(2):
         answer = ask(gateway.url, body={"messages": STORY, "stream": True, "max_tokens": 3, **body})
         assert (answer.status, outcome(answer)) == (200, None)
