@@ -83,8 +83,19 @@ def test_the_rest_is_there_to_the_byte_wherever_it_is_taken_up(gateway: Running)
     assert again.body == got + rest.body
     for cut in (1, 100, len(again.body) - 3):
         assert come_back(gateway.url, "a", cut).body == again.body[cut:]
-    assert come_back(gateway.url, "a", len(again.body) + 5).body == b""
+    assert come_back(gateway.url, "a", len(again.body)).body == b""
     assert gateway.gateway.sharing.held.reattached == 6
+
+
+def test_who_has_more_than_there_is_is_told(gateway: Running) -> None:
+    total = len(ask(gateway.url, body={**LONG, "max_tokens": 5}, X_Conversation_Id="a").body)
+    beyond = come_back(gateway.url, "a", total + 1)
+    assert (beyond.status, f"there are {total} bytes" in beyond.json["error"]["message"]) == (416, True)
+    assert ask(gateway.url, "HEAD", f"/v1/stream?conv_id=a&from={total + 1}").status == 416
+    assert ask(gateway.url, "HEAD", f"/v1/stream?conv_id=a&from={total}").status == 200
+    begin(gateway.url, "b", {**LONG, "max_tokens": 8000})
+    assert come_back(gateway.url, "b", 99_999_999).status == 416  # while it runs
+    assert gateway.gateway.sharing.held.reattached == 0
 
 
 @pytest.mark.parametrize("fault", [Reset(after_events=7), HalfClose(after_events=7), Stall(after_events=7)])
