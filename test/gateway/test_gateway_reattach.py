@@ -405,6 +405,26 @@ def test_an_id_that_is_too_long_is_refused(gateway: Running) -> None:
     assert (answer.status, "256" in answer.json["error"]["message"]) == (400, True)
 
 
+def raw_id(url: str, id_: bytes) -> Heard:
+    with dial(url) as connection:
+        request = request_bytes("POST", "/v1/chat/completions", {**LONG, "max_tokens": 5}, X_Conversation_Id="@")
+        connection.sendall(request.replace(b": @\r\n", b": " + id_ + b"\r\n"))
+        return hear(connection, lambda raw: raw.endswith((b"data: [DONE]\n\n\r\n0\r\n\r\n", b"}")))
+
+
+def test_an_id_may_be_any_text_and_must_be_utf_8(gateway: Running) -> None:
+    name = "a b/ü::日本"
+    first = raw_id(gateway.url, name.encode())
+    assert first.status == 200
+    assert come_back(gateway.url, name).body == first.body
+    assert [each["conversation_id"] for each in look_up(gateway.url, "a b/ü")] == [name]
+    assert drop(gateway.url, name) == 204
+    assert look_up(gateway.url, name) == []
+    latin = raw_id(gateway.url, name[:5].encode("latin-1"))
+    assert (latin.status, "not UTF-8" in latin.json["error"]["message"]) == (400, True)
+    assert len(gateway.gateway.sharing.held) == 0
+
+
 def test_two_may_read_at_the_same_time(gateway: Running) -> None:
     with dial(gateway.url) as one, dial(gateway.url) as other:
         head = {"X-Conversation-Id": "a", "Connection": "close"}

@@ -18,7 +18,7 @@ from llamastream.gateway.answer_file import AnswerFile
 from llamastream.gateway.answers import Answer, AnswerMemory, answer_of, replayed
 from llamastream.gateway.attendance import Receive, attended
 from llamastream.gateway.broadcast import Broadcast, Send
-from llamastream.gateway.held import LONGEST_ID, Held, HeldStreams
+from llamastream.gateway.held import Held, HeldStreams, refused_id
 from llamastream.gateway.identity import Identities
 from llamastream.gateway.lanes import Lane
 from llamastream.gateway.refusals import refusal, respond
@@ -100,7 +100,7 @@ class Sharing:
         conversation, cached = None, []
         for name, value in scope["headers"]:
             if name == b"x-conversation-id" and value and body.get("stream") is True:
-                conversation = value.decode("latin-1")
+                conversation = value.decode("utf-8", "surrogateescape")  # as queries and lookups spell it
             elif name == b"cache-control":
                 cached.append(value.decode("latin-1"))
         wish = directives(cached)
@@ -115,8 +115,7 @@ class Sharing:
     async def serve(self, plan: Plan, work: Work, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request by `work`, or by what there is already."""
         served = served_of(scope)
-        if plan.conversation is not None and len(plan.conversation) > LONGEST_ID:
-            message = f"X-Conversation-Id: more than {LONGEST_ID} characters are not allowed"
+        if plan.conversation is not None and (message := refused_id(plan.conversation)):
             await respond(send, 400, refusal(plan.path, 400, message), [(b"connection", b"close")])
             return
         broadcast = None
