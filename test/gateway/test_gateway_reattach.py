@@ -168,7 +168,9 @@ def test_a_server_that_is_killed_while_its_clients_are_away_is_not_noticed() -> 
             return content(first.body + come_back(gateway.url, f"a{number}", len(first.body)).body)
 
         assert {*pool.map(one, range(40))} == {whole}
-        assert sum(count for _, count in metrics.series.counters("recoveries")) > 0
+        mended = sum(count for _, count in metrics.series.counters("recoveries"))
+        asked, _ = records(gateway, 41)
+        assert sum(len(each.recoveries) for each in asked) == mended > 0
 
 
 def test_what_is_no_stream_of_recovery_can_be_taken_up_too(gateway: Running) -> None:
