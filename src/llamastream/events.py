@@ -141,7 +141,8 @@ FleetListener: TypeAlias = Callable[[FleetEvent], None]
 
 
 class RequestServed(Struct, frozen=True, kw_only=True):
-    """A request that came to a gateway is over. Times are in seconds; None: not known, or there was none.
+    """A request that came to a gateway is over; where its answer goes on without its client, that is, too. Times are in
+    seconds; None: not known, or there was none.
 
     Attributes:
         time: when it began, since the epoch. request_id: also the response's `x-request-id`. method, route: what was

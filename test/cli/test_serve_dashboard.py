@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from dashboards import asked, events, told, until
@@ -60,8 +61,20 @@ def lone(environ: dict[str, str], somebodys: Engine) -> None:
             hello = until(stream, "hello")
             assert (hello["actions"], hello["key"]) == (False, "ops")
             assert any(line["event"] == "ready" for line in hello["logs"])
+            for path, key in (("/dashboard", ""), ("/health", ""), (EVENTS, "wrong")):
+                with asked(url, path, key=key) as other:
+                    other.read()
             with StreamingClient(url, api_key=KEY) as client:
                 client.wait_until_ready(30)
                 client.chat([{"role": "user", "content": LONG.question}], max_tokens=5)
-            logged = until(stream, "logs", lambda data: any(line["event"] == "request" for line in data["lines"]))
-            assert KEY not in str(logged)
+            lines: list[str] = []
+
+            def chatted(data: Any) -> bool:
+                lines.extend(line["message"] for line in data["lines"] if line["event"] == "request")
+                return any("/v1/chat" in line for line in lines)
+
+            until(stream, "logs", chatted)
+            assert KEY not in str(lines)
+            # who watches is no news, but whoever is refused is
+            shown = [line.partition(" in ")[0] for line in lines if "/dashboard" in line or "/health" in line]
+            assert shown == [f"GET {EVENTS} 401"]

@@ -93,9 +93,16 @@ def test_a_directory_that_cannot_be_used_is_told_at_the_start(fleet: Watched, tm
         create_app(fleet.fleet, on_disk(link))
 
 
-@pytest.mark.parametrize("damage", ["no database", "a page", "a body"])
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("no database", "is damaged, is thrown away, and begins anew: file is not a database"),
+        ("a page", "is damaged, is thrown away, and begins anew: "),
+        ("a body", "fails, and goes on without this answer: "),
+    ],
+)
 def test_a_damaged_file_costs_a_warning_and_no_request(
-    fleet: Watched, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+    fleet: Watched, tmp_path: Path, damage: str, says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings, path = on_disk(tmp_path), tmp_path / NAME
     with serving(fleet.fleet, settings) as gateway:
@@ -117,6 +124,7 @@ def test_a_damaged_file_costs_a_warning_and_no_request(
         wait_for(lambda: entries(gateway) == 1)  # it is used again
     told = [record for record in caplog.records if "response cache" in record.getMessage()]
     assert len(told) == 1
+    assert says in told[0].getMessage()
     with serving(fleet.fleet, settings) as gateway:
         assert outcome(ask(gateway.url, body=ASKED)) == "hit"
 

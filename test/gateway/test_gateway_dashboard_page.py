@@ -334,6 +334,21 @@ def test_everything_has_a_name_and_the_keyboard_reaches_it(page: Page, fleet: Wa
         assert {"Drain demo-0", "Restart demo-1", "6 hours", "Send"} <= set(reached)
 
 
+def test_the_logs_instances_stand_in_their_order(page: Page, fleet: Watched) -> None:
+    with serving(fleet.fleet) as gateway:
+        board = gateway.server.app.state.dashboard.board
+        board.telling = True
+        for instance in ("demo-10", "demo-2", ""):
+            board.log(time.time(), "info", "early", instance=instance)
+        with shown(page, gateway):
+            page.wait_for("document.querySelectorAll('#logs-instance option').length === 4")
+            for instance in ("demo-1", "another-0", "demo-20"):
+                board.log(time.time(), "info", "late", instance=instance)
+            page.wait_for("document.querySelectorAll('#logs-instance option').length === 7")
+            there = page.value("[...document.querySelectorAll('#logs-instance option')].map((each) => each.value)")
+            assert there == ["*", "", "another-0", "demo-1", "demo-2", "demo-10", "demo-20"]
+
+
 def test_what_others_wrote_stays_text(page: Page) -> None:
     alerts = [{"rule": EVIL, "instance": EVIL, "severity": EVIL, "message": EVIL}]
     source = Evil()

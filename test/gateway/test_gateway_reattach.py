@@ -21,6 +21,7 @@ from gateways import Running, serving
 from llamastream import StreamingClient
 from llamastream.backends import StaticBackends
 from llamastream.engine import EngineOptions
+from llamastream.events import RequestServed
 from llamastream.gateway import GatewaySettings
 from llamastream.observe.metrics import Metrics
 from llamastream.testing import ChaosProxy, HalfClose, NumberedServer, Reset, Stall
@@ -82,8 +83,19 @@ def test_the_rest_is_there_to_the_byte_wherever_it_is_taken_up(gateway: Running)
     assert again.body == got + rest.body
     for cut in (1, 100, len(again.body) - 3):
         assert come_back(gateway.url, "a", cut).body == again.body[cut:]
-    assert come_back(gateway.url, "a", len(again.body) + 5).body == b""
+    assert come_back(gateway.url, "a", len(again.body)).body == b""
     assert gateway.gateway.sharing.held.reattached == 6
+
+
+def test_who_has_more_than_there_is_is_told(gateway: Running) -> None:
+    total = len(ask(gateway.url, body={**LONG, "max_tokens": 5}, X_Conversation_Id="a").body)
+    beyond = come_back(gateway.url, "a", total + 1)
+    assert (beyond.status, f"there are {total} bytes" in beyond.json["error"]["message"]) == (416, True)
+    assert ask(gateway.url, "HEAD", f"/v1/stream?conv_id=a&from={total + 1}").status == 416
+    assert ask(gateway.url, "HEAD", f"/v1/stream?conv_id=a&from={total}").status == 200
+    begin(gateway.url, "b", {**LONG, "max_tokens": 8000})
+    assert come_back(gateway.url, "b", 99_999_999).status == 416  # while it runs
+    assert gateway.gateway.sharing.held.reattached == 0
 
 
 @pytest.mark.parametrize("fault", [Reset(after_events=7), HalfClose(after_events=7), Stall(after_events=7)])
@@ -156,7 +168,9 @@ def test_a_server_that_is_killed_while_its_clients_are_away_is_not_noticed() -> 
             return content(first.body + come_back(gateway.url, f"a{number}", len(first.body)).body)
 
         assert {*pool.map(one, range(40))} == {whole}
-        assert sum(count for _, count in metrics.series.counters("recoveries")) > 0
+        mended = sum(count for _, count in metrics.series.counters("recoveries"))
+        asked, _ = records(gateway, 41)
+        assert sum(len(each.recoveries) for each in asked) == mended > 0
 
 
 def test_what_is_no_stream_of_recovery_can_be_taken_up_too(gateway: Running) -> None:
@@ -192,6 +206,72 @@ def test_a_server_never_sees_the_ids_of_clients() -> None:
         seen = [each.headers.get("x-conversation-id", "") for each in server.requests if each.path.endswith("ions")]
         assert len(set(seen)) == 2
         assert all(re.fullmatch("llamastream-[0-9a-f]{32}", each) and each[-32:] != "0" * 32 for each in seen)
+
+
+def records(gateway: Running, count: int) -> tuple[list[RequestServed], list[RequestServed]]:
+    """What became of requests for an answer, once there are so many records, and of clients that came back."""
+    wait_for(lambda: sum(each.method == "POST" for each in gateway.served) >= count)
+    asked = [each for each in gateway.served if each.method == "POST"]
+    return asked, [each for each in gateway.served if each.method == "GET"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", LONG),
+        ("/completion", {"prompt": "Once", "temperature": 0, "stream": True, "n_predict": 3000, "ignore_eos": True}),
+    ],
+)
+def test_what_goes_on_without_its_client_is_on_record_when_it_ends(
+    fleet: Watched, path: str, body: dict[str, Any]
+) -> None:
+    metrics = Metrics()
+    with serving(fleet.fleet, metrics=metrics) as gateway:
+        first = ask(
+            gateway.url, path=path, body=body, enough=lambda raw: b'"content":"' in raw, X_Conversation_Id="counted"
+        )
+        wait_for(lambda: gateway.gateway.sharing.held.detached == 1)
+        assert gateway.served == []
+        rest = come_back(gateway.url, "counted", len(first.body))
+        come_back(gateway.url, "counted")
+        wait_for(lambda: len(gateway.served) == 3)
+        (asked,), back = records(gateway, 1)
+        assert (asked.route, asked.status, asked.finish_reason, asked.error) == (path, 200, "length", "")
+        assert asked.completion_tokens == 3000
+        assert asked.instance
+        assert [(each.completion_tokens, each.finish_reason) for each in back] == [(None, ""), (None, "")]
+        assert rest.body
+        assert sum(count for _, count in metrics.series.counters("completion_tokens")) == 3000
+
+
+def test_a_break_while_the_client_is_away_is_on_its_record() -> None:
+    body = {"messages": STORY, "stream": True, "max_tokens": 500}
+    with (
+        NumberedServer(tokens=200, gate=True) as one,
+        NumberedServer(tokens=200) as other,
+        serving(StaticBackends((one.url, other.url))) as gateway,
+    ):
+        one.release(10)
+        begin(gateway.url, "a", body)
+        wait_for(lambda: gateway.gateway.sharing.held.detached == 1)
+        one.close()
+        (asked,), _ = records(gateway, 1)
+        assert (asked.finish_reason, len(asked.recoveries)) == ("stop", 1)
+
+
+def test_what_nobody_came_back_for_is_on_record_as_cancelled(fleet: Watched) -> None:
+    with serving(fleet.fleet, GatewaySettings(detach_grace=0.2)) as gateway:
+        begin(gateway.url, "a", {**LONG, "max_tokens": 8000})
+        (asked,), _ = records(gateway, 1)
+        assert (asked.status, asked.finish_reason, asked.error) == (200, "cancelled", "")
+        assert asked.duration > 0.2
+
+
+def test_the_stop_of_a_gateway_puts_on_record_what_nobody_reads(fleet: Watched) -> None:
+    with serving(fleet.fleet) as gateway:
+        begin(gateway.url, "a", {**LONG, "max_tokens": 8000})
+        wait_for(lambda: gateway.gateway.sharing.held.detached == 1)
+    assert [each.finish_reason for each in gateway.served] == ["cancelled"]
 
 
 def test_lookup_says_how_far_it_is(gateway: Running) -> None:
@@ -325,6 +405,26 @@ def test_what_makes_no_sense_is_told(gateway: Running, path: str, status: int, s
 def test_an_id_that_is_too_long_is_refused(gateway: Running) -> None:
     answer = ask(gateway.url, body=LONG, X_Conversation_Id="x" * 257)
     assert (answer.status, "256" in answer.json["error"]["message"]) == (400, True)
+
+
+def raw_id(url: str, id_: bytes) -> Heard:
+    with dial(url) as connection:
+        request = request_bytes("POST", "/v1/chat/completions", {**LONG, "max_tokens": 5}, X_Conversation_Id="@")
+        connection.sendall(request.replace(b": @\r\n", b": " + id_ + b"\r\n"))
+        return hear(connection, lambda raw: raw.endswith((b"data: [DONE]\n\n\r\n0\r\n\r\n", b"}")))
+
+
+def test_an_id_may_be_any_text_and_must_be_utf_8(gateway: Running) -> None:
+    name = "a b/ü::日本"
+    first = raw_id(gateway.url, name.encode())
+    assert first.status == 200
+    assert come_back(gateway.url, name).body == first.body
+    assert [each["conversation_id"] for each in look_up(gateway.url, "a b/ü")] == [name]
+    assert drop(gateway.url, name) == 204
+    assert look_up(gateway.url, name) == []
+    latin = raw_id(gateway.url, name[:5].encode("latin-1"))
+    assert (latin.status, "not UTF-8" in latin.json["error"]["message"]) == (400, True)
+    assert len(gateway.gateway.sharing.held) == 0
 
 
 def test_two_may_read_at_the_same_time(gateway: Running) -> None:

@@ -149,9 +149,17 @@ def test_tool_calls_are_kept_too(gateway: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{"temperature": 0.8}, {}, {"seed": -1}, {"temperature": 0, "xtc_probability": 0.3}, {"top_k": 1}]
+    "body",
+    [
+        {"temperature": 0.8},
+        {},
+        {"seed": -1},
+        {"temperature": 0, "xtc_probability": 0.3},
+        {"top_k": 1},
+        {"temperature": 0, "t_max_predict_ms": 60_000},
+    ],
 )
-def test_sampled_answers_are_not_kept(gateway: Running, body: dict[str, Any]) -> None:
+def test_sampled_answers_and_timed_ones_are_not_kept(gateway: Running, body: dict[str, Any]) -> None:
     for _ in range(2):
         answer = ask(gateway.url, body={"messages": STORY, "stream": True, "max_tokens": 3, **body})
         assert (answer.status, outcome(answer)) == (200, None)
@@ -195,6 +203,24 @@ def test_cache_control_of_the_request(gateway: Running) -> None:
     assert outcome(ask(gateway.url, body=ASKED, Cache_Control="max-age=0")) == "miss"
 
 
+@pytest.mark.parametrize(
+    ("on", "path", "body", "more"),
+    [
+        (False, "/v1/chat/completions", ASKED, ""),
+        (True, "/v1/chat/completions", {**ASKED, "temperature": 0.8}, ""),
+        (True, "/v1/chat/completions", ASKED, ", no-store"),
+        (True, "/v1/messages", {**ASKED, "max_tokens": 5}, ""),
+    ],
+)
+def test_who_wants_only_what_is_cached_gets_nothing_generated(
+    fleet: Watched, on: bool, path: str, body: dict[str, Any], more: str
+) -> None:
+    with serving(fleet.fleet, GatewaySettings(response_cache=on)) as gateway:
+        answer = ask(gateway.url, path=path, body=body, Cache_Control="only-if-cached" + more)
+        assert (answer.status, "only-if-cached" in answer.json["error"]["message"]) == (504, True)
+        assert gateway.gateway.lanes.admitted == 0
+
+
 def test_off_is_the_default(fleet: Watched) -> None:
     with serving(fleet.fleet) as gateway:
         answers = [ask(gateway.url, body=ASKED) for _ in range(2)]
@@ -209,6 +235,33 @@ def test_each_key_has_answers_of_its_own_unless_they_are_shared(fleet: Watched, 
         kept(gateway, ASKED, key=ANNA)
         assert outcome(ask(gateway.url, body=ASKED, Authorization=f"Bearer {ANNA}")) == "hit"
         assert outcome(ask(gateway.url, body=ASKED, Authorization=f"Bearer {BERT}")) == ("hit" if shared else "miss")
+
+
+def limits(answer: Heard) -> dict[bytes, bytes]:
+    return dict(re.findall(rb"x-ratelimit-(limit|remaining)-requests: (\d+)", answer.head))
+
+
+def test_hits_say_what_is_left_and_take_nothing_of_it(fleet: Watched) -> None:
+    settings = GatewaySettings(response_cache=True, api_keys=ANNA, requests_per_minute=1)
+    with serving(fleet.fleet, settings) as gateway:
+        kept(gateway, ASKED, key=ANNA)
+        refused = ask(gateway.url, body={**ASKED, "max_tokens": 3}, Authorization=f"Bearer {ANNA}")
+        assert (refused.status, outcome(refused)) == (429, None)  # nobody looked for it to be generated
+        for _ in range(3):
+            hit = ask(gateway.url, body=ASKED, Authorization=f"Bearer {ANNA}")
+            assert (hit.status, outcome(hit), instance(hit)) == (200, "hit", "")
+            assert limits(hit) == {b"limit": b"1", b"remaining": b"0"}
+        wait_for(lambda: len(gateway.served) == 5)
+        assert [each.cache for each in gateway.served] == ["miss", "", "hit", "hit", "hit"]
+
+
+def test_the_first_hit_of_a_key_says_what_is_left_too(fleet: Watched, tmp_path: Path) -> None:
+    settings = GatewaySettings(response_cache=True, response_cache_dir=str(tmp_path), requests_per_minute=10)
+    with serving(fleet.fleet, settings) as gateway:
+        kept(gateway, ASKED)
+    with serving(fleet.fleet, settings) as gateway:
+        hit = ask(gateway.url, body=ASKED)
+        assert (outcome(hit), limits(hit)) == ("hit", {b"limit": b"10", b"remaining": b"10"})
 
 
 @pytest.mark.alone
@@ -279,6 +332,10 @@ def test_a_generation_goes_on_for_those_who_share_it_when_the_first_leaves(gatew
     assert (whole.events[-1], whole.finish_reason) == ("[DONE]", "length")
     assert gateway.gateway.lanes.admitted == 1
     assert outcome(ask(gateway.url, body=LONG)) in ("hit", "miss")
+    wait_for(lambda: len(gateway.served) == 3)
+    first, second = sorted(gateway.served[:2], key=lambda each: each.time)
+    assert (first.cache, first.finish_reason, first.completion_tokens) == ("miss", "length", 1500)
+    assert (second.cache, second.finish_reason, second.completion_tokens) == ("shared", "length", None)
 
 
 def test_who_drops_an_id_ends_nothing_for_those_who_share_the_generation(gateway: Running) -> None:

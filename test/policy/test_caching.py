@@ -40,9 +40,14 @@ def key(body: dict[str, Any], path: str = CHAT, identity: str = "m", owner: str 
         ({"temperature": 0, "samplers": ["top_k"]}, False),
         ({"temperature": 0, "samplers": ["top_k"], "seed": 3}, True),
         ({"temperature": 0, "xtc_probability": 0}, True),
+        ({"temperature": 0, "t_max_predict_ms": 500}, False),
+        ({"seed": 3, "t_max_predict_ms": 500}, False),
+        ({"temperature": 0, "t_max_predict_ms": "500"}, False),
+        ({"temperature": 0, "t_max_predict_ms": -1}, True),
+        ({"temperature": 0, "t_max_predict_ms": None}, True),
     ],
 )
-def test_only_what_draws_no_lots_or_draws_them_by_a_given_seed_is_deterministic(
+def test_only_what_draws_no_lots_or_by_a_given_seed_and_is_not_timed_is_deterministic(
     fields: dict[str, Any], expected: bool
 ) -> None:
     for path in (CHAT, COMPLETION, NATIVE):

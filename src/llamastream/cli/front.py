@@ -24,6 +24,8 @@ from llamastream.observe.series import Sample
 if TYPE_CHECKING:
     from llamastream.gateway.reloading import Takeover
 
+WATCHING = ("/dashboard", "/health")
+"""Beginnings of routes whose requests are no news to those who watch: the page's own, and probes."""
 BEAT = 30.0
 """Seconds within which the gateway's event loop has to show that it turns."""
 
@@ -115,8 +117,8 @@ class FrontGateway:
             self._board(event)
 
     def show(self, record: Record) -> None:
-        """Take a line for the dashboard's log, in which no secret may be left."""
-        if self._board is not None:
+        """Take a line for the dashboard's log, in which no secret may be left; what only watches is left out."""
+        if self._board is not None and not only_watches(record):
             self._board.log(record.time, record.level, record.message, instance=record.instance, event=record.event)
 
     def start(self) -> None:
@@ -139,6 +141,17 @@ class FrontGateway:
     def join(self, timeout: float | None = None) -> bool:
         """Wait until it has ended; whether it has."""
         return self._thread.join(timeout)
+
+
+def only_watches(record: Record) -> bool:
+    """Whether it is of a request that the dashboard itself makes, or a probe, and that went well."""
+    fields = record.fields
+    return (
+        record.event == "request"
+        and record.level == "info"
+        and fields["route"].startswith(WATCHING)
+        and fields["status"] < 400
+    )
 
 
 def active_of(alerts: Watchman) -> list[AlertReport]:

@@ -8,7 +8,6 @@ import contextlib
 import logging
 import random
 import re
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, Protocol
 
@@ -19,7 +18,7 @@ from llamastream.gateway.keys import KeyRing, presented_key
 from llamastream.gateway.passage import broken_stream
 from llamastream.gateway.refusals import refusal, respond
 from llamastream.gateway.routes import DASHBOARD_DATA, needed, route_of
-from llamastream.gateway.served import SCOPE_KEY, Served
+from llamastream.gateway.served import SCOPE_KEY, Served, of_events
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -67,14 +66,17 @@ class Access:
             served.failed(error)
             logger.exception("request %s to %s failed", served.request_id, served.route)
             message = "the gateway failed at this request; its log says why"
-            if not served.status:
+            if not outgoing.began:
                 await respond(outgoing, 500, refusal(scope["path"], 500, message), [(b"connection", b"close")])
-            elif outgoing.stream and not served.ended:
+            elif outgoing.stream and not outgoing.ended:
                 await self._break_off(scope["path"], outgoing, LlamaStreamError(message, status=500))
             else:
                 raise  # the server closes the connection, which is all that can still be said
         finally:
-            self._tell(served)
+            if served.work is None or served.work.done():
+                self._tell(served)
+            else:  # it goes on for others, or for this client's return, and for this request's account
+                served.work.add_done_callback(lambda _: self._tell(served))
 
     async def _give_up(self, path: str, outgoing: _Outgoing) -> None:
         """The time for running streams is over: say so, rather than break off."""
@@ -82,9 +84,9 @@ class Access:
         served = outgoing.served
         served.failed(error)
         with contextlib.suppress(OSError, RuntimeError):
-            if not served.status:
+            if not outgoing.began:
                 await respond(outgoing, 503, refusal(path, 503, error.message), [(b"retry-after", b"1")])
-            elif not served.ended:
+            elif not outgoing.ended:
                 await self._break_off(path, outgoing, error)
 
     @staticmethod
@@ -108,31 +110,30 @@ class Access:
 
 
 class _Outgoing:
-    """What is sent, with the headers that every response has. `stream`: events follow the response's head."""
+    """What is sent to the client, with the headers that every response has.
+
+    Attributes:
+        began: the response's head was sent. stream: events follow it. ended: the response is complete.
+    """
 
     def __init__(self, served: Served, source: BackendSource, send: Send) -> None:
         self.served = served
+        self.began = False
         self.stream = False
+        self.ended = False
         self._source = source
         self._send = send
 
     async def __call__(self, message: dict[str, Any]) -> None:
         served = self.served
+        if served.work is None:
+            served.saw(message)
         if message["type"] == "http.response.start":
-            served.status = message["status"]
-            headers = [*message.get("headers", ()), *served.own_headers(self._source)]
-            self.stream = any(
-                name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
-            )
-            if served.glimpse is not None:
-                served.glimpse.stream = self.stream
-            message = {**message, "headers": headers}
+            self.began, self.stream = True, of_events(message)
+            served.status = served.status or message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), *served.own_headers(self._source)]}
         elif message["type"] == "http.response.body":
-            if served.glimpse is not None and (body := message.get("body")):
-                if served.first_body is None:
-                    served.first_body = time.monotonic()
-                served.glimpse.take(body)
-            served.ended = not message.get("more_body", False)
+            self.ended = not message.get("more_body", False)
         await self._send(message)
 
 

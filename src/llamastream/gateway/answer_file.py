@@ -136,11 +136,12 @@ class AnswerFile:
 
     def _failed(self, error: Exception) -> None:
         self.errors += 1
-        if self.errors == 1:
-            logger.warning("the response cache in %s fails, and does without: %s", self.path, error)
         broken = isinstance(error, sqlite3.DatabaseError) and not isinstance(
             error, sqlite3.OperationalError | sqlite3.IntegrityError
         )
+        if self.errors == 1:
+            what = "is damaged, is thrown away, and begins anew" if broken else "fails, and goes on without this answer"
+            logger.warning("the response cache in %s %s: %s", self.path, what, error)
         with contextlib.suppress(sqlite3.Error):
             if self._database is not None:
                 self._database.rollback()

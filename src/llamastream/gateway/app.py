@@ -123,6 +123,8 @@ class Gateway:
         if plan is None:
             await attended(self._answer(scope, send, path, raw, body, lane), receive)
             return
+        served = served_of(scope)
+        served.headers = self.limits.left(served.key, self.limits.allowance(served.own))
         work = _endpoint(lambda scope, _, send: self._answer(scope, send, path, raw, body, lane))
         await self.sharing.serve(plan, lambda scope, send: work(scope, receive, send), scope, receive, send)
 

@@ -27,8 +27,6 @@ PIECE = 64 * 1024
 """Bytes that are handed to a client at once."""
 BEHIND = 1 << 20
 """Bytes that the slowest client which is there may be behind, before the server is made to wait."""
-LAST_READERS = 1.0
-"""Seconds that the work waits, at its end, for those who read."""
 OVERHEAD = 2048
 """Bytes that an answer is taken to need besides its body."""
 
@@ -63,6 +61,7 @@ class Broadcast:
     Attributes:
         status, headers: of the response; 0 before it began. body: what is kept of it. dropped: bytes before that.
         ended: nothing more will come. cut: it was ended by nobody wanting it.
+        heed: told of each message that the work sends, but for what goes past ASGI.
         holds: how many want it besides those who read. whole: nothing of it was dropped.
     """
 
@@ -76,6 +75,7 @@ class Broadcast:
         self.cut = False
         self.holds = 0
         self.readers: set[Reader] = set()
+        self.heed: Callable[[dict[str, Any]], None] = lambda message: None
         self.on_end: list[Callable[[Broadcast], None]] = []
         self.outlet = Inlet(self)
         self._path = path
@@ -130,6 +130,7 @@ class Broadcast:
         """What would be sent to a client."""
         if self.ended:
             return
+        self.heed(message)
         if message["type"] == "http.response.start":
             self.status, self.headers = message["status"], tuple(message.get("headers", ()))
             self._tell()
@@ -138,17 +139,8 @@ class Broadcast:
             self.append(body)
         if not message.get("more_body", False):
             self._end(cut=False)
-            await self._until_read()
         while self.behind > BEHIND and not self.ended:
             await self._news()
-
-    async def _until_read(self) -> None:
-        """Those who are there get the end before the work is over, so that what it took can be counted from what they
-        got; a slow one is not waited for."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_READERS):
-                while self.readers:
-                    await self._news()
 
     def append(self, body: bytes, frame: bytes | None = None) -> None:
         """More of the body. `frame`: the same as HTTP chunks, if it is there already."""
@@ -197,13 +189,11 @@ class Broadcast:
         self.readers.add(reader)
         return reader
 
-    async def read(
-        self, reader: Reader, send: Send, headers: Headers = (), past: Callable[[], Outlet | None] = lambda: None
-    ) -> None:
+    async def read(self, reader: Reader, send: Send, past: Callable[[], Outlet | None] = lambda: None) -> None:
         """Send all that there is and will be, until it ends or the reader leaves.
 
         Args:
-            headers: further ones. past: the way past ASGI to the reader, if it may be taken; asked once it began.
+            past: the way past ASGI to the reader, if it may be taken; asked once it began.
         """
         try:
             while not (self.status or self.ended or reader.left):
@@ -211,7 +201,7 @@ class Broadcast:
             if self.status not in (0, 200):
                 reader.offset = self.dropped  # an error is told from its beginning
             own = self.headers if self.status else ((b"content-type", b"text/event-stream"),)
-            await send({"type": "http.response.start", "status": self.status or 200, "headers": [*own, *headers]})
+            await send({"type": "http.response.start", "status": self.status or 200, "headers": [*own]})
             live = past()
             while not reader.left:
                 start = reader.offset - self.dropped

@@ -170,8 +170,17 @@ class HeldStreams:
             held.broadcast.trim(0)
 
 
+def refused_id(id: str) -> str:  # noqa: A002  # that is its name everywhere
+    """Why this cannot be an id, or "". Bytes that are no UTF-8 are in it as surrogates: no query could name it."""
+    if len(id) > LONGEST_ID:
+        return f"X-Conversation-Id: more than {LONGEST_ID} characters are not allowed"
+    if any("\ud800" <= character <= "\udfff" for character in id):
+        return "X-Conversation-Id is not UTF-8: use that, or letters, digits and signs of ASCII"
+    return ""
+
+
 def _separators(text: str) -> list[int]:
     return [cut for cut in range(len(text)) if text.startswith("::", cut)]
 
 
-__all__ = ["LONGEST_ID", "Held", "HeldStreams", "OffsetLostError"]
+__all__ = ["LONGEST_ID", "Held", "HeldStreams", "OffsetLostError", "refused_id"]

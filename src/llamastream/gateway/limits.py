@@ -59,12 +59,7 @@ class Limiter:
             RateLimitedError: it is beyond what the key may use.
         """
         now = monotonic()
-        account = self._accounts.get(key)
-        if account is None:
-            self._sweep(now)
-            account = self._accounts[key] = Account(allowance, now)
-        elif account.allowance != allowance:
-            account.changed(allowance, now)
+        account = self._account(key, allowance, now)
         refusal = account.begin(tokens, now)
         if refusal is not None:
             self.refused[refusal.limit] += 1
@@ -76,6 +71,11 @@ class Limiter:
             raise error
         return Charge(account, tokens, key)
 
+    def left(self, key: str, allowance: Allowance) -> list[tuple[bytes, bytes]]:
+        """What is left to a key, for a response that takes nothing of it."""
+        self._account(key, allowance, monotonic())
+        return self.headers(key)
+
     def end(self, charge: Charge, used: float | None) -> None:
         """The request is over, and used so many tokens; None: not known."""
         charge.account.end(charge.tokens, used, monotonic())
@@ -86,6 +86,15 @@ class Limiter:
         if account is None:
             return []
         return [(name.encode(), value.encode()) for name, value in account.headers(monotonic())]
+
+    def _account(self, key: str, allowance: Allowance, now: float) -> Account:
+        account = self._accounts.get(key)
+        if account is None:
+            self._sweep(now)
+            account = self._accounts[key] = Account(allowance, now)
+        elif account.allowance != allowance:
+            account.changed(allowance, now)
+        return account
 
     def _sweep(self, now: float) -> None:
         if len(self._accounts) >= ACCOUNTS:

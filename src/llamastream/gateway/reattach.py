@@ -7,7 +7,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from llamastream.gateway.broadcast import OffsetLostError
+from llamastream.gateway.broadcast import Broadcast
 from llamastream.gateway.refusals import refusal, respond
 from llamastream.gateway.served import served_of
 
@@ -43,17 +43,13 @@ class Reattach:
             await self._refuse(scope, send, 400, f"from = {start[:50]!r} is not allowed; allowed: a number of bytes")
         elif held is None:
             await self._refuse(scope, send, 404, "there is no such stream, or it is over for too long")
+        elif wrong := _not_there(held.broadcast, int(start)):
+            await self._refuse(scope, send, *wrong)
         elif scope["method"] == "HEAD":
             await respond(send, 200, b"", content_type=b"text/event-stream")
         else:
             self._held.reattached += 1
-            try:
-                await self._gateway.sharing.read(held, int(start), scope, receive, send, [])
-            except OffsetLostError:
-                self._held.reattached -= 1
-                kept = held.broadcast.dropped
-                message = f"from = {start} is lost: only what follows byte {kept} is kept (replay_bytes)"
-                await self._refuse(scope, send, 400, message)
+            await self._gateway.sharing.read(held, int(start), scope, receive, send)
 
     async def lookup(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """`POST /v1/streams/lookup`: which of these ids there are, and how far they are."""
@@ -70,6 +66,15 @@ class Reattach:
     @staticmethod
     async def _refuse(scope: dict[str, Any], send: Any, status: int, message: str) -> None:
         await respond(send, status, refusal(scope["path"], status, message))
+
+
+def _not_there(broadcast: Broadcast, start: int) -> tuple[int, str] | None:
+    """Status and message, where an answer has nothing from this byte on, and never will."""
+    if start < broadcast.dropped:
+        return 400, f"from = {start} is lost: only what follows byte {broadcast.dropped} is kept (replay_bytes)"
+    if start > broadcast.end and broadcast.status in (0, 200):  # an error is told from its beginning
+        return 416, f"from = {start} is beyond the end: there are {broadcast.end} bytes so far, count those you have"
+    return None
 
 
 class _Asked(msgspec.Struct):

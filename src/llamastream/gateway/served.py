@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import MutableMapping
 from typing import Any
@@ -29,12 +30,14 @@ class Served:
     Attributes:
         request_id, method, route, client: see `RequestServed`. key: the name of its key. model: that was asked for,
             None where none is. wanted: it is for an answer. asked: its body was read, and can be answered. runner:
-            who brings the answer. queue_wait: seconds. status: of the response, 0 before it began. ended: the response
-            is complete. error: what went wrong.
+            who brings the answer. queue_wait: seconds. status: of the answer, 0 before it began. ended: the answer is
+            complete. error: what went wrong. Where `work` brings the answer, these say what that brought, and not how
+            much of it the client stayed for.
         glimpse: reads along what is not read otherwise. owner: tells its key from all others, also where names change.
+        work: what brings its answer apart from its connection, and may go on without that; None: nothing does.
         own: what the keys file says of its key. lease: its slot. report: what it took. headers: for its response.
         explain: its client wants to know why it went where it went.
-        cache: what the response cache did: hit, miss, shared, or "".
+        cache: what the response cache did: hit, miss, shared, or "". A miss is told of only where a server was asked.
     """
 
     def __init__(self, request_id: str, method: str, route: str, client: str) -> None:
@@ -49,6 +52,7 @@ class Served:
         self.wanted = False
         self.asked = False
         self.runner: Relay | Passage | None = None
+        self.work: asyncio.Task[None] | None = None
         self.own: tuple[tuple[str, Any], ...] = ()
         self.lease: Lease | None = None
         self.report: Report | None = None
@@ -85,6 +89,19 @@ class Served:
         self.error = type(error).__name__
         self._fault = status_of(error) if isinstance(error, LlamaStreamError) else 0
 
+    def saw(self, message: MutableMapping[str, Any]) -> None:
+        """Take note of what is sent as its answer."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self.glimpse is not None:
+                self.glimpse.stream = of_events(message)
+        elif message["type"] == "http.response.body":
+            if self.glimpse is not None and (body := message.get("body")):
+                if self.first_body is None:
+                    self.first_body = time.monotonic()
+                self.glimpse.take(body)
+            self.ended = not message.get("more_body", False)
+
     def instance(self, source: BackendSource) -> str:
         """The id of the server that answers, or ""."""
         if self.lease is not None and self.lease.id:
@@ -117,6 +134,8 @@ class Served:
     def own_headers(self, source: BackendSource) -> list[tuple[bytes, bytes]]:
         """The headers that say of a response what happened to its request."""
         found = [(b"x-request-id", self.request_id.encode()), *self.headers]
+        if cached := self._cached:
+            found.append((b"x-llamastream-cache", cached.encode()))
         if instance := self.instance(source):
             found.append((b"x-llamastream-instance", instance.encode()))
         if self.explain and self.lease is not None and (decision := self.lease.decision) is not None:
@@ -129,6 +148,10 @@ class Served:
                 )
             )
         return found
+
+    @property
+    def _cached(self) -> str:
+        return "" if self.cache == "miss" and self.lease is None else self.cache
 
     def _expected(self) -> dict[str, Any]:
         """What routing thought of it, and what came of that."""
@@ -183,7 +206,7 @@ class Served:
             instance=self.instance(source),
             key=self.key,
             client=self.client,
-            cache=self.cache,
+            cache=self._cached,
             **self._expected(),
             **known,
         )
@@ -210,6 +233,13 @@ class Served:
             "cached_tokens": seen.cached_tokens,
             "completion_tokens": seen.completion_tokens,
         }
+
+
+def of_events(start: MutableMapping[str, Any]) -> bool:
+    """Whether a stream of events follows this beginning of a response."""
+    return any(
+        name == b"content-type" and value.startswith(b"text/event-stream") for name, value in start.get("headers", ())
+    )
 
 
 def known_model(asked: str | None, source: BackendSource) -> str:

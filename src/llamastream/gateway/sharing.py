@@ -18,7 +18,7 @@ from llamastream.gateway.answer_file import AnswerFile
 from llamastream.gateway.answers import Answer, AnswerMemory, answer_of, replayed
 from llamastream.gateway.attendance import Receive, attended
 from llamastream.gateway.broadcast import Broadcast, Send
-from llamastream.gateway.held import LONGEST_ID, Held, HeldStreams
+from llamastream.gateway.held import Held, HeldStreams, refused_id
 from llamastream.gateway.identity import Identities
 from llamastream.gateway.lanes import Lane
 from llamastream.gateway.refusals import refusal, respond
@@ -30,7 +30,6 @@ from llamastream.observe.dashboard import CacheFigures
 from llamastream.observe.series import Sample
 from llamastream.policy.caching import Directives, deterministic, directives, request_key
 
-CACHE_HEADER = b"x-llamastream-cache"
 RESULTS = ("hit", "miss", "shared")
 
 Work = Callable[[dict[str, Any], Send], Coroutine[Any, Any, object]]
@@ -42,8 +41,8 @@ class Plan(Struct, frozen=True):
 
     Attributes:
         path, body, lane: the request. conversation: the id under which its client may come back, or None.
-        directives: what it says of caches, where its answer may be kept; else None. line: what else has to be the same
-            for two requests in flight to be one.
+        directives: what it says of caches, where that matters; else None. keepable: its answer may be kept. line: what
+            else has to be the same for two requests in flight to be one.
     """
 
     path: str
@@ -51,6 +50,7 @@ class Plan(Struct, frozen=True):
     lane: Lane
     conversation: str | None
     directives: Directives | None
+    keepable: bool
     line: tuple[bytes, ...]
 
 
@@ -100,52 +100,41 @@ class Sharing:
         conversation, cached = None, []
         for name, value in scope["headers"]:
             if name == b"x-conversation-id" and value and body.get("stream") is True:
-                conversation = value.decode("latin-1")
+                conversation = value.decode("utf-8", "surrogateescape")  # as queries and lookups spell it
             elif name == b"cache-control":
                 cached.append(value.decode("latin-1"))
-        wish: Directives | None = None
-        if self._settings.response_cache and deterministic(path, body):
-            wish = directives(cached)
-            wish = None if wish.no_store else wish
-        if conversation is None and wish is None:
+        wish = directives(cached)
+        keepable = self._settings.response_cache and not wish.no_store and deterministic(path, body)
+        heeded = wish if keepable or wish.only_if_cached else None
+        if conversation is None and heeded is None:
             return None
         # What decides on the turn in line is not shared with those who have another.
         line = tuple(value for name, value in scope["headers"] if name == b"x-priority")
-        return Plan(path, body, lane, conversation, wish, line)
+        return Plan(path, body, lane, conversation, heeded, keepable, line)
 
     async def serve(self, plan: Plan, work: Work, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request by `work`, or by what there is already."""
         served = served_of(scope)
-        if plan.conversation is not None and len(plan.conversation) > LONGEST_ID:
-            message = f"X-Conversation-Id: more than {LONGEST_ID} characters are not allowed"
+        if plan.conversation is not None and (message := refused_id(plan.conversation)):
             await respond(send, 400, refusal(plan.path, 400, message), [(b"connection", b"close")])
             return
-        how, broadcast = "", None
+        broadcast = None
         if plan.directives is not None:
-            how, broadcast = await self._cached(plan, plan.directives, work, scope, served)
+            broadcast = await self._cached(plan, plan.directives, work, scope, served)
             if broadcast is None:
                 message = "there is no such answer in the cache, and Cache-Control says only-if-cached"
                 await respond(send, 504, refusal(plan.path, 504, message))
                 return
         if broadcast is None:
             broadcast = self._begin(plan, work, scope)
-        headers = [(CACHE_HEADER, how.encode())] if how else []
         if plan.conversation is None:
-            reading = broadcast.read(broadcast.attach(), send, headers, lambda: _past(scope))
+            reading = broadcast.read(broadcast.attach(), send, lambda: _past(scope))
             await attended(reading, receive)
             return
         held = self.held.hold(served.owner, plan.conversation, broadcast)
-        await self.read(held, 0, scope, receive, send, headers)
+        await self.read(held, 0, scope, receive, send)
 
-    async def read(
-        self,
-        held: Held,
-        offset: int,
-        scope: dict[str, Any],
-        receive: Receive,
-        send: Send,
-        headers: list[tuple[bytes, bytes]],
-    ) -> None:
+    async def read(self, held: Held, offset: int, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Give out what is held, from this byte on.
 
         Raises:
@@ -153,7 +142,7 @@ class Sharing:
         """
         reader = self.held.attach(held, offset)
         try:
-            await attended(held.broadcast.read(reader, send, headers, lambda: _past(scope)), receive)
+            await attended(held.broadcast.read(reader, send, lambda: _past(scope)), receive)
         finally:
             held.broadcast.detach(reader)
             self.held.left(held, reader)
@@ -163,7 +152,10 @@ class Sharing:
         apart = {**scope, "extensions": {**scope.get("extensions", {}), EXTENSION: broadcast.outlet}}
         self._running.add(broadcast)
         broadcast.on_end.append(self._running.discard)
-        self._keep(broadcast.run(work(apart, broadcast.take)))
+        served = served_of(scope)
+        broadcast.heed = served.saw
+        served.work = broadcast.run(work(apart, broadcast.take))
+        self._keep(served.work)
         return broadcast
 
     def _keep(self, task: asyncio.Task[None]) -> None:
@@ -174,11 +166,14 @@ class Sharing:
 
     async def _cached(
         self, plan: Plan, wish: Directives, work: Work, scope: dict[str, Any], served: Served
-    ) -> tuple[str, Broadcast | None]:
-        """How the cache helps, and the answer; "" if it cannot be asked now, None if the client wants no other."""
+    ) -> Broadcast | None:
+        """The answer, from the cache if it is there; None if the client wants no other. What the cache did is in
+        `served`, unless it cannot be asked now."""
+        if not plan.keepable:
+            return None
         identity = await self.identities.of(plan.lane)
         if identity is None:
-            return "", None if wish.only_if_cached else self._begin(plan, work, scope)
+            return None if wish.only_if_cached else self._begin(plan, work, scope)
         owner = "" if self._settings.response_cache_shared else served.owner
         key = request_key(plan.path, plan.body, identity=identity, owner=owner)
         if not wish.no_cache:
@@ -187,15 +182,15 @@ class Sharing:
                 self._counts["hit"] += 1
                 self._tokens_saved += answer.tokens
                 served.repeated(plan.body, "hit")
-                return "hit", await self._again(plan, answer)
+                return await self._again(plan, answer)
         in_flight = (key, served.owner, plan.line)
         running = self._in_flight.get(in_flight)
         if running is not None and not (wish.no_cache or running.ended) and running.whole:
             self._counts["shared"] += 1
             served.repeated(plan.body, "shared")
-            return "shared", running
+            return running
         if wish.only_if_cached:
-            return "", None
+            return None
         self._counts["miss"] += 1
         served.cache = "miss"
         broadcast = self._begin(plan, work, scope)
@@ -209,7 +204,7 @@ class Sharing:
                 self._keep(asyncio.ensure_future(store))
 
         broadcast.on_end.append(ended)
-        return "miss", broadcast
+        return broadcast
 
     async def _find(self, key: bytes, wish: Directives) -> Answer | None:
         oldest = self._settings.response_cache_ttl if wish.max_age is None else wish.max_age

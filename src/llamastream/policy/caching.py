@@ -72,6 +72,12 @@ def _seeded(body: dict[str, Any]) -> bool:
     return type(seed) is int and 0 <= seed < RANDOM_SEED
 
 
+def _timed(body: dict[str, Any]) -> bool:
+    """Whether time cuts the answer off: where, depends on how busy the server is."""
+    limit = body.get("t_max_predict_ms")
+    return limit is not None and ((number := _number(limit)) is None or number > 0)
+
+
 def _refers_elsewhere(value: Any) -> bool:
     """Whether the server would fetch something (a picture, say), which may be another one next time."""
     if isinstance(value, list):
@@ -89,7 +95,8 @@ def _refers_elsewhere(value: Any) -> bool:
 def deterministic(path: str, body: dict[str, Any]) -> bool:
     """Whether the same request gets the same answer: at temperature 0, or with a seed that its client chose. (A seed
     that this library chose for its own purposes comes with `Cache-Control: no-store`.)"""
-    return path in PATHS and (_greedy(body) or _seeded(body)) and not _refers_elsewhere(body.get("messages"))
+    drawn = not (_greedy(body) or _seeded(body))
+    return path in PATHS and not (drawn or _timed(body) or _refers_elsewhere(body.get("messages")))
 
 
 def request_key(path: str, body: dict[str, Any], *, identity: str, owner: str) -> bytes:

@@ -36,7 +36,9 @@ export function addErrors({ lines }) {
 function learn(line) {
   if (instances.has(line.instance)) return;
   instances.add(line.instance);
-  byId("logs-instance").append(make("option", { value: line.instance }, line.instance || "the whole"));
+  const choice = byId("logs-instance"), known = [...choice.options].slice(1);
+  const next = known.find((each) => each.value.localeCompare(line.instance, "en", { numeric: true }) > 0);
+  choice.insertBefore(make("option", { value: line.instance }, line.instance || "the whole"), next ?? null);
 }
 
 function drawSoon() {
