@@ -344,3 +344,12 @@ def test_a_test_message_goes_everywhere_and_says_what_came_of_it() -> None:
     ]  # fmt: skip
     assert (said[0].kind, said[0].rule) == ("test", "disk")
     assert json.loads(server.got[0][2])["kind"] == "test"
+
+
+def test_a_program_that_is_not_there_is_told_of_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    receivers_of(AlertSettings(command=(sys.executable, "-V")))
+    assert not caplog.records
+    assert [each.name for each in receivers_of(AlertSettings(command=("/nowhere/at/all", "--now")))] == ["command"]
+    assert [each.message for each in caplog.records] == [
+        "alerts: there is no program '/nowhere/at/all' to run now (command)"
+    ]

@@ -438,3 +438,11 @@ def test_many_answers_at_once_stay_apart(gateway: Running) -> None:
         wait_for(lambda: stored(gateway) == 20)
         assert list(pool.map(one, questions)) == first
     assert sample(gateway, "response_cache_requests", "hit") == 20
+
+
+def test_a_directory_without_a_cache_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Sharing(GatewaySettings(response_cache_dir=str(tmp_path)))
+    assert [each.message for each in caplog.records] == [
+        "response_cache_dir is set, but response_cache is off: no answer is kept"
+    ]
+    assert not list(tmp_path.iterdir())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -17,6 +19,8 @@ from llamastream.errors import SettingError
 
 if TYPE_CHECKING:
     import http.client
+
+logger = logging.getLogger("llamastream.alerts")
 
 MOST_SAID = 300
 """Characters of what a program or a server says about a failure that are passed on."""
@@ -181,6 +185,8 @@ def receivers_of(settings: AlertSettings) -> list[Receiver]:
         key = revealed(settings.webhook_key, "webhook_key")
         found.append(Webhook(url, header=header, key=key, timeout=settings.timeout))
     if settings.command:
+        if shutil.which(settings.command[0]) is None:  # it may be there when it is needed: no reason not to serve
+            logger.warning("alerts: there is no program %r to run now (command)", settings.command[0])
         found.append(Command(settings.command, timeout=settings.timeout))
     services = revealed(settings.apprise, "apprise")
     if services is not None:

@@ -8,6 +8,7 @@ A request with an `X-Conversation-Id`, or one whose answer may be kept, does not
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -29,6 +30,8 @@ from llamastream.gateway.wire import EXTENSION
 from llamastream.observe.dashboard import CacheFigures
 from llamastream.observe.series import Sample
 from llamastream.policy.caching import Directives, deterministic, directives, request_key
+
+logger = logging.getLogger("llamastream.gateway")
 
 RESULTS = ("hit", "miss", "shared")
 
@@ -74,6 +77,8 @@ class Sharing:
             self._file = AnswerFile(
                 settings.response_cache_dir, settings.response_cache_size, settings.response_cache_ttl
             )
+        elif settings.response_cache_dir is not None:
+            logger.warning("response_cache_dir is set, but response_cache is off: no answer is kept")
         self._in_flight: dict[tuple[Any, ...], Broadcast] = {}
         self._running: set[Broadcast] = set()
         self._tasks: set[asyncio.Task[None]] = set()
