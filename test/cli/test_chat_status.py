@@ -13,7 +13,7 @@ from rich.console import Console
 
 from commandline import ROOT, run
 from llamastream.cli.render import MarkdownView, PlainView, View
-from llamastream.cli.screen import Screen
+from llamastream.cli.screen import Screen, stats_rows
 from llamastream.cli.status import StatusLine, StatusRelay, status_line
 from llamastream.errors import (
     ConnectError,
@@ -27,6 +27,7 @@ from llamastream.errors import (
 )
 from llamastream.events import AttemptStarted, RequestStarted, RetryScheduled
 from llamastream.testing import Script, ServerDouble, http_answer, sse_answer
+from llamastream.types import Stats
 from ports import free_port
 from terminal import COMMAND, Chat, terminal_environ
 
@@ -233,3 +234,11 @@ def test_programs_are_not_told(environ: dict[str, str], option: str) -> None:
         done = run(environ, "chat", "--url", server.url, option, "hi")
     assert (done.returncode, done.stderr) == (0, "")
     assert "Hello" in done.stdout
+
+
+def test_every_figure_has_a_row_whatever_it_is() -> None:
+    rows = dict(stats_rows(Stats(chunks=1234, response_cache="hit\x1b[2J"), "stop"))
+    assert rows["chunks"] == "1,234"
+    assert rows["response cache"].startswith("hit")
+    assert "\x1b" not in rows["response cache"]
+    assert "response cache" not in dict(stats_rows(Stats(), "stop"))

@@ -26,6 +26,7 @@ from llamastream.bench.settings import BenchSettings
 from llamastream.engine import EngineOptions, launch
 from llamastream.engine.demo import demo_model_path
 from llamastream.gateway import GatewaySettings
+from llamastream.gateway.sharing import Sharing
 from llamastream.settings import ClientSettings
 from llamastream.testing import ChaosProxy, Reset
 from polling import wait_for

@@ -131,6 +131,9 @@ def stats_rows(stats: Stats, finish_reason: str | None) -> Iterator[tuple[str, s
         name = field.replace("_", " ").replace(" p50", ", median").replace(" p95", ", 95 %").replace(" max", ", most")
         if "tokens_per_second" in field:
             yield name, f"{value:,.0f}"
+        elif isinstance(value, str):
+            if value:
+                yield name, one_line(value)
         elif isinstance(value, float):
             yield name, milliseconds(value)
         else:
