@@ -49,6 +49,12 @@ class Running:
         assert task is not None
         return task.get_loop()
 
+    def busiest(self) -> int:
+        """Which of the instances has the most to do, as its number."""
+        at_work = self.gateway.lanes.at_work()
+        loads = [at_work.get(each.id, 0) for each in self.gateway.source.snapshot()]
+        return loads.index(max(loads))
+
     def busy(self) -> int:
         """Which of the instances works on the only request that there is, as its number."""
         at_work = self.gateway.lanes.at_work()

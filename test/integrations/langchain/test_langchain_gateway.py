@@ -55,11 +55,13 @@ def test_structured_output_and_tokens(gateway: Running) -> None:
 
 
 def test_a_killed_server_is_not_noticed(fleet: Watched, gateway: Running) -> None:
-    whole = model(gateway).invoke(LONG.question).text
+    # so long that it cannot be over when the client has its beginning
+    long = model(gateway, max_tokens=2000, extra_body={"ignore_eos": True})
+    whole = long.invoke(LONG.question).text
     for _ in range(2):
         fleet.wait_all_ready()
         texts = []
-        for number, chunk in enumerate(model(gateway).stream(LONG.question)):
+        for number, chunk in enumerate(long.stream(LONG.question)):
             texts.append(chunk.text)
             if number == 3:
                 fleet.kill(gateway.busy())
