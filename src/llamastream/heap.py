@@ -9,9 +9,10 @@ from contextlib import suppress
 
 _M_ARENA_MAX = -8
 """glibc's malloc.h; see mallopt(3)."""
-_YOUNG = 10_000
-"""Objects after which Python looks for cycles among the youngest; its own number is 700 to 2,000, which is a look for
-every few requests."""
+_OFTEN = (10_000, 5, 2)
+"""After how many objects Python looks for cycles among the youngest, and after how many such looks among older ones.
+Its own first number, 700 to 2,000, is a look for every few requests; with its own 10 and 10 behind this one, what long
+streams leave behind would lie about until there are a million objects."""
 
 
 def trim() -> None:
@@ -44,5 +45,4 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
-    _, older, oldest = gc.get_threshold()
-    gc.set_threshold(_YOUNG, older, oldest)
+    gc.set_threshold(*_OFTEN)

@@ -127,6 +127,7 @@ def at_work(watched: Watched, instance: str) -> list[int]:
     return [each["id"] for each in json.loads(engine.address.get("/slots")[1]) if each["is_processing"]]
 
 
+@pytest.mark.alone  # what two servers do at the same time is compared
 def test_a_stream_that_goes_on_elsewhere_does_not_wait_for_the_slot_that_it_had(tmp_path: Path) -> None:
     options = replace(BARE, ctx_size=4096)
     with (

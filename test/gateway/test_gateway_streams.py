@@ -150,6 +150,7 @@ def test_a_rolling_restart_is_not_noticed_either() -> None:
         assert storm(gateway.url, 50, restart, whole) == []
 
 
+@pytest.mark.alone  # the client has to keep up with the server
 def test_the_rest_after_a_break_looks_like_the_same_stream(fleet: Watched, gateway: Running) -> None:
     request = {"messages": STORY, "stream": True, "temperature": 0, "stream_options": {"include_usage": True}}
     whole = body_of(gateway.url, request)
