@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import time
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -85,10 +85,12 @@ def test_a_client_that_is_cut_by_the_end_of_a_drain_goes_on_elsewhere() -> None:
     question = [{"role": "user", "content": "Tell me a story."}]
     with (
         running(EngineOptions(parallel=1), instances=2, drain_timeout=0.05) as watched,
-        StreamingClient(watched.fleet, temperature=0, max_tokens=400) as client,
+        StreamingClient(watched.fleet, temperature=0) as client,
     ):
-        whole = client.chat(question).text
-        texts = iter(client.stream_chat(question, logprobs=True, top_logprobs=100))
+        # so long that it cannot be over at the deadline
+        long: dict[str, Any] = {"max_tokens": 1500, "ignore_eos": True}
+        whole = client.chat(question, **long).text
+        texts = iter(client.stream_chat(question, logprobs=True, top_logprobs=100, **long))
         begun = next(texts)
         serving = next(id_ for id_, engine in watched_engines(watched) if questions.load(engine))
         assert watched.fleet.restart(serving).done.result(60)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import weakref
 from collections import deque
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -42,6 +43,13 @@ class _Idle(Struct):
     connection: Connection
     reader: ResponseReader
     since: float
+
+
+def _close_all(idle: list[_Idle]) -> None:
+    """Close them, and leave an empty list."""
+    with contextlib.suppress(IndexError):  # at any time, in any thread: each is popped by one only
+        while True:
+            idle.pop().connection.close()
 
 
 class Place:
@@ -86,17 +94,19 @@ class ConnectionPool:
     def __init__(self, server: Server, limits: PoolLimits) -> None:
         self.server = server
         self._limits = limits
-        self._idle: list[_Idle] = []
+        self._idle: list[_Idle] = []  # for good, see below
         self._closed = False
         # llama-server announces keep-alive and closes after every stream; seen once, it is believed no more.
         self.streams_keep_alive = True
         self._start()
         renew_after_fork(self)
+        # A client that nobody closed: its idle sockets are closed in order all the same. Not by `__del__`: in a cycle
+        # that is collected it may come after the sockets' own, which warn of what is open.
+        weakref.finalize(self, _close_all, self._idle).atexit = False
 
     def _start(self) -> None:
         # Reentrant: the garbage collector may end a stream, which gives its place back, in the middle of the below.
         self._lock = threading.RLock()
-        self._idle = []
         self._places: set[Place] = set()
         self._line: deque[Place] = deque()
         self.server.waiting = 0
@@ -104,10 +114,8 @@ class ConnectionPool:
 
     def after_fork(self) -> None:
         """In the child the sockets and the places are the parent's: let go of them without a word on the wire."""
-        inherited = self._idle
         self._start()
-        for idle in inherited:
-            idle.connection.close()
+        _close_all(self._idle)
 
     def acquire(self, place: Place, deadline: float) -> tuple[Connection, bool] | None:
         """A connection, and whether it has been used before; a new one is not connected yet. None: the place was left.
@@ -216,11 +224,6 @@ class ConnectionPool:
         """Close what is idle; what is in use, or is used from now on, is closed when it comes back."""
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, []
-        for each in idle:
-            each.connection.close()
-
-    def __del__(self) -> None:
-        # A client that nobody closed: its idle sockets are closed in order all the same.
-        with contextlib.suppress(Exception):
-            self.close()
+            idle = self._idle.copy()
+            self._idle.clear()
+        _close_all(idle)

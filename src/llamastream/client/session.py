@@ -378,12 +378,9 @@ class StreamSession:
 
     def stats(self) -> Stats:
         """The figures as of the last thing that happened."""
-        if self._final is None:
-            stats = self._record.stats(max(self._now, self._meter.last_content), self.exchange)
-            if not self.ended:
-                return stats
-            self._final = stats
-        return self._final
+        stats = self._final or self._record.stats(max(self._now, self._meter.last_content), self.exchange)
+        self._final = stats if self.ended else None  # made once, however many ask at the end
+        return stats
 
     def gaps(self) -> tuple[tuple[float, int], ...]:
         """All gaps between chunks of content (see `LatencyMeter.gaps`)."""

@@ -291,9 +291,8 @@ class Inlet:
     def write_paused(self) -> bool:
         """The clients are too far behind."""
         broadcast = self._broadcast
-        return (
-            len(broadcast.body) > BEHIND and broadcast.behind > BEHIND
-        )  # the first is quick, and nearly always says no
+        # nobody is further behind than all there is, which is known at once
+        return len(broadcast.body) > BEHIND and broadcast.behind > BEHIND
 
     def write(self, frame: bytes) -> None:
         """One HTTP chunk, or several."""

@@ -51,11 +51,16 @@ class Watch(Clocks):
 
     def slots_seen(self, slots: list[dict[str, Any]] | None, now: float) -> bool:
         """Take what `/slots` answered (None: nothing useful); False if the time is up and there was no progress."""
-        self._look_at = inf
+        first, self._look_at = self._look_at != inf, inf
         if self.phase is not Phase.PREFILL:
             return True
         if now < self.deadline:
             self._seen = slots
+            return True
+        if first and slots is not None:
+            # It came so late, for want of a CPU here or there, that nothing is known to compare with: this is it.
+            self._seen = slots
+            self.progress(now)
             return True
         if slots is None or self._seen is None or not made_progress(self._seen, slots):
             return False

@@ -50,8 +50,8 @@ class ServerDouble(Listener):
 
     Attributes:
         url: its base URL. requests: the raw requests that came, in order.
-        connections: how many connections are open now. most_connections: at most at the same time.
-        accepted: how many there were in all.
+        connections: how many connections are open now. accepted: how many there were in all.
+        most_unanswered: how many requests waited for an answer at the same time, at most.
     """
 
     def __init__(self, *scripts: Script, tls: ssl.SSLContext | None = None, port: int = 0, listen: bool = True) -> None:
@@ -61,6 +61,8 @@ class ServerDouble(Listener):
         self._tls = tls
         self._released = threading.Semaphore(0)
         self.requests: list[bytes] = []
+        self._unanswered = 0
+        self.most_unanswered = 0
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
 
     def release(self, answers: int) -> None:
@@ -86,6 +88,8 @@ class ServerDouble(Listener):
         with self.lock:
             if request:
                 self.requests.append(request)
+                self._unanswered += 1
+                self.most_unanswered = max(self.most_unanswered, self._unanswered)
             self.lock.notify_all()
         return request
 
@@ -108,6 +112,8 @@ class ServerDouble(Listener):
                 pass
 
     def _send(self, connection: socket.socket, script: Script) -> None:
+        with self.lock:
+            self._unanswered -= 1  # before the client can know
         data = script.response if script.cut_at is None else script.response[: script.cut_at]
         step = script.piece or max(1, len(data))
         for start in range(0, len(data), step):

@@ -16,7 +16,6 @@ class Listener:
 
     Attributes:
         port: where it listens. lock: guards what a double records; notify it of every change.
-        most_connections: how many connections were open at the same time, at most.
     """
 
     def __init__(self, *, port: int = 0, listen: bool = True) -> None:
@@ -29,7 +28,6 @@ class Listener:
         self.port: int = self._listener.getsockname()[1] if listen else port
         self.lock = threading.Condition()
         self.closing = False
-        self.most_connections = 0
 
     @property
     def connections(self) -> int:
@@ -75,7 +73,6 @@ class Listener:
                 number = self._accepted
                 self._accepted += 1
                 self._open.add(connection)
-                self.most_connections = max(self.most_connections, len(self._open))
                 self.run(functools.partial(self._serve, connection, number))
                 self.lock.notify_all()
 
