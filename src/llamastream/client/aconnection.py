@@ -109,8 +109,9 @@ class AsyncConnection(asyncio.Protocol):
         """Close at once, in the event loop's thread. Nothing is handed on after this."""
         self._receive_with(None)
         self._aborted = True
-        if self._transport is not None and self.loop is not None and not self.loop.is_closed():
-            self._transport.abort()
+        transport, self._transport = self._transport, None  # they refer to each other
+        if transport is not None and self.loop is not None and not self.loop.is_closed():
+            transport.abort()
 
     def _receive_with(self, receiver: Receiver | None) -> None:
         self._receiver = receiver
@@ -129,6 +130,7 @@ class AsyncConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         receiver = self._receiver
         self._receive_with(None)
+        self._transport = None  # as in `abort`
         if receiver is not None:
             receiver.closed(exc if isinstance(exc, OSError) or exc is None else OSError(str(exc)))
 

@@ -123,6 +123,7 @@ class AsyncConnectionPool:
             if idle.connection.usable and idle.reader.complete and not idle.reader.trailing:
                 return idle.connection, True
             idle.connection.abort()
+            idle.reader.leave()
         return AsyncConnection(), False
 
     def _give_back(self, state: _LoopState, place: Place) -> None:
@@ -171,6 +172,8 @@ class AsyncConnectionPool:
             or (is_stream and not self.streams_keep_alive)
         ):
             connection.abort()
+            if reader is not None:
+                reader.leave()
             return
         timer = state.loop.call_later(self._limits.idle_seconds, self._expire, state, connection)
         state.idle.append(_Idle(connection, reader, timer))
@@ -184,6 +187,7 @@ class AsyncConnectionPool:
             if idle.connection is connection:
                 state.idle.remove(idle)
                 idle.expiry.cancel()
+                idle.reader.leave()
                 break
         connection.abort()
 

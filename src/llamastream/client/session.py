@@ -316,7 +316,7 @@ class StreamSession:
     def _attempt_over(self) -> None:
         """Note how far the generation was read."""
         self.planner.ended(answered=self.exchange.accepted)
-        self.exchange.rest()  # what still arrives is not taken
+        self.exchange.leave()  # what still arrives is not taken
         generation = self.planner.generation
         boundary = self.exchange.event_boundary
         if generation is None:
@@ -344,7 +344,7 @@ class StreamSession:
         """The caller leaves."""
         if not self.ended:
             self._reading.catch_up()
-            self.exchange.rest()
+            self.exchange.leave()
             self._now = now
             self.planner.ended(answered=self.exchange.accepted)
             self.planner.abandon()

@@ -99,9 +99,8 @@ class Access:
         await outgoing({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _tell(self, served: Served) -> None:
-        if not self._listeners:
-            return
         event = served.finish(self._source)
+        served.runner = served.work = None  # which refer to what sends, and by that to this
         for listener in self._listeners:
             try:
                 listener(event)

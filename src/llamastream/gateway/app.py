@@ -155,6 +155,7 @@ class Gateway:
         except LlamaStreamError as error:
             served.failed(error)
             await self._failed(path, error, runner, send)
+            error.__traceback__ = None  # refers to all that was at work, which may keep the error
 
     async def _charged(
         self, lane: Lane, demand: Demand, runner: Relay | Passage, work: Coroutine[Any, Any, object], served: Served

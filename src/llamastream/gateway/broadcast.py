@@ -77,7 +77,6 @@ class Broadcast:
         self.readers: set[Reader] = set()
         self.heed: Callable[[dict[str, Any]], None] = lambda message: None
         self.on_end: list[Callable[[Broadcast], None]] = []
-        self.outlet = Inlet(self)
         self._path = path
         self._limit = limit
         self._account = account
@@ -85,6 +84,11 @@ class Broadcast:
         self._waiters: list[asyncio.Future[None]] = []
         self._task: asyncio.Task[None] | None = None
         account(OVERHEAD)
+
+    @property
+    def outlet(self) -> Outlet:
+        """The way past ASGI into it."""
+        return Inlet(self)
 
     @property
     def end(self) -> int:
@@ -171,8 +175,10 @@ class Broadcast:
 
     def _end(self, *, cut: bool) -> None:
         self.ended, self.cut = True, cut
+        self._task = None
         self._tell()
-        for listener in self.on_end:
+        listeners, self.on_end = self.on_end, []  # which may refer to this
+        for listener in listeners:
             listener(self)
 
     # -- the side of the clients --------------------------------------------------------------------------------

@@ -14,6 +14,10 @@ LINGER = 2.0
 """Seconds that a client has to take its last answer and to stop sending."""
 
 
+def _no_more() -> bool:
+    return False
+
+
 class LingeringTransport:
     """A transport whose `close` lingers where the peer may still be sending; apart from that, the transport itself.
 
@@ -53,6 +57,7 @@ class LingeringTransport:
 
     def over(self) -> None:
         """The connection is gone, or the peer has stopped sending."""
+        self._sending = _no_more  # which was the protocol's, whose transport this is
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

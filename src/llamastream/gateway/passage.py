@@ -130,8 +130,10 @@ class Passage:
                 self._core.servers.succeeded(server)
             return reader.status
         finally:
-            whole = arrivals.reader if arrivals.over and arrivals.error is None else None
-            pool.release(place, connection, whole)
+            whole = arrivals.over and arrivals.error is None
+            if not whole:
+                arrivals.reader.leave()
+            pool.release(place, connection, arrivals.reader if whole else None)
 
     async def sign(self) -> None:
         """The client of a stream hears that we are there; an error has to be told inside of the response from now

@@ -28,7 +28,6 @@ from llamastream.errors import (
     UnavailableError,
 )
 from llamastream.gateway.frames import DONE, WAITING, Continuation, chunk, unchunked
-from llamastream.protocol.http1 import ResponseReader
 from llamastream.protocol.requests import CHAT_PATH, GenerationRequest
 from llamastream.types import TextDelta, Timeouts
 
@@ -127,7 +126,6 @@ class Relay(AsyncRunner):
         self._direct: Callable[[bytes], object] | None = None
         self._flow: Any = None
         self._continuation: Continuation | None = None  # set: the client has content, and the rest is written anew
-        self._reader = ResponseReader()
         self._held = bytearray()  # bytes of the body behind the last whole event
         self._out = bytearray()  # whole events that wait to be written
         self._exchange: object = None
@@ -313,14 +311,13 @@ class Relay(AsyncRunner):
         exchange = session.exchange
         if exchange is not self._exchange:  # another attempt, before the client had anything
             self._exchange = exchange
-            self._reader = ResponseReader()
             self._held.clear()
             self._out.clear()
         before = exchange.event_boundary or 0
         now = monotonic()
         events = session.feed(data, now)
         self.steady = exchange.steady
-        self._held += b"".join(self._reader.feed(data))
+        self._held += b"".join(exchange.bodies)
         if session.next_attempt_at is not None or session.error is not None:
             self._broke(events)
         else:

@@ -13,6 +13,7 @@ None of what it builds on is public, hence the narrow pin of uvicorn's version, 
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import Counter
 from typing import Any, ClassVar
 
@@ -47,36 +48,34 @@ class WireLimits(Struct, frozen=True):
 
 
 class Splice:
-    """One response, as far as the way past ASGI is concerned. Holds the request's own cycle: that of
-    the protocol changes with every request on the connection."""
+    """One response, as far as the way past ASGI is concerned. Knows the request's own cycle: that of
+    the protocol changes with every request on the connection.
 
-    __slots__ = ("_cycle",)
+    Attributes:
+        flow: uvicorn's flow control of the client's connection: `write_paused`, and `drain()` to wait for its end.
+        transport: the client's connection: takes whole HTTP chunks, while `open`.
+    """
+
+    __slots__ = ("_cycle", "flow", "transport")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
+        self._cycle = weakref.ref(cycle)  # whose scope this is in
+        self.flow: Any = cycle.flow
+        self.transport: asyncio.Transport = cycle.transport
 
     @property
     def open(self) -> bool:
         """The response has begun, is chunked, and its client is there: frames may be written."""
-        cycle = self._cycle
+        cycle = self._cycle()
         return bool(
-            cycle.response_started
+            cycle is not None
+            and cycle.response_started
             and not cycle.response_complete
             and not cycle.disconnected
             and cycle.chunked_encoding
             and cycle.scope["http_version"] == "1.1"
             and cycle.scope["method"] != "HEAD"
         )
-
-    @property
-    def flow(self) -> Any:
-        """uvicorn's flow control of the client's connection: `write_paused`, and `drain()` to wait for its end."""
-        return self._cycle.flow
-
-    @property
-    def transport(self) -> asyncio.Transport:
-        """The client's connection: takes whole HTTP chunks, while `open`."""
-        return self._cycle.transport
 
 
 class SpliceProtocol(HttpToolsProtocol):

@@ -41,6 +41,7 @@ class GenerationExchange:
         steady: takes the next read, if it is armed and that is one more piece of text; None before there was one.
         pieces: how many it has taken, as far as they are counted.
         terminated: the end mark (`[DONE]`, or the last chunk) came.
+        bodies: what the last read, where `feed` took it, had of the de-chunked body.
         accepted: the response header is there. whole: the answer comes as one JSON body, not as a stream.
     """
 
@@ -69,6 +70,7 @@ class GenerationExchange:
         self._expected_choices = expected_choices
         self._offers_tools = offers_tools
         self._reader = ResponseReader()
+        self.bodies: list[bytes] = []
         self._decoder = SseDecoder(max_event_bytes)
         self._template = TextTemplate()
         self.steady: SteadyText | None = None
@@ -121,6 +123,11 @@ class GenerationExchange:
         if self.steady is not None:
             self.steady.armed = False
 
+    def leave(self) -> None:
+        """No more is read."""
+        self.rest()
+        self._reader.leave()
+
     def feed(self, data: bytes) -> list[StreamEvent]:
         """Take bytes from the connection; returns the events that they complete."""
         out: list[StreamEvent] = []
@@ -129,9 +136,9 @@ class GenerationExchange:
         self.rest()
         reader = self._reader
         try:
-            bodies = reader.feed(data)
+            self.bodies = reader.feed(data)
             decoder, template, assembler = self._decoder, self._template, self.assembler
-            for body in bodies:
+            for body in self.bodies:
                 # llama-server sends each event in an HTTP chunk of its own.
                 if decoder.between_events and (text := template.event(body)) is not None:
                     assembler.add_text(text)

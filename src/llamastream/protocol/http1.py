@@ -73,7 +73,9 @@ class ResponseReader:
         self._header_bytes = 0
         self._started = False
         self._first_bytes = b""
-        self._parser = httptools.HttpResponseParser(self)
+        # Parser and reader refer to each other, so there is one only while it is needed: nothing of an ended response
+        # has to wait for the garbage collector.
+        self._parser: httptools.HttpResponseParser | None = None
 
     # -- input ------------------------------------------------------------------------------------------
 
@@ -82,17 +84,19 @@ class ResponseReader:
 
         Does not raise: what is not HTTP/1.1, or a header block over `MAX_HEADER_BYTES`, is told by `failure`.
         """
-        if not self._started:
+        if not self._started and data:
             self._first_bytes = data[:64]
-            self._started = bool(data)
+            self._started = True
+            self._parser = httptools.HttpResponseParser(self)
         if not self.header_complete:
             self._header_bytes += len(data)
-        if self.complete or self.failure:
+        parser = self._parser
+        if parser is None:
             self.trailing = self.trailing or bool(data)
             return []
         self._between_chunks = False
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self.failure = ProtocolError("the server switched to another protocol (101), which nobody asked for")
         except httptools.HttpParserError as error:
@@ -102,6 +106,8 @@ class ResponseReader:
                 self.failure = ProtocolError(self._describe(error))
         if not self.header_complete and self._header_bytes > MAX_HEADER_BYTES:
             self.failure = EventTooLargeError(f"the response header is larger than {MAX_HEADER_BYTES} bytes")
+        if self.complete or self.failure is not None:
+            self.leave()
         if not self._body:
             return []
         body = self._body[: self._body_end] if self.complete else self._body.copy()
@@ -119,6 +125,7 @@ class ResponseReader:
 
     def feed_eof(self) -> bool:
         """The connection was closed by the server. True if that is a proper end of this response."""
+        self.leave()
         if self.complete:
             return True
         if self.header_complete and not self._framed:
@@ -127,6 +134,10 @@ class ResponseReader:
             self.keep_alive = False
             return True
         return False
+
+    def leave(self) -> None:
+        """No more of it is read."""
+        self._parser = None
 
     @property
     def _framed(self) -> bool:
@@ -164,6 +175,7 @@ class ResponseReader:
     def on_headers_complete(self) -> None:
         if self.complete:
             return
+        assert self._parser is not None
         status = self._parser.get_status_code()
         if 100 <= status < 200:
             # An interim response (100 Continue, 103 Early Hints): the real one follows.
