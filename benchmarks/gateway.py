@@ -5,9 +5,10 @@ streamed event, and how much later an event comes than without it. A proxy that 
 LiteLLM's, `LITELLM` names the executable. The gateway is `llamastream serve --upstream`, with everything that it does.
 Proxies of which one core cannot carry the load get a hundredth of it, and are not judged by how late they are.
 
-`--soak MINUTES` measures instead whether memory grows under 1,000 streams.
+`--soak MINUTES` measures instead whether memory grows, and events come later, under 1,000 streams after the other.
 
-Writes `docs/benchmarks/gateway.json` and the table between its marks in `docs/benchmarks.md`.
+Writes `docs/benchmarks/gateway.json`, and the table, or what a soak of ten minutes or more found, between its marks in
+`docs/benchmarks.md`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ ENDS = str(HERE / "gateway_ends.py")
 SLOW = ("FastAPI + httpx", "LiteLLM")
 """Proxies that get a smaller load."""
 BEGIN, END = "<!-- gateway: begin -->", "<!-- gateway: end -->"
+SOAK_BEGIN, SOAK_END = "<!-- gateway soak: begin -->", "<!-- gateway soak: end -->"
 
 FASTAPI = """
 import sys
@@ -268,42 +270,45 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join([*lines, "", *([small, ""] if any(name in found for name in SLOW) else []), many])
 
 
+SOAK_SECONDS = 20.0
+"""How long each stream of a soak goes on: a round after the other, since a stream keeps its text for recovery."""
+
+
 def soak(minutes: float) -> str:
-    """1,000 streams × 20 events a second for so long: what memory does."""
+    """Rounds of 1,000 streams × 20 events a second for so long: what memory does, and whether events come later."""
+    found, peaks = [], []
     with origin_process() as port, proxy("llamastream", port) as (entry, process):
         assert process is not None
-        load(entry, process, 1000, 20, 5.0)
-        order = {"port": entry, "streams": 1000, "rate": 20, "events": int(20 * minutes * 60)}
-        times, sizes = [], []
-        with subprocess.Popen(
-            [sys.executable, ENDS, "read", json.dumps(order)], stdout=subprocess.PIPE, text=True
-        ) as reader:
-            assert reader.stdout is not None
-            reader.stdout.readline()
-            began = time.monotonic()
-            while reader.poll() is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    reader.wait(5.0)
-                if reader.poll() is None:
-                    times.append(time.monotonic() - began)
-                    sizes.append(process.memory_info().rss)
-            found = json.loads(reader.stdout.readline())
-    warm = [(when, size) for when, size in zip(times, sizes, strict=True) if when > 30]
+        began = time.monotonic()
+        while time.monotonic() - began < minutes * 60:
+            row = load(entry, process, 1000, 20, SOAK_SECONDS)
+            found.append(row)
+            peaks.append(((time.monotonic() - began) / 60, row["peak_bytes"] / 1024))
+            mib = row["peak_bytes"] / 2**20
+            print(f"{peaks[-1][0]:.1f} min: {mib:.1f} MiB, p99 {row['p99_ms']:.1f} ms", flush=True)
+    warm = peaks[len(peaks) // 4 :]
     slope = statistics.linear_regression([when for when, _ in warm], [size for _, size in warm]).slope
     return (
-        f"1,000 streams × 20 events a second for {minutes:g} minutes: {found['events']:,} events, {found['whole']} of "
-        f"1000 streams whole, p99 {found['p99_ms']:.1f} ms; memory {warm[0][1] / 2**20:.1f} MiB after 30 s, "
-        f"{warm[-1][1] / 2**20:.1f} at the end, slope {slope * 60 / 1024:+.1f} KiB a minute."
+        f"Rounds of 1,000 streams × 20 events a second for {minutes:g} minutes: "
+        f"{sum(row['events'] for row in found):,} events, {sum(row['whole'] for row in found):,} of "
+        f"{1000 * len(found):,} streams whole, p99 from {min(row['p99_ms'] for row in found):.1f} to "
+        f"{max(row['p99_ms'] for row in found):.1f} ms; memory at most {peaks[0][1] / 1024:.1f} MiB in the first round "
+        f"and {peaks[-1][1] / 1024:.1f} in the last, slope {slope:+.1f} KiB a minute after the first quarter."
     )
 
 
 def publish(found: dict[str, list[dict[str, Any]]], docs: Path) -> None:
     """Write the JSON, and the table into the page."""
     (docs / "benchmarks" / "gateway.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    put(table(found), docs, BEGIN, END)
+
+
+def put(text: str, docs: Path, begin: str, end: str) -> None:
+    """Write it between two marks of the page."""
     page = docs / "benchmarks.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{after}", encoding="utf-8")
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -315,7 +320,10 @@ def main() -> None:
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="only: memory under 1,000 streams for so long")
     options = parser.parse_args()
     if options.soak:
-        print(soak(options.soak))
+        said = soak(options.soak)
+        print(said)
+        if options.soak >= 10:
+            put(said, DOCS, SOAK_BEGIN, SOAK_END)
         return
     found = measure(1 if options.quick else options.rounds, 3.0 if options.quick else options.seconds, available())
     print(table(found))

@@ -300,6 +300,12 @@ class Inlet:
         # nobody is further behind than all there is, which is known at once
         return len(broadcast.body) > BEHIND and broadcast.behind > BEHIND
 
+    def hold(self) -> None:
+        """What is sent at once is in one read anyway."""
+
+    def release(self) -> None:
+        """See `hold`."""
+
     def write(self, frame: bytes) -> None:
         """One HTTP chunk, or several."""
         self._broadcast.append(unchunked(frame), frame)

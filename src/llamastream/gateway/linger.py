@@ -29,7 +29,8 @@ class LingeringTransport:
         self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, sending: Callable[[], bool]
     ) -> None:
         """`sending`: whether the peer may be in the middle of something that will not be read."""
-        self.write = transport.write
+        self.write: Callable[[bytes], object] = transport.write
+        self._held: list[bytes] = []
         self._sending = sending
         self.closing = False
         self._transport = transport
@@ -39,14 +40,35 @@ class LingeringTransport:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """As the transport's own, but addresses have two parts, and there is no socket: uvicorn would ask that for both
+        addresses, which takes it seven system calls for each connection."""
+        if name == "socket":
+            return default
+        found = self._transport.get_extra_info(name, default)
+        return found[:2] if name in ("peername", "sockname") and isinstance(found, tuple) else found
+
     def is_closing(self) -> bool:
         """Whether nothing is to be read or written any more."""
         return self.closing or self._transport.is_closing()
+
+    def hold(self) -> None:
+        """Keep what is written, until it is released."""
+        self.write = self._held.append
+
+    def release(self) -> None:
+        """Write what was held, as one."""
+        self.write = self._transport.write
+        if self._held:
+            data = b"".join(self._held)
+            self._held.clear()
+            self.write(data)
 
     def close(self) -> None:
         """Close it, after a while if the peer is sending."""
         if self.is_closing():
             return
+        self.release()
         self.closing = True
         if not self._sending() or not self._transport.can_write_eof():
             self._transport.close()

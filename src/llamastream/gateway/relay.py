@@ -48,6 +48,15 @@ HEADERS = [
 ]
 
 
+class Line(Protocol):
+    """A client's connection (see `gateway.linger.LingeringTransport`)."""
+
+    @property
+    def write(self) -> Callable[[bytes], object]: ...
+    def hold(self) -> None: ...
+    def release(self) -> None: ...
+
+
 class Outlet(Protocol):
     """A way past ASGI to the client's transport (see `gateway.wire.Splice`)."""
 
@@ -56,7 +65,7 @@ class Outlet(Protocol):
     @property
     def flow(self) -> Any: ...
     @property
-    def transport(self) -> asyncio.Transport: ...
+    def transport(self) -> Line: ...
 
 
 class Lease(Protocol):
@@ -237,15 +246,25 @@ class Relay(AsyncRunner):
             await self.sign()
         if not (self._out and (session.has_content or session.ended)):
             return  # another attempt would begin anew
+        outlet = self._outlet
+        if self.began or outlet is None:
+            await self._write_out()
+        else:
+            outlet.transport.hold()  # the header and the first content are one piece for the client's system, too
+            try:
+                await self._write_out()
+            finally:
+                outlet.transport.release()
+        if outlet is not None and outlet.open and self._continuation is None and not session.ended:
+            self._flow = outlet.flow
+            self._direct = outlet.transport.write
+
+    async def _write_out(self) -> None:
         if not self.began:
             await self.begin()
         while self._out:
             body, self._out = bytes(self._out), bytearray()
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
-        outlet = self._outlet
-        if outlet is not None and outlet.open and self._continuation is None and not session.ended:
-            self._flow = outlet.flow
-            self._direct = outlet.transport.write
 
     def _expect_silence(self) -> None:
         """As long as there is no content, say now and then that we are there. Nothing that could still be tried

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import Counter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import httptools
 from msgspec import Struct
@@ -58,10 +58,13 @@ class Splice:
 
     __slots__ = ("_cycle", "flow", "transport")
 
+    flow: Any
+    transport: LingeringTransport
+
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = weakref.ref(cycle)  # whose scope this is in
-        self.flow: Any = cycle.flow
-        self.transport: asyncio.Transport = cycle.transport
+        self.flow = cycle.flow
+        self.transport = cast("LingeringTransport", cycle.transport)
 
     @property
     def open(self) -> bool:
