@@ -52,6 +52,12 @@ class SlowClient:
     def write(self, data: bytes) -> None:
         self.written += data
 
+    def hold(self) -> None:
+        """What is written is here at once; whether in one piece, nobody looks at."""
+
+    def release(self) -> None:
+        """See `hold`."""
+
     async def send(self, message: dict[str, Any]) -> None:
         body = message.get("body", b"")
         if body:

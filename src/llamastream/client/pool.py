@@ -102,7 +102,7 @@ class ConnectionPool:
         renew_after_fork(self)
         # A client that nobody closed: its idle sockets are closed in order all the same. Not by `__del__`: in a cycle
         # that is collected it may come after the sockets' own, which warn of what is open.
-        weakref.finalize(self, _close_all, self._idle).atexit = False
+        weakref.finalize(self, _close_all, self._idle)
 
     def _start(self) -> None:
         # Reentrant: the garbage collector may end a stream, which gives its place back, in the middle of the below.
