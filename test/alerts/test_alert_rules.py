@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llamastream.alerts.book import Book, duration_text
-from llamastream.alerts.measures import Instances, Look, Reading, Requests, of_look, quantile, speed_of
+from llamastream.alerts.measures import KEPT, Instances, Look, Reading, Requests, of_look, quantile, speed_of
 from llamastream.alerts.messages import Message
 from llamastream.alerts.rules import Rule, rules_of, value_text
 from llamastream.alerts.settings import RULE_NAMES, AlertSettings
@@ -104,6 +104,23 @@ def test_requests_leave_the_window() -> None:
     events = [served(status=500, finish_reason="error", recoveries=("replay",))] * 3
     assert read(events, now=10.0)["error_rate"] == 1.0
     assert read(events, now=10.1)["recoveries"] == 0
+
+
+def test_of_more_requests_than_are_kept_the_last_ones_count() -> None:
+    bad, good = served(status=500, finish_reason="error", recoveries=("replay",)), served(time_to_first_token=2.0)
+    assert read([*[bad] * 100, *[good] * KEPT])["error_rate"] == 0.0
+    found = read([*[good] * KEPT, *[bad] * 100])
+    assert (found["error_rate"], found["recoveries"]) == (pytest.approx(100 / KEPT), 100)
+    assert found["time_to_first_token"] == 2.0
+
+
+def test_the_window_goes_on_over_the_end_of_what_is_kept() -> None:
+    requests = Requests(10.0, 1)
+    for second in range(2 * KEPT + 5):
+        requests.add(served(queue_wait=float(second)), float(second))
+    readings = {reading.rule: reading for reading in requests.readings(2.0 * KEPT + 4)}
+    assert readings["queue_wait"].value == 2 * KEPT + 4
+    assert readings["error_rate"].detail == "0 of 11 requests failed"
 
 
 def test_what_asks_for_no_answer_is_no_evidence() -> None:

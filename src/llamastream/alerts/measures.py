@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import deque
 from collections.abc import Iterator, Mapping
 
@@ -44,59 +45,63 @@ class Look(Struct, frozen=True, kw_only=True):
     free: Mapping[str, int] = {}
 
 
-class _Served(Struct, frozen=True):
-    time: float
-    failed: bool
-    waited: float | None
-    first: float | None
-    speed: float | None
-    mended: int
+_TIME, _FAILED, _WAITED, _FIRST, _SPEED, _MENDED = range(6)
+_UNKNOWN = math.nan
 
 
 class Requests:
-    """The requests of the last `window` seconds."""
+    """The requests of the last `window` seconds. What they take of memory is taken at once, and stays the same."""
 
     def __init__(self, window: float, fewest: int, model: str | None = None) -> None:
         """`model`: the one whose streams say how fast they are; None: all."""
         self._window = window
         self._fewest = fewest
         self._model = model
-        self._kept: deque[_Served] = deque(maxlen=KEPT)
+        # rings, one for each figure: the request with number n is at n modulo KEPT
+        self._rings = tuple(array("d", bytes(8 * KEPT)) for _ in range(6))
+        self._first = self._next = 0
 
     def add(self, event: RequestServed, now: float) -> None:
         """One is over. Only those that wanted an answer count: a scrape of metrics shows nothing of them."""
         if not event.finish_reason:
             return
-        self._kept.append(
-            _Served(
-                time=now,
-                failed=event.failed,
-                waited=event.queue_wait,
-                first=event.time_to_first_token,
-                speed=speed_of(event) if self._model in (None, event.model) else None,
-                mended=len(event.recoveries),
-            )
-        )
+        speed = speed_of(event) if self._model in (None, event.model) else None
+        first, waited = event.time_to_first_token, event.queue_wait
+        figures = (now, event.failed, _known(waited), _known(first), _known(speed), len(event.recoveries))
+        for ring, figure in zip(self._rings, figures, strict=True):
+            ring[self._next % KEPT] = figure
+        self._next += 1
+        self._first = max(self._first, self._next - KEPT)
 
     def readings(self, now: float) -> Iterator[Reading]:
         """What they show."""
-        kept = self._kept
-        while kept and now - kept[0].time > self._window:
-            kept.popleft()
-        many = len(kept) >= self._fewest
-        failed = sum(each.failed for each in kept)
-        yield Reading(
-            "error_rate", "", failed / len(kept) if many else None, f"{failed} of {len(kept)} requests failed"
-        )
-        yield Reading("recoveries", "", sum(each.mended for each in kept))
-        yield self._quantile("queue_wait", 0.95, [each.waited for each in kept])
-        yield self._quantile("time_to_first_token", 0.95, [each.first for each in kept])
-        yield self._quantile("tokens_per_second", 0.5, [each.speed for each in kept])
+        times = self._rings[_TIME]
+        while self._first < self._next and now - times[self._first % KEPT] > self._window:
+            self._first += 1
+        count = self._next - self._first
+        failed = int(sum(self._figures(_FAILED)))
+        rate = failed / count if count >= self._fewest else None
+        yield Reading("error_rate", "", rate, f"{failed} of {count} requests failed")
+        yield Reading("recoveries", "", int(sum(self._figures(_MENDED))))
+        yield self._quantile("queue_wait", 0.95, _WAITED)
+        yield self._quantile("time_to_first_token", 0.95, _FIRST)
+        yield self._quantile("tokens_per_second", 0.5, _SPEED)
 
-    def _quantile(self, rule: RuleName, share: float, values: list[float | None]) -> Reading:
-        known = sorted(value for value in values if value is not None)
+    def _figures(self, which: int) -> array[float]:
+        """A figure of each request, in the order in which they ended."""
+        ring, start, end = self._rings[which], self._first % KEPT, self._next % KEPT
+        if self._first == self._next:
+            return ring[:0]
+        return ring[start:end] if start < end else ring[start:] + ring[:end]
+
+    def _quantile(self, rule: RuleName, share: float, which: int) -> Reading:
+        known = sorted(value for value in self._figures(which) if not math.isnan(value))
         value = quantile(known, share) if len(known) >= self._fewest else None
         return Reading(rule, "", value, f"of {len(known)} requests")
+
+
+def _known(value: float | None) -> float:
+    return _UNKNOWN if value is None else value
 
 
 def quantile(ordered: list[float], share: float) -> float:
