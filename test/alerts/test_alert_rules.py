@@ -110,7 +110,8 @@ def test_of_more_requests_than_are_kept_the_last_ones_count() -> None:
     bad, good = served(status=500, finish_reason="error", recoveries=("replay",)), served(time_to_first_token=2.0)
     assert read([*[bad] * 100, *[good] * KEPT])["error_rate"] == 0.0
     found = read([*[good] * KEPT, *[bad] * 100])
-    assert (found["error_rate"], found["recoveries"]) == (pytest.approx(100 / KEPT), 100)
+    assert found["error_rate"] == pytest.approx(100 / KEPT)
+    assert found["recoveries"] == 100
     assert found["time_to_first_token"] == 2.0
 
 
