@@ -14,14 +14,13 @@ from typing import Any, Protocol
 from llamastream.backends import BackendSource
 from llamastream.errors import LlamaStreamError, UnavailableError
 from llamastream.events import GatewayListener
+from llamastream.gateway.asgi import Receive, Send
 from llamastream.gateway.keys import KeyRing, presented_key
 from llamastream.gateway.passage import broken_stream
 from llamastream.gateway.refusals import refusal, respond
 from llamastream.gateway.routes import DASHBOARD_DATA, needed, route_of
 from llamastream.gateway.served import SCOPE_KEY, Served, of_events
 
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 logger = logging.getLogger("llamastream.gateway")

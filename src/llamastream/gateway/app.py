@@ -16,6 +16,7 @@ from starlette.routing import Route
 from llamastream.backends import BackendSource
 from llamastream.errors import LlamaStreamError, UnavailableError
 from llamastream.events import GatewayListener, Listener
+from llamastream.gateway.asgi import Receive, Send
 from llamastream.gateway.attendance import attended
 from llamastream.gateway.bodies import Bodies, RequestError
 from llamastream.gateway.dashboard import Dashboard, Operate
@@ -55,8 +56,6 @@ from llamastream.gateway.wire import EXTENSION
 from llamastream.observe.metrics import Metrics
 from llamastream.protocol.requests import CHAT_PATH, COMPLETION_PATH
 
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 Handler = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
 FIRST_LOOK = 0.5

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-Receive = Callable[[], Awaitable[dict[str, Any]]]
+from llamastream.gateway.asgi import Receive
+
 
 
 async def attended(work: Coroutine[Any, Any, object], receive: Receive) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from time import monotonic
 from typing import Any
 
+from llamastream.gateway.asgi import Receive
 from llamastream.gateway.settings import GatewaySettings
 from llamastream.heap import trim
 
-Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 SMALL = 64 * 1024
 """Bytes up to which a body counts for nothing: these are always taken."""

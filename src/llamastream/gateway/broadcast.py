@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from llamastream.errors import LlamaStreamError
+from llamastream.gateway.asgi import Send
 from llamastream.gateway.frames import chunk, unchunked
+from llamastream.gateway.outlet import Outlet
 from llamastream.gateway.passage import broken_stream
 from llamastream.gateway.refusals import refusal, respond
-from llamastream.gateway.relay import Outlet
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
 
 logger = logging.getLogger("llamastream.gateway")

@@ -14,11 +14,12 @@ from llamastream.client.pool import Place
 from llamastream.client.servers import Server
 from llamastream.errors import BadRequestError, ConnectionLostError, LlamaStreamError
 from llamastream.gateway import relay
+from llamastream.gateway.asgi import Send
 from llamastream.gateway.arrivals import Arrivals
 from llamastream.gateway.frames import WAITING, error_type, event
 from llamastream.gateway.patience import Patience
 from llamastream.gateway.refusals import in_form, public
-from llamastream.gateway.relay import HEADERS, Send
+from llamastream.gateway.relay import HEADERS
 from llamastream.protocol.failures import response_error
 from llamastream.protocol.http1 import build_request
 from llamastream.protocol.requests import in_slot

@@ -15,9 +15,9 @@ from llamastream.errors import (
     StreamTimeoutError,
     TransportError,
 )
+from llamastream.gateway.asgi import Send
 from llamastream.gateway.frames import error_type
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 _ADDRESS = re.compile(r"\b(?:https?|unix)://[^\s,;'\"]*[^\s,;:.'\")]")
 

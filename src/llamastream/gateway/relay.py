@@ -27,11 +27,11 @@ from llamastream.errors import (
     LlamaStreamError,
     UnavailableError,
 )
+from llamastream.gateway.asgi import Send
 from llamastream.gateway.frames import DONE, WAITING, Continuation, chunk, unchunked
+from llamastream.gateway.outlet import Outlet
 from llamastream.protocol.requests import CHAT_PATH, GenerationRequest
 from llamastream.types import TextDelta, Timeouts
-
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 SIGN_OF_LIFE = 10.0
 """Seconds without anything to write, while a client waits for its first token, after which it gets a comment."""
@@ -46,26 +46,6 @@ HEADERS = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
-
-
-class Line(Protocol):
-    """A client's connection (see `gateway.linger.LingeringTransport`)."""
-
-    @property
-    def write(self) -> Callable[[bytes], object]: ...
-    def hold(self) -> None: ...
-    def release(self) -> None: ...
-
-
-class Outlet(Protocol):
-    """A way past ASGI to the client's transport (see `gateway.wire.Splice`)."""
-
-    @property
-    def open(self) -> bool: ...
-    @property
-    def flow(self) -> Any: ...
-    @property
-    def transport(self) -> Line: ...
 
 
 class Lease(Protocol):
