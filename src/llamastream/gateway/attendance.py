@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from llamastream.gateway.asgi import Receive
-
 
 
 async def attended(work: Coroutine[Any, Any, object], receive: Receive) -> None:

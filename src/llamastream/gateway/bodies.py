@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from time import monotonic
 from typing import Any
 
 from llamastream.gateway.asgi import Receive
 from llamastream.gateway.settings import GatewaySettings
 from llamastream.heap import trim
-
 
 SMALL = 64 * 1024
 """Bytes up to which a body counts for nothing: these are always taken."""

@@ -14,8 +14,8 @@ from llamastream.client.pool import Place
 from llamastream.client.servers import Server
 from llamastream.errors import BadRequestError, ConnectionLostError, LlamaStreamError
 from llamastream.gateway import relay
-from llamastream.gateway.asgi import Send
 from llamastream.gateway.arrivals import Arrivals
+from llamastream.gateway.asgi import Send
 from llamastream.gateway.frames import WAITING, error_type, event
 from llamastream.gateway.patience import Patience
 from llamastream.gateway.refusals import in_form, public

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 
@@ -17,7 +16,6 @@ from llamastream.errors import (
 )
 from llamastream.gateway.asgi import Send
 from llamastream.gateway.frames import error_type
-
 
 _ADDRESS = re.compile(r"\b(?:https?|unix)://[^\s,;'\"]*[^\s,;:.'\")]")
 

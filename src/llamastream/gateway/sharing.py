@@ -15,16 +15,16 @@ from typing import Any
 
 from msgspec import Struct
 
-from llamastream.gateway.asgi import Receive, Send
 from llamastream.gateway.answer_file import AnswerFile
 from llamastream.gateway.answers import Answer, AnswerMemory, answer_of, replayed
+from llamastream.gateway.asgi import Receive, Send
 from llamastream.gateway.attendance import attended
 from llamastream.gateway.broadcast import Broadcast
 from llamastream.gateway.held import Held, HeldStreams, refused_id
 from llamastream.gateway.identity import Identities
 from llamastream.gateway.lanes import Lane
-from llamastream.gateway.refusals import refusal, respond
 from llamastream.gateway.outlet import Outlet
+from llamastream.gateway.refusals import refusal, respond
 from llamastream.gateway.relay import Relay
 from llamastream.gateway.served import Served, served_of
 from llamastream.gateway.settings import GatewaySettings
