@@ -91,8 +91,9 @@ class AsyncConnection(asyncio.Protocol):
             raise connect_error(address, error) from error
 
     def send(self, data: bytes) -> None:
-        assert self._transport is not None
-        self._transport.write(data)
+        """Write it, if the connection still stands: if not, the receiver was told by `closed`."""
+        if self._transport is not None:
+            self._transport.write(data)
 
     def pause(self) -> None:
         """Stop reading: the reader of the stream is slower than the server."""

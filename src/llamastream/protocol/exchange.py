@@ -131,6 +131,7 @@ class GenerationExchange:
     def feed(self, data: bytes) -> list[StreamEvent]:
         """Take bytes from the connection; returns the events that they complete."""
         out: list[StreamEvent] = []
+        self.bodies = []
         if self.done:
             return out
         self.rest()
