@@ -100,9 +100,10 @@ class Page:
         return found["result"].get("value")
 
     def wait_for(self, expression: str) -> None:
-        """Wait until a JavaScript expression is true."""
+        """Wait until a JavaScript expression is true. An element that it asks for and that is not there is not yet."""
         end = time.monotonic() + 20
-        while not self.value(expression):
+        missing = "if (error instanceof TypeError) return false; throw error"
+        while not self.value(f"(() => {{ try {{ return ({expression}) }} catch (error) {{ {missing} }} }})()"):
             assert time.monotonic() < end, (
                 f"{expression} did not become true, but: {self.value('document.body.innerText')}"
             )
