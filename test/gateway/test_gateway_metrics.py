@@ -61,11 +61,11 @@ def value(gateway: Running, name: str, **labels: str) -> float:
 
 def test_a_stream_is_counted_with_all_that_is_known_of_it(gateway: Running) -> None:
     with StreamingClient(gateway.url, temperature=0) as client:
-        result = client.chat(STORY, ignore_eos=True, max_tokens=500)  # too long to be read at once
+        result = client.chat(STORY)
     wait_for(lambda: len(gateway.served) == 1)
     assert result.usage is not None
     labels = {"route": CHAT, "model": "demo"}
-    assert value(gateway, "requests_total", status="200", finish_reason="length", **labels) == 1
+    assert value(gateway, "requests_total", status="200", finish_reason="stop", **labels) == 1
     assert value(gateway, "prompt_tokens_total", model="demo") == result.usage.prompt_tokens
     assert value(gateway, "completion_tokens_total", model="demo") == result.usage.completion_tokens
     assert value(gateway, "cached_prompt_tokens_total", model="demo") == result.usage.cached_tokens
