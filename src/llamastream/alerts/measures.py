@@ -46,7 +46,6 @@ class Look(Struct, frozen=True, kw_only=True):
 
 
 _TIME, _FAILED, _WAITED, _FIRST, _SPEED, _MENDED = range(6)
-_UNKNOWN = math.nan
 
 
 class Requests:
@@ -59,7 +58,7 @@ class Requests:
         self._model = model
         # rings, one for each figure: the request with number n is at n modulo KEPT
         self._rings = tuple(array("d", bytes(8 * KEPT)) for _ in range(6))
-        self._first = self._next = 0
+        self._oldest = self._next = 0
 
     def add(self, event: RequestServed, now: float) -> None:
         """One is over. Only those that wanted an answer count: a scrape of metrics shows nothing of them."""
@@ -71,14 +70,14 @@ class Requests:
         for ring, figure in zip(self._rings, figures, strict=True):
             ring[self._next % KEPT] = figure
         self._next += 1
-        self._first = max(self._first, self._next - KEPT)
+        self._oldest = max(self._oldest, self._next - KEPT)
 
     def readings(self, now: float) -> Iterator[Reading]:
         """What they show."""
         times = self._rings[_TIME]
-        while self._first < self._next and now - times[self._first % KEPT] > self._window:
-            self._first += 1
-        count = self._next - self._first
+        while self._oldest < self._next and now - times[self._oldest % KEPT] > self._window:
+            self._oldest += 1
+        count = self._next - self._oldest
         failed = int(sum(self._figures(_FAILED)))
         rate = failed / count if count >= self._fewest else None
         yield Reading("error_rate", "", rate, f"{failed} of {count} requests failed")
@@ -89,8 +88,8 @@ class Requests:
 
     def _figures(self, which: int) -> array[float]:
         """A figure of each request, in the order in which they ended."""
-        ring, start, end = self._rings[which], self._first % KEPT, self._next % KEPT
-        if self._first == self._next:
+        ring, start, end = self._rings[which], self._oldest % KEPT, self._next % KEPT
+        if self._oldest == self._next:
             return ring[:0]
         return ring[start:end] if start < end else ring[start:] + ring[:end]
 
@@ -101,7 +100,7 @@ class Requests:
 
 
 def _known(value: float | None) -> float:
-    return _UNKNOWN if value is None else value
+    return math.nan if value is None else value
 
 
 def quantile(ordered: list[float], share: float) -> float:

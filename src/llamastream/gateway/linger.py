@@ -7,6 +7,7 @@ would learn nothing but that. So the write side ends first, and what still comes
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -62,7 +63,8 @@ class LingeringTransport:
         if self._held:
             data = b"".join(self._held)
             self._held.clear()
-            self.write(data)
+            with contextlib.suppress(RuntimeError):  # uvloop's word for a connection that was closed a moment ago
+                self.write(data)
 
     def close(self) -> None:
         """Close it, after a while if the peer is sending."""
